@@ -1,0 +1,24 @@
+//! Reading published weight files and writing ours.
+//!
+//! Everything is checked before anything large is allocated: the container (zip, pickle or
+//! safetensors header), then names and shapes against the network they describe. A model loads
+//! wholly or not at all.
+
+mod error;
+mod fingerprint;
+mod header;
+mod infer;
+mod layout;
+mod load;
+mod pickle;
+mod save;
+mod source;
+mod torch;
+
+pub use error::CheckpointError;
+pub use fingerprint::Fingerprint;
+pub use load::{Description, LoadOptions, ModelInfo, ModelSpec, describe, load_model, random_model};
+pub use pickle::{Pickle, Value, ValueId};
+pub use save::{ClassNames, SaveOptions, StoredDtype, save_model, write_tensors};
+pub use source::{Dtype, Format, TensorEntry, TensorSource, open, open_bytes, read_named_tensors};
+pub use torch::TorchFile;

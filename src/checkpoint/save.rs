@@ -1,0 +1,137 @@
+//! Writing safetensors: streamed, atomic, the same bytes for the same content.
+
+use std::path::Path;
+
+use half::f16;
+use serde_json::json;
+
+use super::{
+    error::CheckpointError,
+    fingerprint::{Fingerprint, Fingerprinter},
+    load::{LoadOptions, Metadata, ModelSpec, Weights},
+};
+use crate::files::write_atomically;
+
+/// The one key of our metadata; its value is a JSON document.
+pub(super) const METADATA_KEY: &str = "harmonica";
+
+/// Names for the classes of a converted model.
+pub type ClassNames = Vec<String>;
+
+/// Element type of a written model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StoredDtype {
+    F32,
+    F16,
+}
+
+/// What a conversion sets beyond what the source says.
+#[derive(Debug, Clone, Default)]
+pub struct SaveOptions {
+    pub class_names: Option<ClassNames>,
+    pub clip_x0: Option<bool>,
+}
+
+/// Writes any model that loads as one safetensors file with its config in the metadata.
+///
+/// One tensor is in memory at a time. The file appears at `out` whole or not at all.
+///
+/// # Errors
+/// [`CheckpointError`], of reading or of writing.
+pub fn save_model(
+    spec: &ModelSpec,
+    load: LoadOptions,
+    save: SaveOptions,
+    dtype: StoredDtype,
+    out: &Path,
+) -> Result<Fingerprint, CheckpointError> {
+    let mut weights = Weights::open(spec, load)?;
+    let classes = save.class_names.unwrap_or_else(|| weights.class_names.clone());
+    if !classes.is_empty() && classes.len() != weights.config.classes {
+        return Err(CheckpointError::Settings {
+            path: out.into(),
+            problem: format!("{} class names for {} classes", classes.len(), weights.config.classes),
+        });
+    }
+    let mut tensors = weights.expected();
+    // Positions that follow the formula are left out: a reader computes them exactly, f16 would round them.
+    if weights.has_formula_positions()? {
+        tensors.retain(|t| t.name != super::layout::POSITIONS);
+    }
+    // The fingerprint stands before the data, so the weights are read twice rather than kept.
+    let mut fingerprint = Fingerprinter::new();
+    for tensor in tensors.iter().filter(|t| t.name != super::layout::POSITIONS) {
+        fingerprint.add(&tensor.name, &tensor.shape, &weights.read(tensor)?);
+    }
+    let fingerprint = fingerprint.finish();
+    weights.check_fingerprint(spec, &fingerprint)?;
+    let metadata = Metadata {
+        format: 1,
+        family: "DiT".into(),
+        config: weights.config.clone(),
+        classes,
+        clip_x0: save.clip_x0.unwrap_or(weights.clip_x0),
+        fingerprint: fingerprint.clone(),
+    };
+    let metadata = serde_json::to_string(&metadata)
+        .map_err(|e| CheckpointError::Config { path: out.into(), problem: e.to_string() })?;
+    let shapes: Vec<_> = tensors.iter().map(|t| (t.name.clone(), t.shape.clone())).collect();
+    let mut index = 0;
+    write_safetensors(out, &shapes, Some(&metadata), dtype, || {
+        index += 1;
+        weights.read(&tensors[index - 1])
+    })?;
+    Ok(fingerprint)
+}
+
+/// Writes small f32 tensors by name.
+///
+/// # Errors
+/// [`CheckpointError::Io`].
+pub fn write_tensors(out: &Path, tensors: &[(&str, Vec<usize>, Vec<f32>)]) -> Result<(), CheckpointError> {
+    let shapes: Vec<_> = tensors.iter().map(|(name, shape, _)| (name.to_string(), shape.clone())).collect();
+    let mut values = tensors.iter().map(|(_, _, values)| values.clone());
+    write_safetensors(out, &shapes, None, StoredDtype::F32, || Ok(values.next().unwrap_or_default()))
+}
+
+fn write_safetensors(
+    out: &Path,
+    shapes: &[(String, Vec<usize>)],
+    metadata: Option<&str>,
+    dtype: StoredDtype,
+    mut next: impl FnMut() -> Result<Vec<f32>, CheckpointError>,
+) -> Result<(), CheckpointError> {
+    let (name, width) = match dtype {
+        StoredDtype::F32 => ("F32", 4),
+        StoredDtype::F16 => ("F16", 2),
+    };
+    let mut header = serde_json::Map::new();
+    if let Some(metadata) = metadata {
+        header.insert("__metadata__".into(), json!({ METADATA_KEY: metadata }));
+    }
+    let mut offset = 0;
+    for (tensor, shape) in shapes {
+        let end = offset + shape.iter().product::<usize>() * width;
+        header.insert(tensor.clone(), json!({ "dtype": name, "shape": shape, "data_offsets": [offset, end] }));
+        offset = end;
+    }
+    let mut header = serde_json::Value::Object(header).to_string().into_bytes();
+    // Data start at a multiple of 8, as the format asks.
+    header.resize(header.len().next_multiple_of(8), b' ');
+
+    let io = |source| CheckpointError::Io { action: "write", path: out.into(), source };
+    write_atomically(out, io, |file| {
+        file.write_all(&(header.len() as u64).to_le_bytes()).map_err(io)?;
+        file.write_all(&header).map_err(io)?;
+        for _ in shapes {
+            for values in next()?.chunks(1 << 16) {
+                let bytes: Vec<u8> = match dtype {
+                    StoredDtype::F32 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+                    StoredDtype::F16 => values.iter().flat_map(|v| f16::from_f32(*v).to_le_bytes()).collect(),
+                };
+                file.write_all(&bytes).map_err(io)?;
+            }
+        }
+        Ok(())
+    })
+}

@@ -1,0 +1,417 @@
+//! One face for every container: a list of named tensors that can be read one at a time.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    fs::File,
+    io::{Read, Seek, SeekFrom},
+    path::{Path, PathBuf},
+};
+
+use half::{bf16, f16};
+
+use super::{error::CheckpointError, header::read_header, torch::TorchFile};
+
+/// Element type of a stored tensor.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Dtype {
+    F64,
+    F32,
+    F16,
+    BF16,
+    I64,
+    I32,
+    U8,
+    /// Anything else, by its own name.
+    Other(String),
+}
+
+impl Dtype {
+    pub(super) fn from_safetensors(name: &str) -> Self {
+        match name {
+            "F64" => Self::F64,
+            "F32" => Self::F32,
+            "F16" => Self::F16,
+            "BF16" => Self::BF16,
+            "I64" => Self::I64,
+            "I32" => Self::I32,
+            "U8" => Self::U8,
+            other => Self::Other(other.into()),
+        }
+    }
+
+    /// Bytes of one element, if known.
+    pub fn size(&self) -> Option<usize> {
+        match self {
+            Self::F64 | Self::I64 => Some(8),
+            Self::F32 | Self::I32 => Some(4),
+            Self::F16 | Self::BF16 => Some(2),
+            Self::U8 => Some(1),
+            Self::Other(_) => None,
+        }
+    }
+
+    /// Whether weights come in this type.
+    pub fn is_float(&self) -> bool {
+        matches!(self, Self::F64 | Self::F32 | Self::F16 | Self::BF16)
+    }
+}
+
+impl fmt::Display for Dtype {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Other(name) => f.write_str(name),
+            known => write!(f, "{known:?}"),
+        }
+    }
+}
+
+/// Name, type and shape of a stored tensor. The byte count is known to fit the file it came from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TensorEntry {
+    pub name: String,
+    pub dtype: Dtype,
+    pub shape: Vec<usize>,
+}
+
+impl TensorEntry {
+    /// Number of elements.
+    pub fn elements(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// Bytes of the stored data.
+    pub fn bytes(&self) -> usize {
+        self.elements() * self.dtype.size().unwrap_or(0)
+    }
+}
+
+/// What kind of container a file is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// A PyTorch zip archive with a pickled state dict.
+    Torch,
+    /// One or several safetensors files.
+    Safetensors,
+}
+
+/// An open weight file: its tensors are known and checked, their data is read on demand.
+pub struct TensorSource {
+    path: PathBuf,
+    format: Format,
+    reader: Reader,
+    entries: BTreeMap<String, (TensorEntry, Place)>,
+    metadata: BTreeMap<String, String>,
+    /// The diffusers `config.json` beside the weights, where there is one.
+    config: Option<serde_json::Value>,
+}
+
+trait ReadSeek: Read + Seek + Send {}
+impl<T: Read + Seek + Send> ReadSeek for T {}
+
+enum Reader {
+    Safetensors(Vec<(PathBuf, Box<dyn ReadSeek>)>),
+    Torch(Box<TorchFile>),
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Place {
+    file: usize,
+    offset: u64,
+}
+
+const INDEX_NAMES: [&str; 2] =
+    ["diffusion_pytorch_model.safetensors.index.json", "model.safetensors.index.json"];
+const SINGLE_NAMES: [&str; 3] =
+    ["diffusion_pytorch_model.safetensors", "model.safetensors", "diffusion_pytorch_model.fp16.safetensors"];
+const MAX_JSON: u64 = 64 * 1024 * 1024;
+
+/// Opens a `.pt` or safetensors file or a diffusers folder (the `transformer/` folder or its parent).
+///
+/// # Errors
+/// [`CheckpointError`]: unreadable, of unknown format, damaged, or refused.
+pub fn open(path: &Path) -> Result<TensorSource, CheckpointError> {
+    let stat = std::fs::metadata(path).map_err(|source| io("open", path, source))?;
+    if stat.is_dir() {
+        return open_folder(path);
+    }
+    let mut file = File::open(path).map_err(|source| io("open", path, source))?;
+    let mut magic = [0; 9];
+    let got = read_up_to(&mut file, &mut magic).map_err(|source| io("read", path, source))?;
+    let unknown = |found: &str| CheckpointError::UnknownFormat { path: path.into(), found: found.into() };
+    match &magic[..got] {
+        [] => Err(unknown("it is empty")),
+        [b'P', b'K', ..] => open_torch(path),
+        // A pickle outside a zip: protocol mark and version.
+        [0x80, 2..=5, ..] => Err(CheckpointError::UnknownFormat {
+            path: path.into(),
+            found: "it is a bare pickle, as PyTorch before 1.6 wrote (load it in PyTorch and torch.save it again)".into(),
+        }),
+        [b'\x89', b'P', b'N', b'G', ..] => Err(unknown("it is a PNG picture")),
+        [_, _, _, _, _, _, _, _, b'{'] => {
+            let mut source = open_safetensors(path, vec![path.into()])?;
+            let config = path.with_file_name("config.json");
+            if !source.metadata.contains_key(super::save::METADATA_KEY) && config.is_file() {
+                source.config = Some(read_json(&config)?);
+            }
+            Ok(source)
+        }
+        _ => Err(unknown("its first bytes are neither a zip archive's nor a safetensors header's")),
+    }
+}
+
+fn open_torch(path: &Path) -> Result<TensorSource, CheckpointError> {
+    let torch = TorchFile::open(path)?;
+    let entries = torch
+        .state_dict()?
+        .into_iter()
+        .map(|entry| (entry.name.clone(), (entry, Place { file: 0, offset: 0 })))
+        .collect();
+    Ok(TensorSource {
+        path: path.into(),
+        format: Format::Torch,
+        reader: Reader::Torch(Box::new(torch)),
+        entries,
+        metadata: BTreeMap::new(),
+        config: None,
+    })
+}
+
+fn open_folder(path: &Path) -> Result<TensorSource, CheckpointError> {
+    let inner = path.join("transformer");
+    let folder = if inner.is_dir() { inner } else { path.to_path_buf() };
+    let files = if let Some(index) = INDEX_NAMES.iter().map(|n| folder.join(n)).find(|p| p.is_file()) {
+        shard_files(&folder, &index)?
+    } else if let Some(single) = SINGLE_NAMES.iter().map(|n| folder.join(n)).find(|p| p.is_file()) {
+        vec![single]
+    } else {
+        return Err(CheckpointError::UnknownFormat {
+            path: path.into(),
+            found: format!("the folder holds neither {} nor {}", SINGLE_NAMES[0], INDEX_NAMES[0]),
+        });
+    };
+    let config = folder.join("config.json");
+    let mut source = open_safetensors(path, files)?;
+    source.config = Some(read_json(&config)?);
+    Ok(source)
+}
+
+/// The files that a shard index names, each once, all inside the folder.
+fn shard_files(folder: &Path, index: &Path) -> Result<Vec<PathBuf>, CheckpointError> {
+    let json = read_json(index)?;
+    let config = |problem: String| CheckpointError::Config { path: index.into(), problem };
+    let map = json
+        .get("weight_map")
+        .and_then(|m| m.as_object())
+        .ok_or_else(|| config("expected an object `weight_map` from tensor names to file names".into()))?;
+    let mut names = std::collections::BTreeSet::new();
+    for (tensor, file) in map {
+        let name = file
+            .as_str()
+            .filter(|name| Path::new(name).file_name().is_some_and(|n| n == *name))
+            .ok_or_else(|| config(format!("tensor `{tensor}` is placed in {file}, which is no file name")))?;
+        names.insert(name.to_owned());
+    }
+    if names.is_empty() {
+        return Err(config("`weight_map` is empty".into()));
+    }
+    Ok(names.into_iter().map(|n| folder.join(n)).collect())
+}
+
+fn open_safetensors(path: &Path, files: Vec<PathBuf>) -> Result<TensorSource, CheckpointError> {
+    let mut readers = Vec::new();
+    for file_path in files {
+        let file = File::open(&file_path).map_err(|source| io("open", &file_path, source))?;
+        let length = file.metadata().map_err(|source| io("open", &file_path, source))?.len();
+        readers.push((file_path, length, Box::new(file) as Box<dyn ReadSeek>));
+    }
+    read_safetensors(path, readers)
+}
+
+/// Opens a safetensors file that is in memory; `name` stands for it in messages.
+pub fn open_bytes(name: &Path, bytes: &'static [u8]) -> Result<TensorSource, CheckpointError> {
+    let reader: Box<dyn ReadSeek> = Box::new(std::io::Cursor::new(bytes));
+    read_safetensors(name, vec![(name.into(), bytes.len() as u64, reader)])
+}
+
+fn read_safetensors(
+    path: &Path,
+    files: Vec<(PathBuf, u64, Box<dyn ReadSeek>)>,
+) -> Result<TensorSource, CheckpointError> {
+    let mut entries: BTreeMap<String, (TensorEntry, Place)> = BTreeMap::new();
+    let mut metadata = BTreeMap::new();
+    let mut readers = Vec::new();
+    for (index, (file_path, length, mut file)) in files.into_iter().enumerate() {
+        let header = read_header(&file_path, &mut file, length)?;
+        metadata.extend(header.metadata);
+        for (entry, offset) in header.entries {
+            let name = entry.name.clone();
+            if entries.insert(name.clone(), (entry, Place { file: index, offset })).is_some() {
+                return Err(CheckpointError::Damaged {
+                    path: file_path,
+                    problem: format!("tensor `{name}` lies in another shard too"),
+                });
+            }
+        }
+        readers.push((file_path, file));
+    }
+    Ok(TensorSource {
+        path: path.into(),
+        format: Format::Safetensors,
+        reader: Reader::Safetensors(readers),
+        entries,
+        metadata,
+        config: None,
+    })
+}
+
+impl TensorSource {
+    /// The path it was opened from.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The kind of container.
+    pub fn format(&self) -> Format {
+        self.format
+    }
+
+    /// Free-form metadata of a safetensors header.
+    pub fn metadata(&self) -> &BTreeMap<String, String> {
+        &self.metadata
+    }
+
+    /// The `config.json` that came with the weights.
+    pub fn config(&self) -> Option<&serde_json::Value> {
+        self.config.as_ref()
+    }
+
+    /// All tensors, by name.
+    pub fn entries(&self) -> impl Iterator<Item = &TensorEntry> {
+        self.entries.values().map(|(entry, _)| entry)
+    }
+
+    /// The tensor of that name.
+    pub fn get(&self, name: &str) -> Option<&TensorEntry> {
+        self.entries.get(name).map(|(entry, _)| entry)
+    }
+
+    /// Reads a float tensor as f32, row-major.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Missing`], [`CheckpointError::Dtype`], or a read that fails.
+    pub fn read_f32(&mut self, name: &str) -> Result<Vec<f32>, CheckpointError> {
+        let entry = self.entry(name)?;
+        if !entry.dtype.is_float() {
+            return Err(self.wrong_dtype(&entry));
+        }
+        let bytes = self.read_bytes(&entry)?;
+        Ok(match entry.dtype {
+            Dtype::F64 => convert(&bytes, |b| f64::from_le_bytes(b) as f32),
+            Dtype::F32 => convert(&bytes, f32::from_le_bytes),
+            Dtype::F16 => convert(&bytes, |b| f16::from_le_bytes(b).to_f32()),
+            _ => convert(&bytes, |b| bf16::from_le_bytes(b).to_f32()),
+        })
+    }
+
+    /// Reads an integer tensor.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Missing`], [`CheckpointError::Dtype`], or a read that fails.
+    pub fn read_i64(&mut self, name: &str) -> Result<Vec<i64>, CheckpointError> {
+        let entry = self.entry(name)?;
+        if !matches!(entry.dtype, Dtype::I64 | Dtype::I32 | Dtype::U8) {
+            return Err(self.wrong_dtype(&entry));
+        }
+        let bytes = self.read_bytes(&entry)?;
+        Ok(match entry.dtype {
+            Dtype::I64 => convert(&bytes, i64::from_le_bytes),
+            Dtype::I32 => convert(&bytes, |b| i32::from_le_bytes(b).into()),
+            _ => bytes.into_iter().map(i64::from).collect(),
+        })
+    }
+
+    fn entry(&self, name: &str) -> Result<TensorEntry, CheckpointError> {
+        self.get(name).cloned().ok_or_else(|| CheckpointError::Missing {
+            path: self.path.clone(),
+            name: name.into(),
+            expected: Vec::new(),
+            count: 1,
+        })
+    }
+
+    fn wrong_dtype(&self, entry: &TensorEntry) -> CheckpointError {
+        CheckpointError::Dtype {
+            path: self.path.clone(),
+            name: entry.name.clone(),
+            dtype: entry.dtype.to_string(),
+        }
+    }
+
+    fn read_bytes(&mut self, entry: &TensorEntry) -> Result<Vec<u8>, CheckpointError> {
+        match &mut self.reader {
+            Reader::Torch(torch) => torch.read_tensor(&entry.name),
+            Reader::Safetensors(files) => {
+                let (_, place) = self.entries[&entry.name];
+                let (path, file) = &mut files[place.file];
+                let mut bytes = vec![0; entry.bytes()];
+                file.seek(SeekFrom::Start(place.offset))
+                    .and_then(|_| file.read_exact(&mut bytes))
+                    .map_err(|source| io("read", path, source))?;
+                Ok(bytes)
+            }
+        }
+    }
+}
+
+/// Reads the tensors of a small safetensors file by name: `(shape, values)`.
+///
+/// # Errors
+/// As [`open`] and [`TensorSource::read_f32`]; a missing tensor names what the file holds instead.
+pub fn read_named_tensors(
+    path: &Path,
+    names: &[&str],
+) -> Result<Vec<(Vec<usize>, Vec<f32>)>, CheckpointError> {
+    let mut source = open(path)?;
+    names
+        .iter()
+        .map(|name| {
+            let Some(entry) = source.get(name) else {
+                let held: Vec<_> = source.entries().take(8).map(|e| format!("`{}`", e.name)).collect();
+                return Err(CheckpointError::Settings {
+                    path: path.into(),
+                    problem: format!("expected a tensor `{name}`, found {}", held.join(", ")),
+                });
+            };
+            let shape = entry.shape.clone();
+            Ok((shape, source.read_f32(name)?))
+        })
+        .collect()
+}
+
+fn convert<const N: usize, T>(bytes: &[u8], from: impl Fn([u8; N]) -> T) -> Vec<T> {
+    bytes.as_chunks::<N>().0.iter().map(|chunk| from(*chunk)).collect()
+}
+
+fn io(action: &'static str, path: &Path, source: std::io::Error) -> CheckpointError {
+    CheckpointError::Io { action, path: path.into(), source }
+}
+
+fn read_up_to(file: &mut File, buffer: &mut [u8]) -> std::io::Result<usize> {
+    let mut got = 0;
+    while got < buffer.len() {
+        match file.read(&mut buffer[got..])? {
+            0 => break,
+            n => got += n,
+        }
+    }
+    Ok(got)
+}
+
+fn read_json(path: &Path) -> Result<serde_json::Value, CheckpointError> {
+    let file = File::open(path).map_err(|source| io("open", path, source))?;
+    let mut text = String::new();
+    file.take(MAX_JSON).read_to_string(&mut text).map_err(|source| io("read", path, source))?;
+    serde_json::from_str(&text)
+        .map_err(|e| CheckpointError::Config { path: path.into(), problem: format!("it is no valid JSON: {e}") })
+}

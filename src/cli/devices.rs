@@ -1,0 +1,59 @@
+//! `harmonica devices`
+
+use comfy_table::{Table, presets};
+use serde_json::json;
+
+use super::{Context, error::CliError, options::print_json};
+use crate::device::{AdapterReport, Engine, adapters};
+
+#[derive(clap::Args, Debug)]
+pub(super) struct Args {
+    /// One JSON document on stdout
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
+    let found = adapters();
+    let cpu = Engine::cpu();
+    let auto_is_cpu = found.iter().all(|a| !a.auto);
+    if args.json {
+        let cpu = json!({ "device": cpu.report().device, "auto": auto_is_cpu });
+        print_json(&json!({ "adapters": found, "cpu": cpu }));
+        return Ok(());
+    }
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING);
+    table.set_header(["", "device", "name", "vendor", "api", "type", "driver", "buffer", "bindings", "workgroup", "f16", "subgroups"]);
+    for adapter in &found {
+        table.add_row(row(adapter));
+    }
+    let mark = if auto_is_cpu { "→" } else { "" };
+    table.add_row([mark, "cpu", &cpu.report().device, "", "flex", "cpu", "", "", "", "", "", ""]);
+    println!("{table}");
+    context.say("→ is what --device auto takes; software adapters run only when asked for");
+    if found.is_empty() {
+        context.say(
+            "no adapter found: install the GPU's driver (Debian and Ubuntu: mesa-vulkan-drivers) to use one",
+        );
+    }
+    Ok(())
+}
+
+fn row(a: &AdapterReport) -> [String; 12] {
+    let yes = |flag: bool| if flag { "yes" } else { "no" }.to_owned();
+    [
+        if a.auto { "→" } else { "" }.into(),
+        a.index.to_string(),
+        a.name.clone(),
+        a.vendor.clone(),
+        a.api.to_string(),
+        a.kind.into(),
+        a.driver.clone(),
+        format!("{:.1} GiB", a.max_buffer_bytes as f64 / (1u64 << 30) as f64),
+        a.max_storage_buffers.to_string(),
+        format!("{} · {} KiB", a.max_workgroup, a.workgroup_bytes / 1024),
+        yes(a.f16),
+        yes(a.subgroups),
+    ]
+}

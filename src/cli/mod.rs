@@ -1,0 +1,98 @@
+//! The command: one file a subcommand, each parses, calls the library, and prints.
+//!
+//! Results for people and progress go to stderr; stdout carries results to pipe, with `--json` exactly one
+//! JSON document.
+
+mod convert;
+mod devices;
+mod error;
+mod inspect;
+mod options;
+mod sample;
+
+use std::{
+    process::ExitCode,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use clap::{Parser, Subcommand};
+
+use error::CliError;
+
+/// Diffusion Transformers with learned feature caching, on any vendor's GPU.
+///
+/// `harmonica sample` without arguments draws a grid of emoji with the bundled model.
+#[derive(Parser, Debug)]
+#[command(name = "harmonica", version, propagate_version = true, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    #[command(flatten)]
+    verbosity: options::Verbosity,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    /// List every adapter of this machine, what it can do, and which one `auto` takes
+    Devices(devices::Args),
+    /// Make images: with no arguments, a grid of emoji with the bundled model
+    Sample(sample::Args),
+    /// Show what a weight file holds
+    Inspect(inspect::Args),
+    /// Write any model that loads as one safetensors file with its config
+    Convert(convert::Args),
+}
+
+/// What every subcommand gets beside its arguments.
+struct Context {
+    quiet: bool,
+    interrupted: Arc<AtomicBool>,
+}
+
+impl Context {
+    /// Fails once Ctrl-C was pressed.
+    fn check_interrupt(&self) -> Result<(), CliError> {
+        if self.interrupted.load(Ordering::Relaxed) { Err(CliError::Interrupted) } else { Ok(()) }
+    }
+
+    /// A line for people.
+    fn say(&self, line: impl std::fmt::Display) {
+        if !self.quiet {
+            eprintln!("{line}");
+        }
+    }
+}
+
+/// Runs the command line of this process.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    cli.verbosity.start_logging();
+    let interrupted = Arc::new(AtomicBool::new(false));
+    let flag = interrupted.clone();
+    // A second Ctrl-C ends the process at once.
+    let handler = ctrlc::set_handler(move || {
+        if flag.swap(true, Ordering::Relaxed) {
+            std::process::exit(130);
+        }
+    });
+    if let Err(error) = handler {
+        eprintln!("note: Ctrl-C will not stop cleanly: {error}");
+    }
+    let context = Context { quiet: cli.verbosity.quiet, interrupted };
+    let result = match cli.command {
+        Command::Devices(args) => devices::run(args, &context),
+        Command::Sample(args) => sample::run(args, &context),
+        Command::Inspect(args) => inspect::run(args, &context),
+        Command::Convert(args) => convert::run(args, &context),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::from(error.exit_code())
+        }
+    }
+}

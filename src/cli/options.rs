@@ -1,0 +1,164 @@
+//! Flags that several subcommands share.
+
+use std::time::Duration;
+
+use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::{Context, error::CliError};
+use crate::{
+    checkpoint::{LoadOptions, ModelInfo, ModelSpec, load_model},
+    device::{DeviceChoice, Engine},
+    diffusion::{GuidedChannels, Guidance, Solver},
+    dit::Dit,
+    sampler::Settings,
+};
+
+#[derive(Args, Debug)]
+pub(super) struct Verbosity {
+    /// Print errors only
+    #[arg(short, long, global = true)]
+    pub quiet: bool,
+    /// Log what the library does (-vv: in detail)
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+}
+
+impl Verbosity {
+    /// Logs to stderr at the asked level; `RUST_LOG` overrides.
+    pub fn start_logging(&self) {
+        let level = match (self.quiet, self.verbose) {
+            (true, _) | (false, 0) => "error",
+            (false, 1) => "warn,harmonica=debug",
+            (false, _) => "info,harmonica=trace",
+        };
+        let filter = tracing_subscriber::EnvFilter::try_from_default_env()
+            .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(level));
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    }
+}
+
+/// The model and the device it runs on.
+#[derive(Args, Debug)]
+pub(super) struct ModelArgs {
+    /// A .pt or .safetensors file, a diffusers folder, `bundled`, or `random:DiT-S/2@256` (seeded random weights)
+    #[arg(long, value_name = "FILE|DIR", default_value = "bundled")]
+    pub model: String,
+    /// Attention heads, where a bare .pt cannot tell
+    #[arg(long, value_name = "N")]
+    pub heads: Option<usize>,
+    /// Input size, where the file's tokens form no square
+    #[arg(long, value_name = "HEIGHTxWIDTH", value_parser = parse_size)]
+    pub input_size: Option<[usize; 2]>,
+}
+
+impl ModelArgs {
+    pub fn spec(&self) -> Result<ModelSpec, CliError> {
+        Ok(self.model.parse()?)
+    }
+
+    pub fn load_options(&self) -> LoadOptions {
+        LoadOptions { heads: self.heads, input_size: self.input_size }
+    }
+
+    pub fn load(&self, engine: &Engine) -> Result<(Dit, ModelInfo), CliError> {
+        Ok(load_model(&self.spec()?, self.load_options(), engine.device())?)
+    }
+}
+
+fn parse_size(text: &str) -> Result<[usize; 2], String> {
+    let sides: Option<Vec<usize>> = text.split('x').map(|side| side.parse().ok()).collect();
+    match sides.as_deref() {
+        Some([height, width]) => Ok([*height, *width]),
+        Some([side]) => Ok([*side; 2]),
+        _ => Err("expected HEIGHTxWIDTH such as 32x48".into()),
+    }
+}
+
+#[derive(Args, Debug)]
+pub(super) struct DeviceArgs {
+    /// auto, vulkan, metal, dx12, gl, cpu, or an index from `harmonica devices`
+    #[arg(long, value_name = "DEVICE", default_value = "auto")]
+    pub device: String,
+}
+
+impl DeviceArgs {
+    pub fn open(&self, context: &Context) -> Result<Engine, CliError> {
+        let choice: DeviceChoice = self.device.parse()?;
+        let chosen = Engine::open(choice)?;
+        if let Some(notice) = chosen.notice {
+            context.say(notice);
+        }
+        Ok(chosen.engine)
+    }
+}
+
+/// The diffusion run.
+#[derive(Args, Debug)]
+pub(super) struct RunArgs {
+    /// Denoising steps
+    #[arg(long, value_name = "T", default_value_t = 20)]
+    pub steps: usize,
+    /// ddim, ddim:ETA or ddpm
+    #[arg(long, default_value = "ddim")]
+    pub solver: String,
+    /// DDIM's eta: 0 deterministic, 1 as noisy as DDPM
+    #[arg(long, value_name = "ETA")]
+    pub eta: Option<f64>,
+    /// Classifier-free guidance scale; 1 is none [default: 3 for the bundled model, 1.5 for others]
+    #[arg(long, value_name = "SCALE", allow_negative_numbers = true)]
+    pub guidance: Option<f64>,
+    /// Channels that guidance replaces: 3 as the public DiT release, or all
+    #[arg(long, value_name = "3|all", default_value = "3")]
+    pub guidance_channels: String,
+    /// Clip the predicted clean image to [-1, 1] at every step [default: what the model says]
+    #[arg(long, value_name = "on|off", value_parser = parse_switch)]
+    pub clip_x0: Option<bool>,
+}
+
+impl RunArgs {
+    pub fn settings(&self, bundled: bool, info: &ModelInfo) -> Result<Settings, CliError> {
+        let mut solver: Solver = self.solver.parse()?;
+        if let Some(eta) = self.eta {
+            if !matches!(solver, Solver::Ddim { .. }) {
+                return Err(CliError::Usage(format!("--eta belongs to the ddim solver, not to {solver}")));
+            }
+            solver = Solver::ddim(eta)?;
+        }
+        let channels: GuidedChannels = self.guidance_channels.parse()?;
+        let scale = self.guidance.unwrap_or(if bundled { 3.0 } else { 1.5 });
+        let settings = Settings {
+            steps: self.steps,
+            solver,
+            guidance: Guidance::new(scale, channels)?,
+            clip_x0: self.clip_x0.unwrap_or(info.clip_x0),
+        };
+        settings.trajectory()?;
+        Ok(settings)
+    }
+}
+
+pub(super) fn parse_switch(text: &str) -> Result<bool, String> {
+    match text {
+        "on" => Ok(true),
+        "off" => Ok(false),
+        _ => Err("expected on or off".into()),
+    }
+}
+
+/// A bar with position, rate and ETA on stderr; hidden with `-q`.
+pub(super) fn progress(context: &Context, length: u64, unit: &str) -> ProgressBar {
+    if context.quiet {
+        return ProgressBar::hidden();
+    }
+    let template = format!("{{bar:32}} {{pos}}/{{len}} {unit} · {{elapsed}} · ETA {{eta}} {{msg}}");
+    let style = ProgressStyle::with_template(&template).unwrap_or_else(|_| ProgressStyle::default_bar());
+    let bar = ProgressBar::new(length).with_style(style);
+    bar.enable_steady_tick(Duration::from_millis(250));
+    bar
+}
+
+/// Prints the one JSON document of `--json`.
+pub(super) fn print_json(value: &serde_json::Value) {
+    println!("{value:#}");
+}

@@ -1,0 +1,217 @@
+//! `harmonica sample`
+
+use std::{
+    path::{Path, PathBuf},
+    time::Instant,
+};
+
+use serde_json::json;
+
+use super::{
+    Context,
+    error::CliError,
+    options::{DeviceArgs, ModelArgs, RunArgs, print_json, progress},
+};
+use crate::{
+    checkpoint::{self, CheckpointError, ModelInfo, ModelSpec, write_tensors},
+    report::{Tile, columns_for, grid, image_from_values, write_png},
+    sampler::{Event, Request, Sampler, batch_for},
+};
+
+/// Memory for activations and cache when the batch is chosen by itself.
+const BATCH_BUDGET: u64 = 1 << 30;
+/// Without `--classes` or `--count`, a model of many classes shows this many of them.
+const DEFAULT_COUNT: usize = 46;
+
+#[derive(clap::Args, Debug)]
+pub(super) struct Args {
+    #[command(flatten)]
+    model: ModelArgs,
+    #[command(flatten)]
+    device: DeviceArgs,
+    #[command(flatten)]
+    run: RunArgs,
+    /// Classes to draw, by number or name, separated by commas [default: all, in turn]
+    #[arg(long, value_name = "A,B,…", value_delimiter = ',')]
+    classes: Vec<String>,
+    /// Number of images; classes repeat in turn [default: one a class]
+    #[arg(long, value_name = "N")]
+    count: Option<usize>,
+    /// Seed of the noise
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Images at a time [default: what fits in 1 GiB, at most 16]
+    #[arg(long, value_name = "N")]
+    batch: Option<usize>,
+    /// A .png for one grid, anything else for a folder of single images
+    #[arg(long, value_name = "FILE.png|DIR", default_value = "harmonica.png")]
+    out: PathBuf,
+    /// Starting noise: a safetensors file with `noise` [B,C,H,W] and, if it is to choose classes, `labels` [B]
+    #[arg(long, value_name = "FILE")]
+    noise: Option<PathBuf>,
+    /// Also write the final images, as floats, as tensor `samples` [B,C,H,W]
+    #[arg(long, value_name = "FILE")]
+    save_tensors: Option<PathBuf>,
+    /// One JSON document on stdout
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
+    let engine = args.device.open(context)?;
+    let started = Instant::now();
+    let (model, info) = args.model.load(&engine)?;
+    let seconds_load = started.elapsed().as_secs_f64();
+    let settings = args.run.settings(args.model.spec()? == ModelSpec::Bundled, &info)?;
+
+    let given = args.noise.as_deref().map(|path| read_noise(path, &info)).transpose()?;
+    let (noise, labels) = match given {
+        Some((noise, labels)) => {
+            let count = noise.len() / info.config.image_shape().iter().product::<usize>();
+            if args.count.is_some_and(|c| c != count) {
+                return Err(CliError::Usage(format!("--count contradicts --noise, which holds {count} images")));
+            }
+            let labels = match labels {
+                Some(_) if !args.classes.is_empty() => {
+                    return Err(CliError::Usage("--classes contradicts the labels in the --noise file".into()));
+                }
+                Some(labels) => labels,
+                None => choose_labels(&args.classes, Some(count), &info)?,
+            };
+            (Some(noise), labels)
+        }
+        None => (None, choose_labels(&args.classes, args.count, &info)?),
+    };
+
+    let batch = args.batch.unwrap_or_else(|| {
+        batch_for(&info.config, settings.guidance.is_active(), BATCH_BUDGET).min(labels.len().max(1))
+    });
+    let sampler = Sampler::new(&model, settings, None)?;
+    let request = Request { labels: labels.clone(), seed: args.seed, noise, batch };
+    let mut steps = sampler.run(request)?;
+    let bar = progress(context, (labels.len() * settings.steps) as u64, "image steps");
+    let started = Instant::now();
+    let mut values = Vec::new();
+    while let Some(event) = steps.next() {
+        match event? {
+            Event::Step { images, .. } => bar.inc(images as u64),
+            Event::Images { x0, .. } => values.extend(x0),
+        }
+        if let Err(interrupt) = context.check_interrupt() {
+            bar.abandon();
+            return Err(interrupt);
+        }
+    }
+    let seconds = started.elapsed().as_secs_f64();
+    bar.finish_and_clear();
+    let totals = steps.totals();
+
+    if let Some(path) = &args.save_tensors {
+        let [c, h, w] = info.config.image_shape();
+        write_tensors(path, &[("samples", vec![labels.len(), c, h, w], values.clone())])?;
+    }
+    write_pictures(&args.out, &values, &labels, &info)?;
+
+    let report = engine.report();
+    if !info.is_pixel_space() {
+        context.say("this model draws latents; the picture is a rough preview of them (--save-tensors keeps the values)");
+    }
+    context.say(format!(
+        "{}: {} images of {} in {:.1} s on {} ({}): {:.1} ms a step and image, {:.2} images/s",
+        args.out.display(),
+        labels.len(),
+        info.config.name(),
+        seconds,
+        report.device,
+        report.backend,
+        1000.0 * seconds / (labels.len() * settings.steps) as f64,
+        labels.len() as f64 / seconds,
+    ));
+    if args.json {
+        print_json(&json!({
+            "device": report.device, "backend": report.backend, "model": info.config.name(),
+            "steps": settings.steps, "images": labels.len(), "batch": batch,
+            "seconds_load": seconds_load, "seconds_sampling": seconds,
+            "cur": sampler.schedule().cur(), "macs_full": totals.macs_full, "macs": totals.macs,
+            "peak_cache_bytes": totals.peak_cache_bytes, "out": args.out,
+        }));
+    }
+    Ok(())
+}
+
+/// The label of every image.
+fn choose_labels(classes: &[String], count: Option<usize>, info: &ModelInfo) -> Result<Vec<usize>, CliError> {
+    let chosen = if classes.is_empty() {
+        (0..info.config.classes.min(count.unwrap_or(DEFAULT_COUNT).max(1))).collect()
+    } else {
+        let by_name = |name: &String| info.class_by_name(name.trim()).ok_or_else(|| unknown_class(name, info));
+        classes.iter().map(by_name).collect::<Result<Vec<_>, _>>()?
+    };
+    let count = count.unwrap_or(chosen.len());
+    if count == 0 {
+        return Err(CliError::Usage("--count is 0, expected at least 1 image".into()));
+    }
+    Ok(chosen.into_iter().cycle().take(count).collect())
+}
+
+fn unknown_class(name: &str, info: &ModelInfo) -> CliError {
+    let known = if info.class_names.is_empty() {
+        format!("the model has classes 0 to {}", info.config.classes - 1)
+    } else {
+        format!("the model has 0 to {} or {}", info.config.classes - 1, info.class_names.join(", "))
+    };
+    CliError::Usage(format!("unknown class `{name}`: {known}"))
+}
+
+type Noise = (Vec<f32>, Option<Vec<usize>>);
+
+/// `noise` and `labels` of a file, checked against the model.
+fn read_noise(path: &Path, info: &ModelInfo) -> Result<Noise, CliError> {
+    let settings = |problem: String| CheckpointError::Settings { path: path.into(), problem };
+    let mut source = checkpoint::open(path)?;
+    let shape = source
+        .get("noise")
+        .map(|e| e.shape.clone())
+        .ok_or_else(|| settings("expected a tensor `noise` [B,C,H,W]".into()))?;
+    let image = info.config.image_shape();
+    if shape.len() != 4 || shape[1..] != image || shape[0] == 0 {
+        return Err(settings(format!("its `noise` is {shape:?}, expected [B, {}, {}, {}]", image[0], image[1], image[2])).into());
+    }
+    let noise = source.read_f32("noise")?;
+    let labels = match source.get("labels").map(|e| e.shape.clone()) {
+        None => None,
+        Some(found) if found != [shape[0]] => {
+            return Err(settings(format!("its `labels` is {found:?}, expected [{}]", shape[0])).into());
+        }
+        Some(_) => {
+            let label = |y: i64| {
+                usize::try_from(y)
+                    .ok()
+                    .filter(|y| *y <= info.config.classes)
+                    .ok_or_else(|| settings(format!("label {y} is no class of 0 to {}", info.config.classes)))
+            };
+            Some(source.read_i64("labels")?.into_iter().map(label).collect::<Result<Vec<_>, _>>()?)
+        }
+    };
+    Ok((noise, labels))
+}
+
+/// One grid, or a folder of single pictures.
+fn write_pictures(out: &Path, values: &[f32], labels: &[usize], info: &ModelInfo) -> Result<(), CliError> {
+    let shape = info.config.image_shape();
+    let size = shape.iter().product();
+    let images = values.chunks(size).map(|image| image_from_values(image, shape));
+    if out.extension().is_some_and(|e| e.eq_ignore_ascii_case("png")) {
+        let tiles: Vec<_> = images
+            .zip(labels)
+            .map(|(image, &label)| Tile { image, label: info.class_name(label) })
+            .collect();
+        write_png(&grid(&tiles, columns_for(tiles.len())), out)?;
+        return Ok(());
+    }
+    for (i, (image, &label)) in images.zip(labels).enumerate() {
+        let name: String = info.class_name(label).chars().map(|c| if c.is_alphanumeric() || c == '-' { c } else { '_' }).collect();
+        write_png(&image, &out.join(format!("{i:05}-{name}.png")))?;
+    }
+    Ok(())
+}

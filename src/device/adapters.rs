@@ -1,0 +1,296 @@
+//! The adapters of this machine, and which one a choice means.
+
+use std::{fmt, str::FromStr};
+
+use serde::Serialize;
+
+use super::DeviceError;
+
+/// A graphics API.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Api {
+    Vulkan,
+    Metal,
+    Dx12,
+    Gl,
+    WebGpu,
+}
+
+impl Api {
+    /// `None` for wgpu's no-op backend.
+    fn from_wgpu(backend: wgpu::Backend) -> Option<Self> {
+        match backend {
+            wgpu::Backend::Vulkan => Some(Self::Vulkan),
+            wgpu::Backend::Metal => Some(Self::Metal),
+            wgpu::Backend::Dx12 => Some(Self::Dx12),
+            wgpu::Backend::Gl => Some(Self::Gl),
+            wgpu::Backend::BrowserWebGpu => Some(Self::WebGpu),
+            wgpu::Backend::Noop => None,
+        }
+    }
+
+    /// What to do where this API has no adapter.
+    pub(super) fn advice(self) -> &'static str {
+        match self {
+            Self::Vulkan => {
+                "install the GPU's Vulkan driver (Debian and Ubuntu: mesa-vulkan-drivers, which also brings a software one), or pass --device cpu"
+            }
+            Self::Metal => "Metal is there on Apple systems only; pass --device auto or cpu",
+            Self::Dx12 => "DirectX 12 is there on Windows only; pass --device auto or cpu",
+            Self::Gl => "install an OpenGL ES 3.1 driver (Debian and Ubuntu: libegl1 and libgl1-mesa-dri), or pass --device cpu",
+            Self::WebGpu => "WebGPU is there in browsers only; pass --device auto or cpu",
+        }
+    }
+
+    /// Among equal adapters the native API goes before OpenGL.
+    fn rank(self) -> u8 {
+        u8::from(self == Self::Gl)
+    }
+}
+
+impl fmt::Display for Api {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Vulkan => "vulkan",
+            Self::Metal => "metal",
+            Self::Dx12 => "dx12",
+            Self::Gl => "gl",
+            Self::WebGpu => "webgpu",
+        })
+    }
+}
+
+/// What `--device` can say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum DeviceChoice {
+    /// The best GPU; the CPU where there is only a software adapter or none.
+    #[default]
+    Auto,
+    /// burn's CPU backend.
+    Cpu,
+    /// The best adapter of one API, a software one if there is no other.
+    Api(Api),
+    /// An adapter by its place in [`adapters`].
+    Index(usize),
+}
+
+impl FromStr for DeviceChoice {
+    type Err = DeviceError;
+    fn from_str(name: &str) -> Result<Self, Self::Err> {
+        Ok(match name {
+            "auto" => Self::Auto,
+            "cpu" => Self::Cpu,
+            "vulkan" => Self::Api(Api::Vulkan),
+            "metal" => Self::Api(Api::Metal),
+            "dx12" => Self::Api(Api::Dx12),
+            "gl" => Self::Api(Api::Gl),
+            _ => Self::Index(name.parse().map_err(|_| DeviceError::Unknown { name: name.into() })?),
+        })
+    }
+}
+
+impl fmt::Display for DeviceChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::Cpu => f.write_str("cpu"),
+            Self::Api(api) => api.fmt(f),
+            Self::Index(index) => index.fmt(f),
+        }
+    }
+}
+
+/// An adapter and what it can do.
+#[derive(Debug, Clone, Serialize)]
+pub struct AdapterReport {
+    /// Its place in the list, what `--device` takes.
+    pub index: usize,
+    pub name: String,
+    pub vendor: String,
+    pub api: Api,
+    /// `discrete`, `integrated`, `virtual`, `software` or `other`.
+    pub kind: &'static str,
+    pub driver: String,
+    /// Bytes of the largest buffer a shader can bind.
+    pub max_buffer_bytes: u64,
+    /// Storage buffers a shader stage can bind.
+    pub max_storage_buffers: u32,
+    /// Invocations of the largest workgroup.
+    pub max_workgroup: u32,
+    /// Bytes of workgroup memory.
+    pub workgroup_bytes: u32,
+    pub f16: bool,
+    pub subgroups: bool,
+    /// Whether `auto` takes it.
+    pub auto: bool,
+}
+
+impl AdapterReport {
+    /// Whether it is a software rasteriser.
+    pub fn is_software(&self) -> bool {
+        self.kind == "software"
+    }
+}
+
+/// An adapter with the handles to open it.
+pub(super) struct Adapter {
+    pub handle: wgpu::Adapter,
+    pub report: AdapterReport,
+    rank: u8,
+}
+
+/// Every adapter of every API in this build, in a stable order.
+pub(super) fn enumerate() -> (wgpu::Instance, Vec<Adapter>) {
+    let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle());
+    let mut found: Vec<Adapter> = pollster::block_on(instance.enumerate_adapters(wgpu::Backends::all()))
+        .into_iter()
+        .filter_map(|handle| {
+            let info = handle.get_info();
+            let api = Api::from_wgpu(info.backend)?;
+            let (kind, rank) = match info.device_type {
+                wgpu::DeviceType::DiscreteGpu => ("discrete", 0),
+                wgpu::DeviceType::IntegratedGpu => ("integrated", 1),
+                wgpu::DeviceType::VirtualGpu => ("virtual", 2),
+                wgpu::DeviceType::Other => ("other", 3),
+                wgpu::DeviceType::Cpu => ("software", 4),
+            };
+            let (limits, features) = (handle.limits(), handle.features());
+            let driver = [info.driver, info.driver_info];
+            let report = AdapterReport {
+                index: 0,
+                name: info.name,
+                vendor: adapter_vendor(info.vendor),
+                api,
+                kind,
+                driver: driver.iter().filter(|d| !d.is_empty()).cloned().collect::<Vec<_>>().join(" "),
+                max_buffer_bytes: limits.max_storage_buffer_binding_size.min(limits.max_buffer_size),
+                max_storage_buffers: limits.max_storage_buffers_per_shader_stage,
+                max_workgroup: limits.max_compute_invocations_per_workgroup,
+                workgroup_bytes: limits.max_compute_workgroup_storage_size,
+                f16: features.contains(wgpu::Features::SHADER_F16),
+                subgroups: features.contains(wgpu::Features::SUBGROUP),
+                auto: false,
+            };
+            Some(Adapter { handle, report, rank })
+        })
+        .collect();
+    let best = found
+        .iter()
+        .enumerate()
+        .filter(|(_, a)| !a.report.is_software() && usable(&a.report).is_ok())
+        .min_by_key(|(i, a)| (a.rank, a.report.api.rank(), *i))
+        .map(|(i, _)| i);
+    for (index, adapter) in found.iter_mut().enumerate() {
+        adapter.report.index = index;
+        adapter.report.auto = Some(index) == best;
+    }
+    (instance, found)
+}
+
+/// The adapters of this machine.
+pub fn adapters() -> Vec<AdapterReport> {
+    enumerate().1.into_iter().map(|a| a.report).collect()
+}
+
+/// The adapter a choice means, as an index into `adapters`; `None` is the CPU backend.
+///
+/// # Errors
+/// [`DeviceError::NoAdapter`], [`DeviceError::NoSuchIndex`].
+pub fn choose(choice: DeviceChoice, adapters: &[AdapterReport]) -> Result<Option<usize>, DeviceError> {
+    match choice {
+        DeviceChoice::Cpu => Ok(None),
+        DeviceChoice::Auto => Ok(adapters.iter().position(|a| a.auto)),
+        DeviceChoice::Index(index) if index < adapters.len() => Ok(Some(index)),
+        DeviceChoice::Index(index) => Err(DeviceError::NoSuchIndex { index, count: adapters.len() }),
+        DeviceChoice::Api(api) => {
+            let order = ["discrete", "integrated", "virtual", "other", "software"];
+            adapters
+                .iter()
+                .filter(|a| a.api == api)
+                .min_by_key(|a| order.iter().position(|kind| *kind == a.kind))
+                .map(|a| Some(a.index))
+                .ok_or(DeviceError::NoAdapter { api, advice: api.advice() })
+        }
+    }
+}
+
+/// Whether an adapter has what the compute kernels need: WebGPU's default limits.
+pub(super) fn usable(report: &AdapterReport) -> Result<(), DeviceError> {
+    let problem = if report.max_storage_buffers < 8 {
+        format!("it binds {} storage buffers to a shader, 8 are needed", report.max_storage_buffers)
+    } else if report.max_workgroup < 256 {
+        format!("its workgroups have {} invocations, 256 are needed", report.max_workgroup)
+    } else if report.workgroup_bytes < 16384 {
+        format!("its workgroups have {} bytes of memory, 16384 are needed", report.workgroup_bytes)
+    } else {
+        return Ok(());
+    };
+    Err(DeviceError::Unusable { adapter: format!("{} ({})", report.name, report.api), problem })
+}
+
+/// The name behind a PCI vendor number.
+pub fn adapter_vendor(vendor: u32) -> String {
+    match vendor {
+        0x1002 | 0x1022 => "AMD".into(),
+        0x10de => "NVIDIA".into(),
+        0x8086 => "Intel".into(),
+        0x13b5 => "Arm".into(),
+        0x5143 => "Qualcomm".into(),
+        0x106b => "Apple".into(),
+        0x1010 => "Imagination".into(),
+        0x14e4 => "Broadcom".into(),
+        0x1414 => "Microsoft".into(),
+        0x1ae0 => "Google".into(),
+        0x10005 => "Mesa".into(),
+        0 => "–".into(),
+        other => format!("0x{other:04x}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn adapter(index: usize, api: Api, kind: &'static str, auto: bool) -> AdapterReport {
+        AdapterReport {
+            index,
+            name: format!("adapter {index}"),
+            vendor: "–".into(),
+            api,
+            kind,
+            driver: String::new(),
+            max_buffer_bytes: 1 << 30,
+            max_storage_buffers: 8,
+            max_workgroup: 256,
+            workgroup_bytes: 16384,
+            f16: false,
+            subgroups: false,
+            auto,
+        }
+    }
+
+    #[test]
+    fn auto_never_takes_a_software_adapter() {
+        let software = [adapter(0, Api::Vulkan, "software", false), adapter(1, Api::Gl, "software", false)];
+        assert_eq!(choose(DeviceChoice::Auto, &software).unwrap(), None);
+        assert_eq!(choose(DeviceChoice::Api(Api::Vulkan), &software).unwrap(), Some(0));
+    }
+
+    #[test]
+    fn an_api_means_its_best_adapter_and_none_is_an_error() {
+        let list = [adapter(0, Api::Vulkan, "software", false), adapter(1, Api::Vulkan, "integrated", true)];
+        assert_eq!(choose(DeviceChoice::Api(Api::Vulkan), &list).unwrap(), Some(1));
+        assert_eq!(choose(DeviceChoice::Index(0), &list).unwrap(), Some(0));
+        let error = choose(DeviceChoice::Api(Api::Metal), &list).unwrap_err();
+        assert!(error.to_string().contains("pass --device auto or cpu"), "{error}");
+        assert!(matches!(choose(DeviceChoice::Index(2), &list), Err(DeviceError::NoSuchIndex { index: 2, count: 2 })));
+    }
+
+    #[test]
+    fn an_adapter_below_webgpu_limits_is_refused() {
+        let mut weak = adapter(0, Api::Gl, "integrated", false);
+        weak.max_storage_buffers = 4;
+        assert!(usable(&weak).unwrap_err().to_string().contains("4 storage buffers"));
+    }
+}

@@ -1,0 +1,5 @@
+//! The `harmonica` command.
+
+fn main() -> std::process::ExitCode {
+    harmonica::cli::main()
+}

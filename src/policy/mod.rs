@@ -1,0 +1,127 @@
+//! Ways to choose what to reuse, one file each.
+//!
+//! A policy is named on the command line as `NAME[:ARGS]`; learned schedules come from files instead.
+
+mod fora;
+mod random;
+
+use std::{fmt, str::FromStr};
+
+use crate::schedule::{Schedule, ScheduleError};
+
+/// A named policy with its arguments.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Policy {
+    /// Compute everything.
+    None,
+    /// Reuse all branches but at every N-th step (FORA, arXiv 2407.01425).
+    Fora { interval: usize },
+    /// A random table of a given CUR: the control that any clever policy must beat.
+    Random { cur: f64, seed: u64 },
+}
+
+/// A policy that cannot be made.
+#[derive(Debug, thiserror::Error)]
+pub enum PolicyError {
+    /// An unknown name.
+    #[error("unknown policy `{name}`: expected none, fora:N, random:CUR[:SEED], or a *.schedule.json file that exists")]
+    Unknown { name: String },
+    /// Arguments out of range.
+    #[error("policy `{spec}`: {problem}")]
+    Arguments { spec: String, problem: String },
+    /// The table itself.
+    #[error(transparent)]
+    Schedule(#[from] ScheduleError),
+}
+
+impl Policy {
+    /// The table for a run of `steps` steps and `branches` branches.
+    ///
+    /// # Errors
+    /// [`PolicyError::Arguments`] where the run is too short for the arguments.
+    pub fn schedule(&self, steps: usize, branches: usize) -> Result<Schedule, PolicyError> {
+        match *self {
+            Self::None => Ok(Schedule::full(steps, branches)?),
+            Self::Fora { interval } => Ok(fora::schedule(interval, steps, branches)?),
+            Self::Random { cur, seed } => random::schedule(cur, seed, steps, branches),
+        }
+    }
+
+    /// The policy's name without arguments.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Fora { .. } => "fora",
+            Self::Random { .. } => "random",
+        }
+    }
+}
+
+impl FromStr for Policy {
+    type Err = PolicyError;
+    fn from_str(spec: &str) -> Result<Self, Self::Err> {
+        let bad = |problem: &str| PolicyError::Arguments { spec: spec.into(), problem: problem.into() };
+        let mut parts = spec.split(':');
+        let name = parts.next().unwrap_or_default();
+        let arguments: Vec<&str> = parts.collect();
+        match (name, arguments.as_slice()) {
+            ("none", []) => Ok(Self::None),
+            ("none", _) => Err(bad("`none` takes no arguments")),
+            ("fora", [interval]) => match interval.parse() {
+                Ok(interval) if interval >= 1 => Ok(Self::Fora { interval }),
+                _ => Err(bad("expected fora:N with a whole number N of at least 1")),
+            },
+            ("fora", _) => Err(bad("expected fora:N")),
+            ("random", [cur]) | ("random", [cur, _]) => {
+                let seed = arguments.get(1).map_or(Ok(0), |s| s.parse());
+                match (cur.parse::<f64>(), seed) {
+                    (Ok(cur), Ok(seed)) if (0.0..1.0).contains(&cur) => Ok(Self::Random { cur, seed }),
+                    _ => Err(bad("expected random:CUR[:SEED] with CUR of at least 0 and below 1, SEED a whole number")),
+                }
+            }
+            ("random", _) => Err(bad("expected random:CUR[:SEED]")),
+            _ => Err(PolicyError::Unknown { name: spec.into() }),
+        }
+    }
+}
+
+impl fmt::Display for Policy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::None => f.write_str("none"),
+            Self::Fora { interval } => write!(f, "fora:{interval}"),
+            Self::Random { cur, seed } => write!(f, "random:{cur}:{seed}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn specs_round_trip_and_bad_ones_are_refused() {
+        for spec in ["none", "fora:2", "random:0.25:7"] {
+            assert_eq!(spec.parse::<Policy>().unwrap().to_string(), spec);
+        }
+        for spec in ["fora", "fora:0", "fora:x", "random", "random:1", "random:nan", "none:1", "teacache:0.1"] {
+            assert!(spec.parse::<Policy>().is_err(), "{spec}");
+        }
+    }
+
+    #[test]
+    fn fora_2_reuses_every_other_step() {
+        let table = Policy::Fora { interval: 2 }.schedule(4, 2).unwrap();
+        assert_eq!(table.to_rows(), ["##", "..", "##", ".."]);
+    }
+
+    #[test]
+    fn random_hits_its_cur_and_repeats() {
+        let random = Policy::Random { cur: 0.375, seed: 3 };
+        let table = random.schedule(20, 24).unwrap();
+        assert_eq!((table.cur() * 480.0).round(), 180.0);
+        assert_eq!(table, random.schedule(20, 24).unwrap());
+        assert_ne!(table, Policy::Random { cur: 0.375, seed: 4 }.schedule(20, 24).unwrap());
+        assert!(Policy::Random { cur: 0.9, seed: 0 }.schedule(2, 4).is_err());
+    }
+}

@@ -1,0 +1,19 @@
+//! Pictures about results: grids of samples, drawings of schedules and training curves.
+
+mod font;
+mod grid;
+mod picture;
+
+pub use grid::{Tile, columns_for, grid};
+pub use picture::{image_from_values, write_png};
+
+/// Why a picture could not be written.
+#[derive(Debug, thiserror::Error)]
+pub enum ReportError {
+    /// The system refused.
+    #[error("cannot write {}: {source}", path.display())]
+    Io { path: std::path::PathBuf, source: std::io::Error },
+    /// The encoder or plotter refused.
+    #[error("cannot draw {}: {message}", path.display())]
+    Draw { path: std::path::PathBuf, message: String },
+}

@@ -1,0 +1,88 @@
+//! Sampling: a model, a solver and a schedule make images.
+//!
+//! A [`Run`] is an iterator of [`Event`]s that does one denoising step a poll: not polling pauses it,
+//! dropping it cancels.
+
+mod forward;
+mod run;
+
+pub use forward::FeatureStore;
+pub use run::{Event, Request, Run, Sampler, Totals};
+
+use crate::{
+    diffusion::{DiffusionError, Guidance, Solver, Trajectory},
+    dit::DitConfig,
+    schedule::{ModelShape, ScheduleError},
+};
+
+/// How to sample, apart from what.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Settings {
+    /// `T`
+    pub steps: usize,
+    pub solver: Solver,
+    pub guidance: Guidance,
+    /// Clip the predicted `x_0` to [-1, 1] at every step.
+    pub clip_x0: bool,
+}
+
+/// Why a run could not start or go on.
+#[derive(Debug, thiserror::Error)]
+pub enum SampleError {
+    #[error(transparent)]
+    Diffusion(#[from] DiffusionError),
+    #[error(transparent)]
+    Schedule(#[from] ScheduleError),
+    /// A label beyond the classes.
+    #[error("there is no class {label}: the model has {classes} (0 to {})", classes - 1)]
+    Label { label: usize, classes: usize },
+    /// Starting noise of another shape.
+    #[error("the starting noise holds {found} numbers, expected {expected} for {images} images of {shape:?}")]
+    Noise { found: usize, expected: usize, images: usize, shape: [usize; 3] },
+    /// Nothing to do.
+    #[error("asked for no images: pass a count of at least 1")]
+    NoImages,
+    /// Zero images at a time.
+    #[error("cannot run batches of 0 images: pass a batch of at least 1, or none to have it chosen")]
+    Batch,
+    /// The network returned something that is no picture.
+    #[error("image {image} is not finite after the last step: the weights are damaged or the settings are too extreme")]
+    NotFinite { image: usize },
+    /// The device failed.
+    #[error("the device failed while sampling: {0}")]
+    Device(String),
+}
+
+/// The costs of a network's parts depend on these numbers alone.
+pub fn model_shape(config: &DitConfig) -> ModelShape {
+    ModelShape {
+        blocks: config.blocks,
+        hidden: config.hidden,
+        tokens: config.tokens(),
+        mlp_ratio: crate::dit::MLP_RATIO,
+        patch_inputs: config.patch_inputs(),
+        patch_outputs: config.patch * config.patch * config.out_channels(),
+        timestep_channels: crate::dit::TIMESTEP_CHANNELS,
+    }
+}
+
+/// Images a batch within a memory budget, at most 16: beyond that nothing is gained.
+pub fn batch_for(config: &DitConfig, guided: bool, budget_bytes: u64) -> usize {
+    let (n, d) = (config.tokens() as u64, config.hidden as u64);
+    // Tokens, modulated tokens, qkv, the MLP's inner layer twice, and the scores of one branch.
+    let floats = n * d * 16 + 2 * config.heads as u64 * n * n;
+    // The cache holds at most one feature a branch.
+    let cache = 2 * config.blocks as u64 * n * d;
+    let image = 4 * (floats + cache) * if guided { 2 } else { 1 };
+    (budget_bytes / image.max(1)).clamp(1, 16) as usize
+}
+
+impl Settings {
+    /// The respaced run.
+    ///
+    /// # Errors
+    /// [`DiffusionError::Steps`].
+    pub fn trajectory(&self) -> Result<Trajectory, DiffusionError> {
+        Trajectory::linear(self.steps)
+    }
+}

@@ -1,0 +1,715 @@
+"""Golden tensors: what a plain PyTorch program computes, for the Rust tests to compare with.
+
+    python tests/golden/make.py                  # every part but `bundled`
+    python tests/golden/make.py solver router    # only these
+    python tests/golden/make.py bundled          # needs assets/dit-emoji32.safetensors
+
+Needs torch, numpy and safetensors, and diffusers for the part of that name. Files are written beside this
+script, always the same ones: seeds are fixed, the CPU is used, and everything is float32 unless said otherwise.
+Nothing here is shared with the Rust code: it is a second reading of the same formulas, written to be obvious, not fast.
+
+"Always the same" ends where training begins: tiny-a is trained for some seconds (see `denoiser`), and another machine
+or version of PyTorch may round another way. So part `sdt` reads tiny-a.pt; whoever makes that anew makes both anew.
+
+Parts
+  forward    tiny DiTs with the key names of the public DiT release, in three kinds of file, with random weights that
+             switch nothing off (gates far from 0), and
+             `<name>.io.safetensors`: x [3,C,H,W], t [3] f32, y [3] i64 (the null label last) -> out [3,C or 2C,H,W].
+               tiny-a.pt           plain state dict; 8x8, patch 2, 4 channels, hidden 32, 2 blocks, 4 heads, 7 classes;
+                                   trained a little, as part `sdt` needs a network that denoises
+               tiny-b.pt           wrapped in {ema, model, opt, args}, `out` is ema's; 8 high x 12 wide, patch 4,
+                                   3 channels, hidden 48, 3 blocks, 3 heads, 10 classes, no learned sigma
+               tiny-c.safetensors  16x16, patch 8, 4 channels, hidden 64, 2 blocks, 1 head, 1 class
+  diffusers  diffusers-single/transformer (embedders equal in all blocks) and diffusers-sharded (several files,
+             embedders that differ; the final layer is conditioned by block 0's). `out` is diffusers' own.
+             It differs from the release in two places: see `Dialect`.
+  solver     solver.safetensors: one denoising step, for every step of T = 10, each from its own random x[s], out[s]
+             (epsilon, then the sigma channels) and noise[s]. Computed in float64.
+  sdt        sdt-{loo,progressive,plain}.safetensors: Step-Wise Denoising Training of a router for tiny-a.
+  router     router files as other projects release them, and router.io.safetensors: `logits`, `l2c_logits` [10,4] f32
+             and `schedule`, `l2c_schedule` [10,4] u8 (1 computes), all in execution order.
+  bundled    bundled.safetensors: DDIM samples and one forward pass of the model in assets/.
+
+How part `sdt` reads what could be read in two ways
+  - A step is counted in execution order, 0 the noisiest. Step 0 is computed in full, by the student, by the teacher
+    and in every trajectory behind lambda: there is no cache to mix with, its score sigmoid(5) is never applied.
+  - Every row of the router is a parameter of its own to AdamW, so a row's moments *and its step count* (bias
+    correction) move only at its own step. No weight decay. The clamp to [-5, 5] follows every update.
+  - The scores that mix features, decide the cache writes and enter the loss are those from before the update;
+    x_{t-1} too comes from that forward pass. "r > tau" is compared in float32.
+  - Gradient flows through the whole student pass: through r in every mix, and through the fresh features of later
+    branches, which depend on earlier mixes. Only cached features and x_t are constants.
+  - A mixed branch reads the cache first and writes it after: its mix never sees the feature it has just stored.
+  - "Step s fully computed" (leave-one-out, progressive) means no mixing there and all fresh features written.
+  - Step s is one step of the denoising run, so "handing step s to the router" leaves all other steps as they were.
+  - Both means (loss, lambda) are plain means over all elements: [4,8,8,8] for the loss (two guided halves, epsilon and
+    sigma channels), [4,4,8,8] for lambda (two carried states). Nothing is normalised.
+  - tiny-a is not purely random because the task makes no sense for a network that predicts no noise: x_t grows a
+    hundredfold over the run, layer norms hide everything but x_t, and lambda falls over ten orders of magnitude.
+  - lambda[0] is not defined (step 0 trains nothing) and stored as 0. Without a proxy (`plain`) all are stored as 1.
+  - trace columns: pass, step, mse (before lambda), score_sum (sum of the step's scores), lambda,
+    loss (lambda * mse + beta * score_sum); one row a trained step, in execution order.
+"""
+
+import argparse
+import json
+import math
+import pathlib
+import sys
+from collections import OrderedDict
+from dataclasses import dataclass
+from unittest import mock
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+HERE = pathlib.Path(__file__).resolve().parent
+ASSET = HERE.parent.parent / "assets" / "dit-emoji32.safetensors"
+
+
+def normal(seed, *shape, std=1.0, dtype=torch.float32):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype) * std
+
+
+def write(name, tensors, metadata=None):
+    save_file({k: v.detach().contiguous() for k, v in tensors.items()}, HERE / name, metadata=metadata)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The network
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """Where implementations of the same DiT disagree. The release: frequencies 10000^(-k/128), every eps 1e-6.
+    diffusers: frequencies 10000^(-k/127), and `norm_eps` (1e-5 unless configured) in the norm before the MLP."""
+
+    freq_shift: int = 0
+    mlp_norm_eps: float = 1e-6
+
+
+def sin_cos_positions(dim, rows, cols):
+    """[rows * cols, dim], tokens row-major: the first half encodes the column, the second the row."""
+
+    def one_axis(position):
+        omega = 10000.0 ** (-np.arange(dim // 4) / (dim / 4))
+        angle = np.outer(position, omega)
+        return np.concatenate([np.sin(angle), np.cos(angle)], axis=1)
+
+    row, col = np.divmod(np.arange(rows * cols), cols)
+    return torch.tensor(np.concatenate([one_axis(col), one_axis(row)], axis=1), dtype=torch.float32)
+
+
+@dataclass
+class Dit:
+    """A DiT as a state dict and the one number that its shapes do not tell."""
+
+    weights: dict
+    heads: int
+    dialect: Dialect = Dialect()
+
+    @property
+    def null_label(self):
+        return self.weights["y_embedder.embedding_table.weight"].shape[0] - 1
+
+    @property
+    def blocks(self):
+        return 1 + max(int(k.split(".")[1]) for k in self.weights if k.startswith("blocks."))
+
+    def to(self, dtype):
+        return Dit({k: v.to(dtype) for k, v in self.weights.items()}, self.heads, self.dialect)
+
+    def linear(self, name, x):
+        return F.linear(x, self.weights[name + ".weight"], self.weights[name + ".bias"])
+
+    def conditioning(self, t, y):
+        half = 128
+        frequency = torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float32) / (half - self.dialect.freq_shift))
+        angle = t.float()[:, None] * frequency
+        wave = torch.cat([angle.cos(), angle.sin()], dim=1).to(self.weights["t_embedder.mlp.0.weight"].dtype)
+        t_emb = self.linear("t_embedder.mlp.2", F.silu(self.linear("t_embedder.mlp.0", wave)))
+        return t_emb + self.weights["y_embedder.embedding_table.weight"][y]
+
+    def attention(self, name, x):
+        batch, tokens, dim = x.shape
+        qkv = self.linear(name + ".qkv", x).reshape(batch, tokens, 3, self.heads, dim // self.heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        weight = torch.softmax(q @ k.transpose(-2, -1) / math.sqrt(dim // self.heads), dim=-1)
+        return self.linear(name + ".proj", (weight @ v).transpose(1, 2).reshape(batch, tokens, dim))
+
+    def mlp(self, name, x):
+        return self.linear(name + ".fc2", F.gelu(self.linear(name + ".fc1", x), approximate="tanh"))
+
+    def __call__(self, x, t, y, feature=lambda branch, fresh: fresh):
+        """x [B,C,H,W], t [B], y [B] -> [B, C or 2C, H, W]. `feature(branch, fresh)` returns what takes the place of a
+        branch's output, [B, tokens, dim], before the gate. Branch 2b is block b's attention, 2b + 1 its MLP."""
+        w = self.weights
+        dim, _, patch, _ = w["x_embedder.proj.weight"].shape
+        rows, cols = x.shape[2] // patch, x.shape[3] // patch
+        c = F.silu(self.conditioning(t, y))
+
+        def modulated(x, shift, scale, eps=1e-6):
+            return F.layer_norm(x, [dim], eps=eps) * (1 + scale[:, None]) + shift[:, None]
+
+        x = F.conv2d(x, w["x_embedder.proj.weight"], w["x_embedder.proj.bias"], stride=patch)
+        x = x.flatten(2).transpose(1, 2) + w["pos_embed"]
+        for b in range(self.blocks):
+            ada = self.linear(f"blocks.{b}.adaLN_modulation.1", c)
+            shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = ada.chunk(6, dim=1)
+            fresh = self.attention(f"blocks.{b}.attn", modulated(x, shift_a, scale_a))
+            x = x + gate_a[:, None] * feature(2 * b, fresh)
+            fresh = self.mlp(f"blocks.{b}.mlp", modulated(x, shift_m, scale_m, self.dialect.mlp_norm_eps))
+            x = x + gate_m[:, None] * feature(2 * b + 1, fresh)
+        shift, scale = self.linear("final_layer.adaLN_modulation.1", c).chunk(2, dim=1)
+        x = self.linear("final_layer.linear", modulated(x, shift, scale))
+        x = x.reshape(x.shape[0], rows, cols, patch, patch, -1)
+        return torch.einsum("nhwpqc->nchpwq", x).reshape(x.shape[0], -1, rows * patch, cols * patch)
+
+
+def alive(name, shape, generator):
+    """A random weight by which no part of the network is switched off, as freshly initialised DiTs are."""
+    value = torch.randn(*shape, generator=generator)
+    if len(shape) == 1:
+        return value * 0.02
+    if "embedding_table" in name:
+        return value
+    std = 1 / math.sqrt(math.prod(shape[1:]))
+    return value * std * (0.5 if any(s in name for s in ("adaLN", "norm1.linear", "proj_out_1")) else 1.0)
+
+
+def random_dit(seed, *, height, width, patch, channels, hidden, blocks, heads, classes, learn_sigma):
+    shapes = {}
+
+    def layer(name, out, *into):
+        shapes[name + ".weight"], shapes[name + ".bias"] = (out, *into), (out,)
+
+    layer("x_embedder.proj", hidden, channels, patch, patch)
+    layer("t_embedder.mlp.0", hidden, 256)
+    layer("t_embedder.mlp.2", hidden, hidden)
+    shapes["y_embedder.embedding_table.weight"] = (classes + 1, hidden)
+    for b in range(blocks):
+        layer(f"blocks.{b}.attn.qkv", 3 * hidden, hidden)
+        layer(f"blocks.{b}.attn.proj", hidden, hidden)
+        layer(f"blocks.{b}.mlp.fc1", 4 * hidden, hidden)
+        layer(f"blocks.{b}.mlp.fc2", hidden, 4 * hidden)
+        layer(f"blocks.{b}.adaLN_modulation.1", 6 * hidden, hidden)
+    layer("final_layer.linear", patch * patch * channels * (2 if learn_sigma else 1), hidden)
+    layer("final_layer.adaLN_modulation.1", 2 * hidden, hidden)
+    generator = torch.Generator().manual_seed(seed)
+    weights = {name: alive(name, shape, generator) for name, shape in shapes.items()}
+    weights["pos_embed"] = sin_cos_positions(hidden, height // patch, width // patch)[None]
+    return Dit(weights, heads)
+
+
+TINY = {
+    "a": dict(height=8, width=8, patch=2, channels=4, hidden=32, blocks=2, heads=4, classes=7, learn_sigma=True),
+    "b": dict(height=8, width=12, patch=4, channels=3, hidden=48, blocks=3, heads=3, classes=10, learn_sigma=False),
+    "c": dict(height=16, width=16, patch=8, channels=4, hidden=64, blocks=2, heads=1, classes=1, learn_sigma=True),
+}
+
+
+def tiny(name):
+    return random_dit(100 + ord(name), **TINY[name])
+
+
+@torch.enable_grad()
+def denoiser(dit, iterations=1500, batch=64, peak_lr=3e-3):
+    """`dit` after some seconds of training on 4x8x8 blots, smooth and alike within a class: epsilon MSE, label dropout
+    0.1. The sigma channels stay random."""
+    generator = torch.Generator().manual_seed(11)
+    blots = lambda n: F.interpolate(torch.randn(n, 4, 2, 2, generator=generator), size=(8, 8), mode="bilinear")
+    means = blots(dit.null_label)
+    parameters = [w.requires_grad_() for name, w in dit.weights.items() if name != "pos_embed"]
+    optimizer = torch.optim.Adam(parameters)
+    alpha_bar = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0).float()
+    for i in range(iterations):
+        optimizer.param_groups[0]["lr"] = peak_lr * 0.5 * (1 + math.cos(math.pi * i / iterations))
+        y = torch.randint(0, dit.null_label, (batch,), generator=generator)
+        x0 = means[y] + 0.5 * blots(batch)
+        t = torch.randint(0, 1000, (batch,), generator=generator)
+        noise = torch.randn(x0.shape, generator=generator)
+        a = alpha_bar[t][:, None, None, None]
+        y = torch.where(torch.rand(batch, generator=generator) < 0.1, dit.null_label, y)
+        eps = dit(a.sqrt() * x0 + (1 - a).sqrt() * noise, t, y)[:, :4]
+        loss = (eps - noise).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss < 0.15, loss
+    for w in parameters:
+        w.requires_grad_(False)
+    return dit
+
+
+def forward_case(seed, channels, height, width, labels):
+    return {"x": normal(seed, 3, channels, height, width), "t": torch.tensor([0.0, 500.0, 999.0]), "y": torch.tensor(labels)}
+
+
+def check_alive(out):
+    assert torch.isfinite(out).all() and 0.3 < out.std() < 5, out.std()
+
+
+def part_forward():
+    labels = {"a": [3, 0, 7], "b": [9, 4, 10], "c": [0, 0, 1]}
+    for name, spec in TINY.items():
+        dit = denoiser(tiny(name)) if name == "a" else tiny(name)
+        case = forward_case(200 + ord(name), spec["channels"], spec["height"], spec["width"], labels[name])
+        assert dit.null_label == case["y"][-1] == spec["classes"]
+        out = dit(**case)
+        assert out.shape == (3, spec["channels"] * (1 + spec["learn_sigma"]), spec["height"], spec["width"])
+        check_alive(out)
+        for branch in range(2 * spec["blocks"]):  # every branch matters
+            without = dit(**case, feature=lambda b, f: torch.zeros_like(f) if b == branch else f)
+            assert (without - out).abs().max() > 0.05, (name, branch)
+        write(f"tiny-{name}.io.safetensors", case | {"out": out})
+        if name == "a":
+            torch.save(dit.weights, HERE / "tiny-a.pt")
+        elif name == "b":
+            other = random_dit(1, **spec)
+            assert (other(**case) - out).abs().max() > 0.1  # taking `model` for `ema` shows
+            wrapped = {"ema": OrderedDict(dit.weights), "model": other.weights, "opt": {}, "args": argparse.Namespace(lr=1e-4)}
+            torch.save(wrapped, HERE / "tiny-b.pt")
+        else:
+            write("tiny-c.safetensors", dit.weights)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# diffusers folders
+
+
+def from_diffusers(state, positions, heads):
+    """The same network in the release's key names: only where all blocks repeat block 0's embedders."""
+    weights = {"pos_embed": positions}
+
+    def layer(name, *sources):
+        for kind in ("weight", "bias"):
+            weights[f"{name}.{kind}"] = torch.cat([state[f"{s}.{kind}"] for s in sources])
+
+    emb = "transformer_blocks.0.norm1.emb"
+    layer("x_embedder.proj", "pos_embed.proj")
+    layer("t_embedder.mlp.0", f"{emb}.timestep_embedder.linear_1")
+    layer("t_embedder.mlp.2", f"{emb}.timestep_embedder.linear_2")
+    weights["y_embedder.embedding_table.weight"] = state[f"{emb}.class_embedder.embedding_table.weight"]
+    for b in range(2):
+        block = f"transformer_blocks.{b}"
+        layer(f"blocks.{b}.attn.qkv", *(f"{block}.attn1.to_{i}" for i in "qkv"))
+        layer(f"blocks.{b}.attn.proj", f"{block}.attn1.to_out.0")
+        layer(f"blocks.{b}.mlp.fc1", f"{block}.ff.net.0.proj")
+        layer(f"blocks.{b}.mlp.fc2", f"{block}.ff.net.2")
+        layer(f"blocks.{b}.adaLN_modulation.1", f"{block}.norm1.linear")
+    layer("final_layer.adaLN_modulation.1", "proj_out_1")
+    layer("final_layer.linear", "proj_out_2")
+    return Dit(weights, heads, Dialect(freq_shift=1, mlp_norm_eps=1e-5))
+
+
+def part_diffusers():
+    from diffusers import DiTTransformer2DModel
+
+    for seed, name in enumerate(["single", "sharded"]):
+        model = DiTTransformer2DModel(
+            num_layers=2,
+            num_attention_heads=4,
+            attention_head_dim=8,
+            in_channels=4,
+            out_channels=8,
+            sample_size=8,
+            patch_size=2,
+            num_embeds_ada_norm=7,
+        ).eval()
+        generator = torch.Generator().manual_seed(300 + seed)
+        state = {k: alive(k, v.shape, generator) for k, v in model.state_dict().items()}
+        if name == "single":
+            state = {k: state[k.replace("blocks.1.norm1.emb", "blocks.0.norm1.emb")] for k in state}
+        model.load_state_dict(state)
+        assert model.transformer_blocks[0].norm1.emb.class_embedder.embedding_table.weight.shape == (8, 32)
+
+        case = forward_case(310 + seed, 4, 8, 8, [2, 6, 7])
+        out = model(case["x"], timestep=case["t"], class_labels=case["y"]).sample
+        check_alive(out)
+        positions = model.pos_embed.pos_embed
+        torch.testing.assert_close(positions[0], sin_cos_positions(32, 4, 4))
+        mapped = from_diffusers(state, positions, 4)
+        if name == "single":
+            torch.testing.assert_close(mapped(**case), out, atol=2e-5, rtol=1e-5)
+            mapped.dialect = Dialect()
+            print(f"  release's embedding instead of diffusers': off by {(mapped(**case) - out).abs().max():.2e}")
+        else:
+            difference = (mapped(**case) - out).abs().max()
+            assert difference > 0.1, difference  # the embedders differ, and it shows
+
+        folder = HERE / f"diffusers-{name}" / ("transformer" if name == "single" else "")
+        model.save_pretrained(folder, safe_serialization=True, max_shard_size="150KB" if name == "sharded" else "5GB")
+        assert len(list(folder.glob("*.safetensors"))) == (2 if name == "sharded" else 1)
+        again = DiTTransformer2DModel.from_pretrained(folder).eval()
+        assert torch.equal(again(case["x"], timestep=case["t"], class_labels=case["y"]).sample, out)
+        write(f"diffusers-{name}.io.safetensors", case | {"out": out})
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Solvers
+
+
+class Respaced:
+    """`steps` of the 1000 training steps, first and last included; arrays in execution order, noisiest first."""
+
+    def __init__(self, steps):
+        self.steps = steps
+        self.timesteps = [round(k * 999 / (steps - 1)) for k in range(steps)]
+        alpha_bar = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0)[self.timesteps]
+        previous = torch.cat([torch.ones(1, dtype=torch.float64), alpha_bar[:-1]])
+        betas = 1 - alpha_bar / previous
+        posterior = betas * (1 - previous) / (1 - alpha_bar)
+        # The last step adds no noise; its variances, 0 and so without a logarithm, are taken from its neighbour.
+        log_small = torch.log(torch.cat([posterior[1:2], posterior[1:]]))
+        log_fixed_large = torch.log(torch.cat([posterior[1:2], betas[1:]]))
+        self.timesteps = self.timesteps[::-1]
+        self.alpha_bar, self.previous, self.betas = alpha_bar.flip(0), previous.flip(0), betas.flip(0)
+        self.log_small, self.log_fixed_large = log_small.flip(0), log_fixed_large.flip(0)
+
+    def x0_from_eps(self, s, x, eps):
+        a = self.alpha_bar[s].item()
+        return (x - math.sqrt(1 - a) * eps) / math.sqrt(a)
+
+    def ddim(self, s, x, eps, eta=0.0, noise=None, clip=False):
+        a, p = self.alpha_bar[s].item(), self.previous[s].item()
+        x0 = self.x0_from_eps(s, x, eps)
+        if clip:
+            x0 = x0.clamp(-1, 1)
+            eps = (x - math.sqrt(a) * x0) / math.sqrt(1 - a)
+        sigma = eta * math.sqrt((1 - p) / (1 - a)) * math.sqrt(1 - a / p)
+        mean = math.sqrt(p) * x0 + math.sqrt(1 - p - sigma**2) * eps
+        return mean if sigma == 0 else mean + sigma * noise
+
+    def ddpm(self, s, x, eps, noise, v=None):
+        """One ancestral step; `v` are the sigma channels, None for a model without."""
+        a, p, beta = self.alpha_bar[s].item(), self.previous[s].item(), self.betas[s].item()
+        x0 = self.x0_from_eps(s, x, eps)
+        mean = (math.sqrt(p) * beta * x0 + math.sqrt(1 - beta) * (1 - p) * x) / (1 - a)
+        if s == self.steps - 1:
+            return mean
+        if v is None:
+            log_variance = self.log_fixed_large[s]
+        else:
+            share = (v + 1) / 2
+            log_variance = share * math.log(beta) + (1 - share) * self.log_small[s]
+        return mean + torch.exp(0.5 * log_variance) * noise
+
+
+def part_solver():
+    steps = 10
+    schedule = Respaced(steps)
+    assert schedule.timesteps == [999, 888, 777, 666, 555, 444, 333, 222, 111, 0]
+    assert Respaced(50).timesteps[::-1][:4] == [0, 20, 41, 61]
+    x, out, noise = normal(400, steps, 1, 4, 4, 4), normal(401, steps, 1, 8, 4, 4), normal(402, steps, 1, 4, 4, 4)
+    results = {name: [] for name in ("ddim0", "ddim05", "ddim0_clip", "ddpm", "ddpm_fixed")}
+    for s in range(steps):
+        xs, n = x[s].double(), noise[s].double()
+        eps, v = out[s].double().chunk(2, dim=1)
+        results["ddim0"].append(schedule.ddim(s, xs, eps))
+        results["ddim05"].append(schedule.ddim(s, xs, eps, eta=0.5, noise=n))
+        results["ddim0_clip"].append(schedule.ddim(s, xs, eps, clip=True))
+        results["ddpm"].append(schedule.ddpm(s, xs, eps, n, v))
+        results["ddpm_fixed"].append(schedule.ddpm(s, xs, eps, n))
+        # DDIM with eta 1 is the ancestral step with the posterior's own variance, that is, with v = -1
+        if s < steps - 1:
+            eta1 = schedule.ddim(s, xs, eps, eta=1.0, noise=n)
+            torch.testing.assert_close(eta1, schedule.ddpm(s, xs, eps, n, torch.full_like(v, -1)))
+    # with the true noise for epsilon, one step from x_t = q(x_0) lands on q(x_0) again
+    x0, e = torch.full((1,), 0.3, dtype=torch.float64), torch.full((1,), -1.2, dtype=torch.float64)
+    for s in range(steps):
+        a, p = schedule.alpha_bar[s], schedule.previous[s]
+        torch.testing.assert_close(schedule.ddim(s, a.sqrt() * x0 + (1 - a).sqrt() * e, e), p.sqrt() * x0 + (1 - p).sqrt() * e)
+    results = {name: torch.stack(values).float() for name, values in results.items()}
+    write("solver.safetensors", {"x": x, "out": out, "noise": noise} | results)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Step-Wise Denoising Training
+
+
+def guided(dit, state, t, labels, scale, channels, feature=lambda branch, fresh: fresh):
+    """The network on the conditional half of `state` [2n,C,H,W], once with the labels and once with the null label,
+    then guidance on the first `channels` channels. The other channels stay each half's own. -> [2n, C or 2C, H, W]"""
+    n = len(labels)
+    x = torch.cat([state[:n], state[:n]])
+    y = torch.cat([labels, torch.full_like(labels, dit.null_label)])
+    out = dit(x, torch.full((2 * n,), float(t)), y, feature)
+    conditional, unconditional = out[:, :channels].chunk(2)
+    mixed = unconditional + scale * (conditional - unconditional)
+    return torch.cat([torch.cat([mixed, mixed]), out[:, channels:]], dim=1)
+
+
+class Sdt:
+    STEPS, PASSES, IMAGES, LAMBDA_EVERY = 10, 60, 2, 100
+    GUIDANCE, GUIDED_CHANNELS, TAU, LR = 1.5, 3, 0.1, 0.01
+
+    def __init__(self, dit, proxy, beta, router_init, dtype=torch.float32):
+        self.dit, self.proxy, self.beta, self.dtype = dit.to(dtype), proxy, beta, dtype
+        self.schedule = Respaced(self.STEPS)
+        self.rows = [torch.nn.Parameter(row.clone()) for row in router_init.to(dtype)]
+        self.rows[0].requires_grad_(False)
+        self.optimizer = torch.optim.AdamW(self.rows[1:], lr=self.LR, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0)
+
+    def evaluate(self, s, state, labels, feature=lambda branch, fresh: fresh):
+        return guided(self.dit, state, self.schedule.timesteps[s], labels, self.GUIDANCE, self.GUIDED_CHANNELS, feature)
+
+    def computed(self, s, state, labels, cache):
+        """Step s with every branch computed, and every fresh feature stored."""
+
+        def feature(branch, fresh):
+            cache[branch] = fresh.detach()
+            return fresh
+
+        return self.evaluate(s, state, labels, feature)
+
+    def ruled(self, s, state, labels, cache):
+        """Step s under the soft router: features are mixed with the cache, and stored where the hard rule computes."""
+        scores = torch.sigmoid(self.rows[s])
+
+        def feature(branch, fresh):
+            r = scores[branch]
+            mixed = r * fresh + (1 - r) * cache[branch]
+            if r > self.TAU:
+                cache[branch] = fresh.detach()
+            return mixed
+
+        return self.evaluate(s, state, labels, feature), scores
+
+    def advance(self, s, state, out):
+        return self.schedule.ddim(s, state, out[:, : state.shape[1]].detach())
+
+    @torch.no_grad()
+    def image(self, noise, labels, ruled_steps):
+        """x_0 of both states, [2n,C,H,W], when the router rules `ruled_steps` and all others are computed."""
+        state, cache = torch.cat([noise, noise]), {}
+        for s in range(self.STEPS):
+            if s in ruled_steps:
+                out, _ = self.ruled(s, state, labels, cache)
+            else:
+                out = self.computed(s, state, labels, cache)
+            state = self.advance(s, state, out)
+        return state
+
+    def lambdas(self, noise, labels):
+        """IEPO: how much reuse at step s changes the final image. Every image is made by a full run of its own."""
+        if self.proxy == "none":
+            return [1.0] * self.STEPS
+        error = lambda a, b: (a - b).square().mean().item()
+        steps = set(range(1, self.STEPS))
+        if self.proxy == "leave-one-out":
+            everywhere = self.image(noise, labels, steps)
+            return [0.0] + [error(everywhere, self.image(noise, labels, steps - {s})) for s in sorted(steps)]
+        assert self.proxy == "progressive"
+        images = [self.image(noise, labels, set(range(1, s + 1))) for s in range(self.STEPS)]
+        return [0.0] + [error(images[s - 1], images[s]) for s in sorted(steps)]
+
+    def train(self, noise, labels):
+        """noise [passes,n,C,H,W], labels [passes,n] -> trace [passes * 9, 6], lambda history [refreshes, 10]"""
+        noise, trace, history = noise.to(self.dtype), [], []
+        for p in range(len(noise)):
+            if p * self.STEPS % self.LAMBDA_EVERY == 0:
+                history.append(self.lambdas(noise[p], labels[p]))
+            state, cache = torch.cat([noise[p], noise[p]]), {}
+            with torch.no_grad():
+                state = self.advance(0, state, self.computed(0, state, labels[p], cache))
+            for s in range(1, self.STEPS):
+                with torch.no_grad():
+                    teacher = self.evaluate(s, state, labels[p])
+                student, scores = self.ruled(s, state, labels[p], cache)
+                mse = (teacher - student).square().mean()
+                loss = history[-1][s] * mse + self.beta * scores.sum()
+                self.optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                assert all((row.grad is not None) == (i == s) for i, row in enumerate(self.rows))
+                self.optimizer.step()
+                with torch.no_grad():
+                    for row in self.rows:
+                        row.clamp_(-5, 5)
+                trace.append([p, s, mse.item(), scores.sum().item(), history[-1][s], loss.item()])
+                state = self.advance(s, state, student)
+        return torch.tensor(trace, dtype=torch.float64), torch.tensor(history, dtype=torch.float64)
+
+    @property
+    def router(self):
+        return torch.stack([row.detach() for row in self.rows])
+
+
+# By these betas some scores rise and others fall; by this seed, of N(0, 1) logits that 60 updates of 0.01 move by 0.6
+# at most, several pass the threshold on the way, among them neighbours (a cached feature serves several steps).
+SDT_RUNS = {"loo": ("leave-one-out", 2e-4), "progressive": ("progressive", 1.5e-4), "plain": ("none", 2e-2)}
+SDT_ROUTER_SEED = 165
+
+
+def sdt_inputs():
+    noise = normal(500, Sdt.PASSES, Sdt.IMAGES, 4, 8, 8)
+    labels = torch.randint(0, 7, (Sdt.PASSES, Sdt.IMAGES), generator=torch.Generator().manual_seed(501))
+    router = normal(SDT_ROUTER_SEED, Sdt.STEPS, 4)
+    router[0] = 5.0
+    return noise, labels, router
+
+
+def part_sdt():
+    noise, labels, router_init = sdt_inputs()
+    dit = Dit(torch.load(HERE / "tiny-a.pt", weights_only=True), TINY["a"]["heads"])
+    for name, (proxy, beta) in SDT_RUNS.items():
+        sdt = Sdt(dit, proxy, beta, router_init)
+        trace, history = sdt.train(noise, labels)
+        twin = Sdt(dit, proxy, beta, router_init, torch.float64)
+        twin_trace, twin_history = twin.train(noise, labels)
+
+        assert trace.shape == (540, 6) and history.shape == (6, 10)
+        assert torch.equal(sdt.router[0], router_init[0])
+        off = (sdt.router - twin.router).abs().max()
+        relative = ((trace - twin_trace).abs() / twin_trace.abs().clamp(min=1e-30)).max(0).values
+        assert off < 1e-3, f"{name}: float32 and float64 part ways by {off}"
+        before, after = (torch.sigmoid(r[1:]) <= Sdt.TAU for r in (router_init, sdt.router))
+        print(
+            f"  {name}: beta {beta:g}, scores at or below tau {before.sum()} -> {after.sum()} of {after.numel()}, "
+            f"logits up {(sdt.router > router_init).sum()} down {(sdt.router < router_init).sum()}; "
+            f"float64 twin: logits differ by {off:.1e}, trace columns by {[f'{r:.0e}' for r in relative[2:]]} (relative)"
+        )
+        write(
+            f"sdt-{name}.safetensors",
+            {
+                "noise": noise,
+                "labels": labels,
+                "router_init": router_init,
+                "trace": trace,
+                "lambda_history": history,
+                "router_final": sdt.router,
+            },
+            {
+                "beta": repr(beta),
+                "lr": repr(Sdt.LR),
+                "tau": repr(Sdt.TAU),
+                "guidance": repr(Sdt.GUIDANCE),
+                "lambda_every": str(Sdt.LAMBDA_EVERY),
+                "proxy": proxy,
+            },
+        )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Router files
+
+
+class Router(torch.nn.Module):
+    def __init__(self, logits):
+        super().__init__()
+        self.prob = torch.nn.Parameter(logits.clone())
+
+
+def part_router():
+    steps, branches, threshold = 10, 4, 0.1
+    executed = {}
+    for seed, name in enumerate(["harmonica", "l2c"]):
+        logits = normal(600 + seed, steps, branches, std=2.5)  # row 0 is the least noisy step
+        if name == "harmonica":
+            logits[-1] = 5.0
+        routers = torch.nn.ModuleList(Router(row) for row in logits)
+        # An optimizer state as training leaves it; what moved is put back afterwards.
+        optimizer = torch.optim.AdamW(routers.parameters(), lr=0.01, weight_decay=0.0)
+        for router in routers[:-1]:
+            optimizer.zero_grad()
+            router.prob.sigmoid().sum().backward()
+            optimizer.step()
+        with torch.no_grad():
+            for router, row in zip(routers, logits):
+                router.prob.copy_(row)
+        saved = {"routers": routers.state_dict(), "opt": optimizer.state_dict(), "args": argparse.Namespace(threshold=threshold)}
+        assert list(saved["routers"]) == [f"{i}.prob" for i in range(steps)] and saved["opt"]["state"]
+        path = HERE / f"{name}-router.pt"
+        if name == "harmonica":
+            # The authors' files come from a multi-GPU run: their storages are tagged with the device that held them.
+            with mock.patch("torch.serialization.location_tag", lambda storage: "cuda:3"):
+                torch.save(saved, path)
+            assert b"cuda:3" in path.read_bytes()
+            torch.save(saved["routers"], HERE / "router-bare.pt")
+        else:
+            torch.save(saved, path)
+        again = torch.load(path, map_location="cpu", weights_only=False)["routers"]
+        assert torch.equal(torch.stack([again[f"{i}.prob"] for i in range(steps)]), logits)
+        executed[name] = logits.flip(0)
+
+    schedule = (torch.sigmoid(executed["harmonica"]) > threshold).to(torch.uint8)
+    l2c_schedule = (torch.sigmoid(executed["l2c"]) > threshold).to(torch.uint8)
+    for s in range(steps):
+        if (steps - 1 - s) % 2 == 1:  # only even indices, counted from the least noisy step, act
+            l2c_schedule[s] = 1
+    assert schedule[0].all() and l2c_schedule[0].all()
+    for table in (schedule, l2c_schedule):
+        assert 0.1 < 1 - table.float().mean() < 0.6
+    tensors = {"logits": executed["harmonica"], "schedule": schedule, "l2c_logits": executed["l2c"], "l2c_schedule": l2c_schedule}
+    write("router.io.safetensors", tensors)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The bundled model
+
+
+def ddim_samples(dit, noise, labels, *, steps, guidance, clip):
+    schedule, channels = Respaced(steps), noise.shape[1]
+    state = torch.cat([noise, noise])
+    for s in range(steps):
+        out = guided(dit, state, schedule.timesteps[s], labels, guidance, channels)
+        state = schedule.ddim(s, state, out[:, :channels], clip=clip)
+    return state[: len(noise)]
+
+
+def part_bundled():
+    weights = {name: value.float() for name, value in load_file(ASSET).items()}
+    with safe_open(ASSET, "pt") as file:
+        config = json.loads(file.metadata()["harmonica"])["config"]
+    dim, channels, patch, _ = weights["x_embedder.proj.weight"].shape
+    size = 32
+    weights["pos_embed"] = sin_cos_positions(dim, size // patch, size // patch)[None]
+    dit = Dit(weights, config["heads"])
+    assert dit.null_label == config["classes"] == 46 and channels == 3
+
+    noise, labels = normal(700, 4, channels, size, size), torch.tensor([0, 11, 23, 45])
+    x, t, y = normal(701, 4, channels, size, size), torch.tensor([0.0, 250.0, 500.0, 999.0]), torch.tensor([7, 30, 45, 46])
+    run = dict(steps=50, guidance=2.0)
+    write(
+        "bundled.safetensors",
+        {
+            "noise": noise,
+            "labels": labels,
+            "samples": ddim_samples(dit, noise, labels, clip=False, **run),
+            "samples_clipped": ddim_samples(dit, noise, labels, clip=True, **run),
+            "fwd_x": x,
+            "fwd_t": t,
+            "fwd_y": y,
+            "fwd_out": dit(x, t, y),
+        },
+    )
+
+
+PARTS = {
+    "forward": part_forward,
+    "diffusers": part_diffusers,
+    "solver": part_solver,
+    "sdt": part_sdt,
+    "router": part_router,
+    "bundled": part_bundled,
+}
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Writes the golden tensors of the tests beside this script.")
+    parser.add_argument("part", nargs="*", help=f"{', '.join(PARTS)}; all but bundled if none is named")
+    parts = parser.parse_args().part or [name for name in PARTS if name != "bundled"]
+    if unknown := set(parts) - set(PARTS):
+        parser.error(f"no such part: {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)
+    for name in parts:
+        print(name, flush=True)
+        with torch.set_grad_enabled(name in ("sdt", "router")):
+            PARTS[name]()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
