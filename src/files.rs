@@ -28,7 +28,10 @@ pub fn write_atomically<E>(
         use std::os::unix::fs::PermissionsExt;
         builder.permissions(std::fs::Permissions::from_mode(0o666));
     }
-    let temporary = builder.prefix(".harmonica-").tempfile_in(&folder).map_err(&error)?;
+    let temporary = builder
+        .prefix(".harmonica-")
+        .tempfile_in(&folder)
+        .map_err(&error)?;
     let mut buffered = BufWriter::new(temporary);
     write(&mut buffered)?;
     let temporary = buffered.into_inner().map_err(|e| error(e.into_error()))?;

@@ -5,6 +5,7 @@ pub mod device;
 pub mod diffusion;
 pub mod dit;
 pub mod files;
+pub mod kernels;
 pub mod metrics;
 pub mod policy;
 pub mod report;

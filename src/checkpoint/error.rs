@@ -7,7 +7,11 @@ use std::path::PathBuf;
 pub enum CheckpointError {
     /// The operating system refused to read or write.
     #[error("cannot {action} {}: {source}", path.display())]
-    Io { action: &'static str, path: PathBuf, source: std::io::Error },
+    Io {
+        action: &'static str,
+        path: PathBuf,
+        source: std::io::Error,
+    },
 
     /// Neither safetensors, nor a PyTorch zip, nor a diffusers folder.
     #[error("{} is no model file: {found}; expected a .pt of the DiT release, a .safetensors file, or a diffusers folder", path.display())]
@@ -31,23 +35,47 @@ pub enum CheckpointError {
 
     /// A tensor that the network needs is not there.
     #[error("{}: tensor `{name}` {expected:?} is missing ({count} missing in all)", path.display())]
-    Missing { path: PathBuf, name: String, expected: Vec<usize>, count: usize },
+    Missing {
+        path: PathBuf,
+        name: String,
+        expected: Vec<usize>,
+        count: usize,
+    },
 
     /// A tensor that the network has no place for.
     #[error("{}: tensor `{name}` {shape:?} belongs to no part of {model} ({count} such tensors in all)", path.display())]
-    Unexpected { path: PathBuf, name: String, shape: Vec<usize>, model: String, count: usize },
+    Unexpected {
+        path: PathBuf,
+        name: String,
+        shape: Vec<usize>,
+        model: String,
+        count: usize,
+    },
 
     /// A tensor of another shape than the network's.
     #[error("{}: tensor `{name}` has shape {found:?}, expected {expected:?}", path.display())]
-    Shape { path: PathBuf, name: String, found: Vec<usize>, expected: Vec<usize> },
+    Shape {
+        path: PathBuf,
+        name: String,
+        found: Vec<usize>,
+        expected: Vec<usize>,
+    },
 
     /// A tensor of a type that weights do not come in.
     #[error("{}: tensor `{name}` is {dtype}, expected F32, F16, BF16 or F64", path.display())]
-    Dtype { path: PathBuf, name: String, dtype: String },
+    Dtype {
+        path: PathBuf,
+        name: String,
+        dtype: String,
+    },
 
     /// Shapes cannot tell the number of attention heads.
     #[error("{}: the number of attention heads cannot be told from shapes, and hidden size {hidden} is none of the published ones (384, 768, 1024, 1152); pass --heads N{hint}", path.display())]
-    HeadsNeeded { path: PathBuf, hidden: usize, hint: String },
+    HeadsNeeded {
+        path: PathBuf,
+        hidden: usize,
+        hint: String,
+    },
 
     /// The token count does not say how the grid lies.
     #[error("{}: {tokens} tokens form no square; pass --input-size HEIGHTxWIDTH", path.display())]
@@ -59,13 +87,23 @@ pub enum CheckpointError {
 
     /// The weights are not those the file says it holds.
     #[error("{} is damaged: its weights have fingerprint {found}, but it was written with {expected}", path.display())]
-    Fingerprint { path: PathBuf, found: String, expected: String },
+    Fingerprint {
+        path: PathBuf,
+        found: String,
+        expected: String,
+    },
 
     /// A weight that is not a number.
     #[error("{}: tensor `{name}` holds a value that is not finite at position {position}; the model cannot be used", path.display())]
-    NotFinite { path: PathBuf, name: String, position: usize },
+    NotFinite {
+        path: PathBuf,
+        name: String,
+        position: usize,
+    },
 
     /// A `random:SIZE/PATCH@TOKENS` spec that names no network.
-    #[error("cannot build `{spec}`: {problem}; expected random:SIZE/PATCH@TOKENS such as random:DiT-S/2@256")]
+    #[error(
+        "cannot build `{spec}`: {problem}; expected random:SIZE/PATCH@TOKENS such as random:DiT-S/2@256"
+    )]
     RandomSpec { spec: String, problem: String },
 }

@@ -26,7 +26,10 @@ pub(super) struct Fingerprinter {
 
 impl Fingerprinter {
     pub fn new() -> Self {
-        Self { hash: blake3::Hasher::new(), rounded: Vec::new() }
+        Self {
+            hash: blake3::Hasher::new(),
+            rounded: Vec::new(),
+        }
     }
 
     pub fn add(&mut self, name: &str, shape: &[usize], values: &[f32]) {
@@ -41,7 +44,9 @@ impl Fingerprinter {
             self.rounded.resize(values.len(), f16::ZERO);
             self.rounded.convert_from_f32_slice(values);
             if cfg!(target_endian = "big") {
-                self.rounded.iter_mut().for_each(|v| *v = f16::from_bits(v.to_bits().swap_bytes()));
+                self.rounded
+                    .iter_mut()
+                    .for_each(|v| *v = f16::from_bits(v.to_bits().swap_bytes()));
             }
             self.hash.update(bytemuck::cast_slice(&self.rounded));
         }

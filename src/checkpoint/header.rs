@@ -99,29 +99,50 @@ impl<'de> Deserialize<'de> for RawHeader {
 /// Reads and checks the header of a file of `file_len` bytes.
 ///
 /// Every tensor must lie inside the file, be as long as its shape says, and overlap no other.
-pub(super) fn read_header(path: &Path, file: &mut impl Read, file_len: u64) -> Result<Header, CheckpointError> {
-    let damaged = |problem: String| CheckpointError::Damaged { path: path.into(), problem };
-    let io = |source| CheckpointError::Io { action: "read", path: path.into(), source };
+pub(super) fn read_header(
+    path: &Path,
+    file: &mut impl Read,
+    file_len: u64,
+) -> Result<Header, CheckpointError> {
+    let damaged = |problem: String| CheckpointError::Damaged {
+        path: path.into(),
+        problem,
+    };
+    let io = |source| CheckpointError::Io {
+        action: "read",
+        path: path.into(),
+        source,
+    };
 
     let mut length = [0; 8];
     if file_len < 8 {
-        return Err(damaged(format!("a safetensors file starts with 8 bytes of header length, it has {file_len}")));
+        return Err(damaged(format!(
+            "a safetensors file starts with 8 bytes of header length, it has {file_len}"
+        )));
     }
     file.read_exact(&mut length).map_err(io)?;
     let length = u64::from_le_bytes(length);
     if length > MAX_HEADER {
-        return Err(damaged(format!("its header claims {length} bytes, the format allows {MAX_HEADER}")));
+        return Err(damaged(format!(
+            "its header claims {length} bytes, the format allows {MAX_HEADER}"
+        )));
     }
     let data_start = 8 + length;
     if data_start > file_len {
-        return Err(damaged(format!("its header claims {length} bytes, the file has {}", file_len - 8)));
+        return Err(damaged(format!(
+            "its header claims {length} bytes, the file has {}",
+            file_len - 8
+        )));
     }
     let mut json = vec![0; length as usize];
     file.read_exact(&mut json).map_err(io)?;
-    let raw: RawHeader =
-        serde_json::from_slice(&json).map_err(|e| damaged(format!("its header is not valid: {e}")))?;
+    let raw: RawHeader = serde_json::from_slice(&json)
+        .map_err(|e| damaged(format!("its header is not valid: {e}")))?;
 
-    let mut header = Header { entries: Vec::new(), metadata: BTreeMap::new() };
+    let mut header = Header {
+        entries: Vec::new(),
+        metadata: BTreeMap::new(),
+    };
     for (name, entry) in raw.0 {
         let tensor = match entry {
             RawEntry::Metadata(map) => {
@@ -139,14 +160,17 @@ pub(super) fn read_header(path: &Path, file: &mut impl Read, file_len: u64) -> R
         let mut shape = Vec::with_capacity(tensor.shape.len());
         let mut expected = Some(bytes as u64);
         for &dim in &tensor.shape {
-            let dim = u64::try_from(dim)
-                .map_err(|_| damaged(format!("tensor `{name}` has the negative dimension {dim}")))?;
+            let dim = u64::try_from(dim).map_err(|_| {
+                damaged(format!("tensor `{name}` has the negative dimension {dim}"))
+            })?;
             expected = expected.and_then(|n| n.checked_mul(dim));
             shape.push(dim as usize);
         }
         let [start, end] = tensor.data_offsets;
         let (Ok(start), Ok(end)) = (u64::try_from(start), u64::try_from(end)) else {
-            return Err(damaged(format!("tensor `{name}` lies at negative offsets [{start}, {end}]")));
+            return Err(damaged(format!(
+                "tensor `{name}` lies at negative offsets [{start}, {end}]"
+            )));
         };
         if end < start || end > file_len - data_start {
             return Err(damaged(format!(
@@ -162,14 +186,21 @@ pub(super) fn read_header(path: &Path, file: &mut impl Read, file_len: u64) -> R
                 expected.map_or("more than a file can hold".into(), |n| n.to_string())
             )));
         }
-        header.entries.push((TensorEntry { name, dtype, shape }, data_start + start));
+        header
+            .entries
+            .push((TensorEntry { name, dtype, shape }, data_start + start));
     }
-    header.entries.sort_by_key(|(entry, offset)| (*offset, entry.bytes()));
+    header
+        .entries
+        .sort_by_key(|(entry, offset)| (*offset, entry.bytes()));
     let mut free_from = data_start;
     let mut last = String::new();
     for (entry, offset) in &header.entries {
         if *offset < free_from {
-            return Err(damaged(format!("tensors `{last}` and `{}` overlap", entry.name)));
+            return Err(damaged(format!(
+                "tensors `{last}` and `{}` overlap",
+                entry.name
+            )));
         }
         free_from = offset + entry.bytes() as u64;
         last.clone_from(&entry.name);

@@ -20,7 +20,10 @@ pub(super) struct Hints {
 
 /// Whose names the file uses.
 pub(super) fn naming(source: &TensorSource) -> Naming {
-    if source.entries().any(|e| e.name.starts_with("transformer_blocks.")) {
+    if source
+        .entries()
+        .any(|e| e.name.starts_with("transformer_blocks."))
+    {
         Naming::Diffusers
     } else {
         Naming::Release
@@ -34,15 +37,28 @@ pub(super) fn infer_config(
     hints: Hints,
 ) -> Result<DitConfig, CheckpointError> {
     let path = source.path();
-    let not_a_dit = |problem: String| CheckpointError::NotADit { path: path.into(), problem };
+    let not_a_dit = |problem: String| CheckpointError::NotADit {
+        path: path.into(),
+        problem,
+    };
     let shape = |canonical: &str, axes: usize| -> Result<Vec<usize>, CheckpointError> {
         let name = layout::stored_names(naming, canonical).swap_remove(0);
         let entry = source.get(&name).ok_or_else(|| {
-            let some: Vec<_> = source.entries().take(3).map(|e| format!("`{}`", e.name)).collect();
-            not_a_dit(format!("it has no tensor `{name}`, but {}", some.join(", ")))
+            let some: Vec<_> = source
+                .entries()
+                .take(3)
+                .map(|e| format!("`{}`", e.name))
+                .collect();
+            not_a_dit(format!(
+                "it has no tensor `{name}`, but {}",
+                some.join(", ")
+            ))
         })?;
         if entry.shape.len() != axes || entry.shape.contains(&0) {
-            return Err(not_a_dit(format!("tensor `{name}` has shape {:?}, expected {axes} axes", entry.shape)));
+            return Err(not_a_dit(format!(
+                "tensor `{name}` has shape {:?}, expected {axes} axes",
+                entry.shape
+            )));
         }
         Ok(entry.shape.clone())
     };
@@ -51,10 +67,21 @@ pub(super) fn infer_config(
     let [hidden, channels, patch] = [patch_embedding[0], patch_embedding[1], patch_embedding[2]];
     let classes = shape("y_embedder.embedding_table.weight", 2)?[0] - 1;
     let outputs = shape("final_layer.linear.weight", 2)?[0];
-    let prefix = if naming == Naming::Diffusers { "transformer_blocks." } else { "blocks." };
+    let prefix = if naming == Naming::Diffusers {
+        "transformer_blocks."
+    } else {
+        "blocks."
+    };
     let blocks = source
         .entries()
-        .filter_map(|e| e.name.strip_prefix(prefix)?.split('.').next()?.parse::<usize>().ok())
+        .filter_map(|e| {
+            e.name
+                .strip_prefix(prefix)?
+                .split('.')
+                .next()?
+                .parse::<usize>()
+                .ok()
+        })
         .max()
         .map_or(0, |last| last.saturating_add(1));
     let learned_sigma = match outputs.checked_div(patch * patch) {
@@ -68,10 +95,16 @@ pub(super) fn infer_config(
     };
 
     let config = diffusers_config(source)?;
-    let tokens = match layout::stored_names(naming, layout::POSITIONS).first().and_then(|n| source.get(n)) {
+    let tokens = match layout::stored_names(naming, layout::POSITIONS)
+        .first()
+        .and_then(|n| source.get(n))
+    {
         Some(entry) if entry.shape.len() == 3 => Some(entry.shape[1]),
         Some(entry) => {
-            return Err(not_a_dit(format!("its position embedding has shape {:?}, expected 3 axes", entry.shape)));
+            return Err(not_a_dit(format!(
+                "its position embedding has shape {:?}, expected 3 axes",
+                entry.shape
+            )));
         }
         None => None,
     };
@@ -95,29 +128,45 @@ pub(super) fn infer_config(
         (None, Some(tokens)) => {
             let side = tokens.isqrt();
             if side * side != tokens {
-                return Err(CheckpointError::SizeNeeded { path: path.into(), tokens });
+                return Err(CheckpointError::SizeNeeded {
+                    path: path.into(),
+                    tokens,
+                });
             }
             [side * patch; 2]
         }
-        (None, None) => match config.as_ref().and_then(|c| c.sample_size) {
-            Some(side) => [side; 2],
-            None => {
-                return Err(CheckpointError::Settings {
+        (None, None) => {
+            match config.as_ref().and_then(|c| c.sample_size) {
+                Some(side) => [side; 2],
+                None => {
+                    return Err(CheckpointError::Settings {
                     path: path.into(),
                     problem: "it does not say for which input size it is; pass --input-size HEIGHTxWIDTH".into(),
                 });
+                }
             }
-        },
+        }
     };
-    let heads = match hints.heads.or(config.as_ref().map(|c| c.heads)).or(DitConfig::published_heads(hidden)) {
+    let heads = match hints
+        .heads
+        .or(config.as_ref().map(|c| c.heads))
+        .or(DitConfig::published_heads(hidden))
+    {
         Some(heads) => heads,
         None => {
             let hint = if hidden.is_multiple_of(64) {
-                format!(" (the sizes S, B and L have 64 numbers a head: --heads {} would be that)", hidden / 64)
+                format!(
+                    " (the sizes S, B and L have 64 numbers a head: --heads {} would be that)",
+                    hidden / 64
+                )
             } else {
                 String::new()
             };
-            return Err(CheckpointError::HeadsNeeded { path: path.into(), hidden, hint });
+            return Err(CheckpointError::HeadsNeeded {
+                path: path.into(),
+                hidden,
+                hint,
+            });
         }
     };
     let inferred = DitConfig {
@@ -136,20 +185,25 @@ pub(super) fn infer_config(
     // A wider MLP or another embedding would be named by the shape check too; this text is clearer.
     let mlp = shape("blocks.0.mlp.fc1.weight", 2)?[0];
     if mlp != MLP_RATIO * hidden {
-        return Err(not_a_dit(format!("its MLP is {mlp} wide, expected {MLP_RATIO}·{hidden}")));
+        return Err(not_a_dit(format!(
+            "its MLP is {mlp} wide, expected {MLP_RATIO}·{hidden}"
+        )));
     }
     let timestep = shape("t_embedder.mlp.0.weight", 2)?[1];
     if timestep != TIMESTEP_CHANNELS {
-        return Err(not_a_dit(format!("its timestep embedding has {timestep} channels, expected {TIMESTEP_CHANNELS}")));
+        return Err(not_a_dit(format!(
+            "its timestep embedding has {timestep} channels, expected {TIMESTEP_CHANNELS}"
+        )));
     }
     Ok(inferred)
 }
 
 /// A config that passes, or what is wrong with it.
 pub(super) fn check_config(path: &Path, config: &DitConfig) -> Result<(), CheckpointError> {
-    config
-        .check()
-        .map_err(|e| CheckpointError::Settings { path: path.into(), problem: format!("it describes no DiT: {e}") })
+    config.check().map_err(|e| CheckpointError::Settings {
+        path: path.into(),
+        problem: format!("it describes no DiT: {e}"),
+    })
 }
 
 /// What we use of a diffusers `config.json`.
@@ -160,14 +214,24 @@ struct DiffusersConfig {
 }
 
 fn diffusers_config(source: &TensorSource) -> Result<Option<DiffusersConfig>, CheckpointError> {
-    let Some(json) = source.config() else { return Ok(None) };
-    let bad = |problem: String| CheckpointError::Config { path: source.path().join("config.json"), problem };
+    let Some(json) = source.config() else {
+        return Ok(None);
+    };
+    let bad = |problem: String| CheckpointError::Config {
+        path: source.path().join("config.json"),
+        problem,
+    };
     if let Some(class) = json.get("_class_name").and_then(Value::as_str)
         && !["DiTTransformer2DModel", "Transformer2DModel"].contains(&class)
     {
-        return Err(bad(format!("it describes a `{class}`, expected a DiTTransformer2DModel")));
+        return Err(bad(format!(
+            "it describes a `{class}`, expected a DiTTransformer2DModel"
+        )));
     }
-    let expected = [("norm_type", "ada_norm_zero"), ("activation_fn", "gelu-approximate")];
+    let expected = [
+        ("norm_type", "ada_norm_zero"),
+        ("activation_fn", "gelu-approximate"),
+    ];
     for (key, wanted) in expected {
         if let Some(found) = json.get(key).filter(|v| v.as_str() != Some(wanted)) {
             return Err(bad(format!("`{key}` is {found}, a DiT has \"{wanted}\"")));
@@ -183,10 +247,17 @@ fn diffusers_config(source: &TensorSource) -> Result<Option<DiffusersConfig>, Ch
                 .ok_or_else(|| bad(format!("`{key}` is {value}, expected a positive integer"))),
         }
     };
-    let heads = count("num_attention_heads")?.ok_or_else(|| bad("`num_attention_heads` is missing".into()))?;
+    let heads = count("num_attention_heads")?
+        .ok_or_else(|| bad("`num_attention_heads` is missing".into()))?;
     let norm_eps = match json.get("norm_eps") {
         None => 1e-5,
-        Some(value) => value.as_f64().ok_or_else(|| bad(format!("`norm_eps` is {value}, expected a number")))?,
+        Some(value) => value
+            .as_f64()
+            .ok_or_else(|| bad(format!("`norm_eps` is {value}, expected a number")))?,
     };
-    Ok(Some(DiffusersConfig { heads, sample_size: count("sample_size")?, norm_eps }))
+    Ok(Some(DiffusersConfig {
+        heads,
+        sample_size: count("sample_size")?,
+        norm_eps,
+    }))
 }

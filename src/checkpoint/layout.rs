@@ -38,13 +38,21 @@ pub(super) const POSITIONS: &str = "pos_embed";
 pub(super) fn expected(config: &DitConfig, own_embedders: bool) -> Vec<Expected> {
     let d = config.hidden;
     let mut all = Vec::new();
-    let mut add = |name: String, shape: &[usize]| all.push(Expected { name, shape: shape.to_vec() });
+    let mut add = |name: String, shape: &[usize]| {
+        all.push(Expected {
+            name,
+            shape: shape.to_vec(),
+        })
+    };
     let mut linear = |name: String, input: usize, output: usize| {
         add(format!("{name}.weight"), &[output, input]);
         add(format!("{name}.bias"), &[output]);
     };
-    let embedders: Vec<String> =
-        if own_embedders { (0..config.blocks).map(own_embedder).collect() } else { vec![SHARED.into()] };
+    let embedders: Vec<String> = if own_embedders {
+        (0..config.blocks).map(own_embedder).collect()
+    } else {
+        vec![SHARED.into()]
+    };
     for prefix in &embedders {
         linear(format!("{prefix}t_embedder.mlp.0"), TIMESTEP_CHANNELS, d);
         linear(format!("{prefix}t_embedder.mlp.2"), d, d);
@@ -56,12 +64,22 @@ pub(super) fn expected(config: &DitConfig, own_embedders: bool) -> Vec<Expected>
         linear(format!("blocks.{b}.mlp.fc2"), MLP_RATIO * d, d);
         linear(format!("blocks.{b}.adaLN_modulation.1"), d, 6 * d);
     }
-    linear("final_layer.linear".into(), d, config.patch * config.patch * config.out_channels());
+    linear(
+        "final_layer.linear".into(),
+        d,
+        config.patch * config.patch * config.out_channels(),
+    );
     linear("final_layer.adaLN_modulation.1".into(), d, 2 * d);
-    add("x_embedder.proj.weight".into(), &[d, config.channels, config.patch, config.patch]);
+    add(
+        "x_embedder.proj.weight".into(),
+        &[d, config.channels, config.patch, config.patch],
+    );
     add("x_embedder.proj.bias".into(), &[d]);
     for prefix in &embedders {
-        add(format!("{prefix}y_embedder.embedding_table.weight"), &[config.classes + 1, d]);
+        add(
+            format!("{prefix}y_embedder.embedding_table.weight"),
+            &[config.classes + 1, d],
+        );
     }
     add(POSITIONS.into(), &[1, config.tokens(), d]);
     all
@@ -92,7 +110,11 @@ pub(super) fn stored_names(naming: Naming, canonical: &str) -> Vec<String> {
         };
         let prefix = format!("transformer_blocks.{block}.");
         if let Some(kind) = rest.strip_prefix("attn.qkv") {
-            return Some(["q", "k", "v"].map(|n| format!("{prefix}attn1.to_{n}{kind}")).to_vec());
+            return Some(
+                ["q", "k", "v"]
+                    .map(|n| format!("{prefix}attn1.to_{n}{kind}"))
+                    .to_vec(),
+            );
         }
         for (ours, theirs) in [
             ("attn.proj", "attn1.to_out.0"),

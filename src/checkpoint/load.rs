@@ -42,14 +42,26 @@ impl FromStr for ModelSpec {
         if spec == "bundled" {
             return Ok(Self::Bundled);
         }
-        let Some(rest) = spec.strip_prefix("random:") else { return Ok(Self::Path(spec.into())) };
-        let bad = |problem: &str| CheckpointError::RandomSpec { spec: spec.into(), problem: problem.into() };
-        let (size, tokens) = rest.split_once('@').ok_or_else(|| bad("it names no token count"))?;
-        let tokens: usize = tokens.parse().map_err(|_| bad("its token count is no number"))?;
+        let Some(rest) = spec.strip_prefix("random:") else {
+            return Ok(Self::Path(spec.into()));
+        };
+        let bad = |problem: &str| CheckpointError::RandomSpec {
+            spec: spec.into(),
+            problem: problem.into(),
+        };
+        let (size, tokens) = rest
+            .split_once('@')
+            .ok_or_else(|| bad("it names no token count"))?;
+        let tokens: usize = tokens
+            .parse()
+            .map_err(|_| bad("its token count is no number"))?;
         if tokens == 0 || tokens > 1 << 16 || tokens.isqrt().pow(2) != tokens {
             return Err(bad("its token count is no square from 1 to 65536"));
         }
-        let spec = Self::Random { size: size.into(), tokens };
+        let spec = Self::Random {
+            size: size.into(),
+            tokens,
+        };
         random_config(size, tokens)?;
         Ok(spec)
     }
@@ -110,14 +122,20 @@ impl ModelInfo {
 
     /// The name of a class, `#7` where it has none.
     pub fn class_name(&self, class: usize) -> String {
-        self.class_names.get(class).cloned().unwrap_or_else(|| format!("#{class}"))
+        self.class_names
+            .get(class)
+            .cloned()
+            .unwrap_or_else(|| format!("#{class}"))
     }
 
     /// A class by number or by name, in any case.
     pub fn class_by_name(&self, name: &str) -> Option<usize> {
         match name.parse::<usize>() {
             Ok(number) => (number < self.config.classes).then_some(number),
-            Err(_) => self.class_names.iter().position(|n| n.eq_ignore_ascii_case(name)),
+            Err(_) => self
+                .class_names
+                .iter()
+                .position(|n| n.eq_ignore_ascii_case(name)),
         }
     }
 }
@@ -159,7 +177,11 @@ pub fn load_model(
 ///
 /// # Errors
 /// [`CheckpointError::Settings`] if the config describes no network.
-pub fn random_model(config: &DitConfig, seed: u64, device: &Device) -> Result<(Dit, ModelInfo), CheckpointError> {
+pub fn random_model(
+    config: &DitConfig,
+    seed: u64,
+    device: &Device,
+) -> Result<(Dit, ModelInfo), CheckpointError> {
     let spec = ModelSpec::Path("random weights".into());
     check_config(Path::new("random weights"), config)?;
     let mut weights = Weights::random(config.clone(), seed);
@@ -170,7 +192,10 @@ pub fn random_model(config: &DitConfig, seed: u64, device: &Device) -> Result<(D
 ///
 /// # Errors
 /// [`CheckpointError`].
-pub fn describe(source: &TensorSource, options: LoadOptions) -> Result<Description, CheckpointError> {
+pub fn describe(
+    source: &TensorSource,
+    options: LoadOptions,
+) -> Result<Description, CheckpointError> {
     let path = source.path();
     let naming = naming(source);
     let metadata = read_metadata(source)?;
@@ -179,21 +204,35 @@ pub fn describe(source: &TensorSource, options: LoadOptions) -> Result<Descripti
             if let Some(heads) = options.heads.filter(|h| *h != m.config.heads) {
                 return Err(CheckpointError::Settings {
                     path: path.into(),
-                    problem: format!("--heads {heads} contradicts the file, which says {}", m.config.heads),
+                    problem: format!(
+                        "--heads {heads} contradicts the file, which says {}",
+                        m.config.heads
+                    ),
                 });
             }
             (m.config, m.classes, m.clip_x0, Some(m.fingerprint))
         }
         None => {
-            let hints = Hints { heads: options.heads, input_size: options.input_size };
-            (infer_config(source, naming, hints)?, Vec::new(), false, None)
+            let hints = Hints {
+                heads: options.heads,
+                input_size: options.input_size,
+            };
+            (
+                infer_config(source, naming, hints)?,
+                Vec::new(),
+                false,
+                None,
+            )
         }
     };
     let stored = |name: &str| layout::stored_names(naming, name);
     let own = config.blocks > 1
-        && stored(&format!("{}t_embedder.mlp.0.weight", layout::own_embedder(config.blocks - 1)))
-            .iter()
-            .any(|n| source.get(n).is_some());
+        && stored(&format!(
+            "{}t_embedder.mlp.0.weight",
+            layout::own_embedder(config.blocks - 1)
+        ))
+        .iter()
+        .any(|n| source.get(n).is_some());
     check_tensors(source, naming, &config, own)?;
     Ok(Description {
         config,
@@ -209,11 +248,16 @@ pub fn describe(source: &TensorSource, options: LoadOptions) -> Result<Descripti
 }
 
 fn read_metadata(source: &TensorSource) -> Result<Option<Metadata>, CheckpointError> {
-    let Some(text) = source.metadata().get(METADATA_KEY) else { return Ok(None) };
+    let Some(text) = source.metadata().get(METADATA_KEY) else {
+        return Ok(None);
+    };
     let path = source.path();
-    let bad = |problem: String| CheckpointError::Config { path: path.into(), problem };
-    let metadata: Metadata =
-        serde_json::from_str(text).map_err(|e| bad(format!("its model description is not valid: {e}")))?;
+    let bad = |problem: String| CheckpointError::Config {
+        path: path.into(),
+        problem,
+    };
+    let metadata: Metadata = serde_json::from_str(text)
+        .map_err(|e| bad(format!("its model description is not valid: {e}")))?;
     if metadata.format != 1 || metadata.family != "DiT" {
         return Err(bad(format!(
             "it was written for format {} of family {}, this program reads format 1 of family DiT",
@@ -256,7 +300,11 @@ fn check_tensors(
                     });
                 }
                 Some(entry) if !entry.dtype.is_float() => {
-                    return Err(CheckpointError::Dtype { path: path.into(), name, dtype: entry.dtype.to_string() });
+                    return Err(CheckpointError::Dtype {
+                        path: path.into(),
+                        name,
+                        dtype: entry.dtype.to_string(),
+                    });
                 }
                 Some(_) => drop(known.insert(name)),
                 None if is_positions(naming, &name) => {}
@@ -272,7 +320,10 @@ fn check_tensors(
             count: missing.len(),
         });
     }
-    let extra: Vec<_> = source.entries().filter(|e| !known.contains(&e.name)).collect();
+    let extra: Vec<_> = source
+        .entries()
+        .filter(|e| !known.contains(&e.name))
+        .collect();
     if let Some(first) = extra.first() {
         return Err(CheckpointError::Unexpected {
             path: path.into(),
@@ -286,7 +337,9 @@ fn check_tensors(
 }
 
 fn is_positions(naming: Naming, stored: &str) -> bool {
-    layout::stored_names(naming, layout::POSITIONS).iter().any(|n| n == stored)
+    layout::stored_names(naming, layout::POSITIONS)
+        .iter()
+        .any(|n| n == stored)
 }
 
 /// Canonical tensors, wherever they come from.
@@ -300,8 +353,13 @@ pub(super) struct Weights {
 }
 
 enum Origin {
-    File { source: Box<TensorSource>, naming: Naming },
-    Random { seed: u64 },
+    File {
+        source: Box<TensorSource>,
+        naming: Naming,
+    },
+    Random {
+        seed: u64,
+    },
 }
 
 impl Weights {
@@ -323,7 +381,10 @@ impl Weights {
         };
         let description = describe(&source, options)?;
         let mut weights = Self {
-            origin: Origin::File { naming: naming(&source), source: Box::new(source) },
+            origin: Origin::File {
+                naming: naming(&source),
+                source: Box::new(source),
+            },
             config: description.config,
             own_embedders: description.own_embedders,
             class_names: description.class_names,
@@ -366,10 +427,18 @@ impl Weights {
                     }
                     let part = source.read_f32(&name)?;
                     if let Some(position) = part.iter().position(|v| !v.is_finite()) {
-                        return Err(CheckpointError::NotFinite { path: source.path().into(), name, position });
+                        return Err(CheckpointError::NotFinite {
+                            path: source.path().into(),
+                            name,
+                            position,
+                        });
                     }
                     // The common case, one part, moves.
-                    if values.is_empty() { values = part } else { values.extend(part) }
+                    if values.is_empty() {
+                        values = part
+                    } else {
+                        values.extend(part)
+                    }
                 }
                 values
             }
@@ -379,23 +448,36 @@ impl Weights {
 
     /// Whether the position embedding is the fixed one.
     pub fn has_formula_positions(&mut self) -> Result<bool, CheckpointError> {
-        let Some(tensor) = self.expected().into_iter().find(|t| t.name == layout::POSITIONS) else {
+        let Some(tensor) = self
+            .expected()
+            .into_iter()
+            .find(|t| t.name == layout::POSITIONS)
+        else {
             return Ok(true);
         };
         let stored = self.read(&tensor)?;
-        Ok(stored.iter().zip(positions(&self.config)).all(|(a, b)| (a - b).abs() < 1e-6))
+        Ok(stored
+            .iter()
+            .zip(positions(&self.config))
+            .all(|(a, b)| (a - b).abs() < 1e-6))
     }
 
     /// Whether all blocks' embedders are equal, as in converted checkpoints.
     fn embedders_agree(&mut self) -> Result<bool, CheckpointError> {
         let all = self.expected();
         let first = layout::own_embedder(0);
-        for tensor in all.iter().filter(|t| layout::is_embedder(&t.name) && t.name.starts_with(&first)) {
+        for tensor in all
+            .iter()
+            .filter(|t| layout::is_embedder(&t.name) && t.name.starts_with(&first))
+        {
             let reference = self.read(tensor)?;
             let kind = &tensor.name[first.len()..];
             for block in 1..self.config.blocks {
                 let name = format!("{}{kind}", layout::own_embedder(block));
-                let other = self.read(&Expected { name, shape: tensor.shape.clone() })?;
+                let other = self.read(&Expected {
+                    name,
+                    shape: tensor.shape.clone(),
+                })?;
                 if other != reference {
                     return Ok(false);
                 }
@@ -405,7 +487,11 @@ impl Weights {
     }
 
     /// Compares with what the file says it holds.
-    pub fn check_fingerprint(&self, spec: &ModelSpec, found: &Fingerprint) -> Result<(), CheckpointError> {
+    pub fn check_fingerprint(
+        &self,
+        spec: &ModelSpec,
+        found: &Fingerprint,
+    ) -> Result<(), CheckpointError> {
         match &self.expected_fingerprint {
             Some(expected) if expected != found => Err(CheckpointError::Fingerprint {
                 path: spec.to_string().into(),
@@ -423,15 +509,23 @@ fn positions(config: &DitConfig) -> Vec<f32> {
 }
 
 fn random_config(size: &str, tokens: usize) -> Result<DitConfig, CheckpointError> {
-    let bad = |problem: String| CheckpointError::RandomSpec { spec: format!("random:{size}@{tokens}"), problem };
-    let patch: usize = size.rsplit('/').next().and_then(|p| p.parse().ok()).unwrap_or(0);
+    let bad = |problem: String| CheckpointError::RandomSpec {
+        spec: format!("random:{size}@{tokens}"),
+        problem,
+    };
+    let patch: usize = size
+        .rsplit('/')
+        .next()
+        .and_then(|p| p.parse().ok())
+        .unwrap_or(0);
     DitConfig::published(size, [tokens.isqrt() * patch; 2]).map_err(|e| bad(e.to_string()))
 }
 
 /// Uniform values of standard deviation `1/√inputs` for matrices, 0.02 for vectors, from a stream of the tensor's own.
 fn random_values(seed: u64, tensor: &Expected) -> Vec<f32> {
     let mut key = blake3::Hasher::new();
-    key.update(&seed.to_le_bytes()).update(tensor.name.as_bytes());
+    key.update(&seed.to_le_bytes())
+        .update(tensor.name.as_bytes());
     let mut rng = ChaCha8Rng::from_seed(*key.finalize().as_bytes());
     let inputs: usize = tensor.shape[1..].iter().product();
     let deviation = match tensor.shape.len() {
@@ -448,7 +542,11 @@ fn random_values(seed: u64, tensor: &Expected) -> Vec<f32> {
 }
 
 /// Reads tensors in canonical order and puts each where it belongs.
-fn build(weights: &mut Weights, spec: &ModelSpec, device: &Device) -> Result<(Dit, ModelInfo), CheckpointError> {
+fn build(
+    weights: &mut Weights,
+    spec: &ModelSpec,
+    device: &Device,
+) -> Result<(Dit, ModelInfo), CheckpointError> {
     let config = weights.config.clone();
     let mut fingerprint = Fingerprinter::new();
     let mut vectors: std::collections::HashMap<String, Tensor<1>> = Default::default();
@@ -460,19 +558,31 @@ fn build(weights: &mut Weights, spec: &ModelSpec, device: &Device) -> Result<(Di
         }
         match tensor.shape[..] {
             [len] => {
-                vectors.insert(tensor.name, Tensor::from_data(TensorData::new(values, [len]), device));
+                vectors.insert(
+                    tensor.name,
+                    Tensor::from_data(TensorData::new(values, [len]), device),
+                );
             }
             // A table of rows stays as it is; a matrix turns from PyTorch's [out, in] to burn's [in, out].
             [rows, columns] if tensor.name.contains("embedding_table") => {
-                matrices.insert(tensor.name, Tensor::from_data(TensorData::new(values, [rows, columns]), device));
+                matrices.insert(
+                    tensor.name,
+                    Tensor::from_data(TensorData::new(values, [rows, columns]), device),
+                );
             }
             [1, tokens, dim] => {
-                matrices.insert(tensor.name, Tensor::from_data(TensorData::new(values, [tokens, dim]), device));
+                matrices.insert(
+                    tensor.name,
+                    Tensor::from_data(TensorData::new(values, [tokens, dim]), device),
+                );
             }
             [outputs, ref rest @ ..] => {
                 let inputs = rest.iter().product();
                 let turned = transpose(values, outputs, inputs);
-                matrices.insert(tensor.name, Tensor::from_data(TensorData::new(turned, [inputs, outputs]), device));
+                matrices.insert(
+                    tensor.name,
+                    Tensor::from_data(TensorData::new(turned, [inputs, outputs]), device),
+                );
             }
             [] => {}
         }
@@ -481,8 +591,16 @@ fn build(weights: &mut Weights, spec: &ModelSpec, device: &Device) -> Result<(Di
     weights.check_fingerprint(spec, &fingerprint)?;
 
     // `layout::expected` and the names below are two spellings of one list; a slip is a bug, not bad input.
-    let mut matrix = |name: &str| matrices.remove(name).unwrap_or_else(|| unreachable!("no tensor {name}"));
-    let mut vector = |name: &str| vectors.remove(name).unwrap_or_else(|| unreachable!("no tensor {name}"));
+    let mut matrix = |name: &str| {
+        matrices
+            .remove(name)
+            .unwrap_or_else(|| unreachable!("no tensor {name}"))
+    };
+    let mut vector = |name: &str| {
+        vectors
+            .remove(name)
+            .unwrap_or_else(|| unreachable!("no tensor {name}"))
+    };
     let mut linear = |name: &str| Linear {
         weight: Param::from_tensor(matrix(&format!("{name}.weight"))),
         bias: Some(Param::from_tensor(vector(&format!("{name}.bias")))),
@@ -508,7 +626,12 @@ fn build(weights: &mut Weights, spec: &ModelSpec, device: &Device) -> Result<(Di
     };
     let timestep: Vec<_> = prefixes
         .iter()
-        .map(|p| (linear(&format!("{p}t_embedder.mlp.0")), linear(&format!("{p}t_embedder.mlp.2"))))
+        .map(|p| {
+            (
+                linear(&format!("{p}t_embedder.mlp.0")),
+                linear(&format!("{p}t_embedder.mlp.2")),
+            )
+        })
         .collect();
     let embedders = prefixes
         .iter()

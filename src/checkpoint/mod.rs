@@ -17,7 +17,9 @@ mod torch;
 
 pub use error::CheckpointError;
 pub use fingerprint::Fingerprint;
-pub use load::{Description, LoadOptions, ModelInfo, ModelSpec, describe, load_model, random_model};
+pub use load::{
+    Description, LoadOptions, ModelInfo, ModelSpec, describe, load_model, random_model,
+};
 pub use pickle::{Pickle, Value, ValueId};
 pub use save::{ClassNames, SaveOptions, StoredDtype, save_model, write_tensors};
 pub use source::{Dtype, Format, TensorEntry, TensorSource, open, open_bytes, read_named_tensors};

@@ -25,7 +25,10 @@ pub enum Value {
     /// A name such as `torch._utils._rebuild_tensor_v2`.
     Global(String),
     /// A call of a name that was not run.
-    Call { function: String, arguments: ValueId },
+    Call {
+        function: String,
+        arguments: ValueId,
+    },
     /// A reference to something outside the pickle (PyTorch: a storage).
     Persistent(ValueId),
 }
@@ -61,7 +64,15 @@ impl Pickle {
     /// # Errors
     /// A sentence about what is wrong, and whether it was [`Problem::Damaged`] or [`Problem::Refused`].
     pub fn parse(bytes: &[u8]) -> Result<Self, Problem> {
-        Machine { bytes, at: 0, stack: Vec::new(), marks: Vec::new(), memo: HashMap::new(), values: Vec::new() }.run()
+        Machine {
+            bytes,
+            at: 0,
+            stack: Vec::new(),
+            marks: Vec::new(),
+            memo: HashMap::new(),
+            values: Vec::new(),
+        }
+        .run()
     }
 
     /// The outermost value.
@@ -77,7 +88,11 @@ impl Pickle {
     /// The value under string key `key` of a dict.
     pub fn lookup(&self, dict: ValueId, key: &str) -> Option<ValueId> {
         // The last of equal keys wins, as in Python.
-        self.entries(dict)?.iter().rev().find(|(k, _)| self.str(*k) == Some(key)).map(|(_, v)| *v)
+        self.entries(dict)?
+            .iter()
+            .rev()
+            .find(|(k, _)| self.str(*k) == Some(key))
+            .map(|(_, v)| *v)
     }
 
     /// The entries of a dict.
@@ -125,7 +140,9 @@ impl Pickle {
             Value::List(_) => "a list".into(),
             Value::Dict(_) => "a dict".into(),
             Value::Global(name) => format!("the name `{name}`"),
-            Value::Call { function, .. } if function.starts_with("torch._utils._rebuild") => "a tensor".into(),
+            Value::Call { function, .. } if function.starts_with("torch._utils._rebuild") => {
+                "a tensor".into()
+            }
             Value::Call { function, .. } => format!("a `{function}`"),
             Value::Persistent(_) => "a storage".into(),
         }
@@ -159,13 +176,18 @@ impl Machine<'_> {
                 0x80 => {
                     let [version] = self.take::<1>()?;
                     if !(2..=5).contains(&version) {
-                        return Err(Problem::Damaged(format!("its pickle has protocol {version}, expected 2 to 5")));
+                        return Err(Problem::Damaged(format!(
+                            "its pickle has protocol {version}, expected 2 to 5"
+                        )));
                     }
                 }
                 0x95 => drop(self.take::<8>()?),
                 b'.' => {
                     let root = self.pop()?;
-                    return Ok(Pickle { values: self.values, root });
+                    return Ok(Pickle {
+                        values: self.values,
+                        root,
+                    });
                 }
                 b'(' => self.marks.push(self.stack.len()),
                 b'0' => drop(self.pop()?),
@@ -257,7 +279,9 @@ impl Machine<'_> {
                     let items = self.pop_many(2)?;
                     let text = |id: ValueId| match &self.values[id] {
                         Value::Str(text) => Ok(text.clone()),
-                        _ => Err(Problem::Damaged("its pickle names something by a value that is no string".into())),
+                        _ => Err(Problem::Damaged(
+                            "its pickle names something by a value that is no string".into(),
+                        )),
                     };
                     let name = format!("{}.{}", text(items[0])?, text(items[1])?);
                     self.global(name)?;
@@ -286,9 +310,16 @@ impl Machine<'_> {
     }
 
     fn slice(&mut self, count: usize) -> Result<&[u8], Problem> {
-        let end = self.at.checked_add(count).filter(|end| *end <= self.bytes.len()).ok_or_else(|| {
-            Problem::Damaged(format!("its pickle ends in the middle of an instruction (byte {})", self.bytes.len()))
-        })?;
+        let end = self
+            .at
+            .checked_add(count)
+            .filter(|end| *end <= self.bytes.len())
+            .ok_or_else(|| {
+                Problem::Damaged(format!(
+                    "its pickle ends in the middle of an instruction (byte {})",
+                    self.bytes.len()
+                ))
+            })?;
         let slice = &self.bytes[self.at..end];
         self.at = end;
         Ok(slice)
@@ -331,7 +362,9 @@ impl Machine<'_> {
         let [count] = self.take::<1>()?;
         let bytes = self.slice(count.into())?;
         if bytes.len() > 8 {
-            return Err(Problem::Refused("its pickle holds an integer of more than 64 bits".into()));
+            return Err(Problem::Refused(
+                "its pickle holds an integer of more than 64 bits".into(),
+            ));
         }
         let negative = bytes.last().is_some_and(|b| b & 0x80 != 0);
         let mut wide = if negative { [0xff; 8] } else { [0; 8] };
@@ -374,14 +407,18 @@ impl Machine<'_> {
     fn list(&mut self) -> Result<&mut Vec<ValueId>, Problem> {
         match self.top()? {
             Value::List(items) => Ok(items),
-            _ => Err(Problem::Damaged("its pickle appends to something that is no list".into())),
+            _ => Err(Problem::Damaged(
+                "its pickle appends to something that is no list".into(),
+            )),
         }
     }
 
     fn dict(&mut self) -> Result<&mut Vec<(ValueId, ValueId)>, Problem> {
         match self.top()? {
             Value::Dict(entries) => Ok(entries),
-            _ => Err(Problem::Damaged("its pickle sets an item of something that is no dict".into())),
+            _ => Err(Problem::Damaged(
+                "its pickle sets an item of something that is no dict".into(),
+            )),
         }
     }
 
@@ -392,10 +429,11 @@ impl Machine<'_> {
     }
 
     fn recall(&mut self, key: u64) -> Result<(), Problem> {
-        let id = *self
-            .memo
-            .get(&key)
-            .ok_or_else(|| Problem::Damaged(format!("its pickle recalls value {key}, which was never stored")))?;
+        let id = *self.memo.get(&key).ok_or_else(|| {
+            Problem::Damaged(format!(
+                "its pickle recalls value {key}, which was never stored"
+            ))
+        })?;
         self.stack.push(id);
         Ok(())
     }
@@ -413,12 +451,17 @@ impl Machine<'_> {
     fn call(&mut self) -> Result<(), Problem> {
         let operands = self.pop_many(2)?;
         let Value::Global(function) = self.values[operands[0]].clone() else {
-            return Err(Problem::Damaged("its pickle calls something that is no name".into()));
+            return Err(Problem::Damaged(
+                "its pickle calls something that is no name".into(),
+            ));
         };
         if function == "collections.OrderedDict" {
             self.push(Value::Dict(Vec::new()));
         } else {
-            self.push(Value::Call { function, arguments: operands[1] });
+            self.push(Value::Call {
+                function,
+                arguments: operands[1],
+            });
         }
         Ok(())
     }
@@ -429,7 +472,9 @@ impl Machine<'_> {
         match self.top()? {
             Value::Dict(_) => Ok(()),
             Value::Call { function, .. } if function == "argparse.Namespace" => Ok(()),
-            _ => Err(Problem::Refused("its pickle sets attributes of something that is no dict".into())),
+            _ => Err(Problem::Refused(
+                "its pickle sets attributes of something that is no dict".into(),
+            )),
         }
     }
 }
@@ -441,7 +486,9 @@ fn empty_stack() -> Problem {
 fn pairs(items: &[ValueId]) -> Result<Vec<(ValueId, ValueId)>, Problem> {
     let (pairs, rest) = items.as_chunks::<2>();
     if !rest.is_empty() {
-        return Err(Problem::Damaged("its pickle has a dict key without a value".into()));
+        return Err(Problem::Damaged(
+            "its pickle has a dict key without a value".into(),
+        ));
     }
     Ok(pairs.iter().map(|[k, v]| (*k, *v)).collect())
 }

@@ -46,11 +46,17 @@ pub fn save_model(
     out: &Path,
 ) -> Result<Fingerprint, CheckpointError> {
     let mut weights = Weights::open(spec, load)?;
-    let classes = save.class_names.unwrap_or_else(|| weights.class_names.clone());
+    let classes = save
+        .class_names
+        .unwrap_or_else(|| weights.class_names.clone());
     if !classes.is_empty() && classes.len() != weights.config.classes {
         return Err(CheckpointError::Settings {
             path: out.into(),
-            problem: format!("{} class names for {} classes", classes.len(), weights.config.classes),
+            problem: format!(
+                "{} class names for {} classes",
+                classes.len(),
+                weights.config.classes
+            ),
         });
     }
     let mut tensors = weights.expected();
@@ -60,7 +66,10 @@ pub fn save_model(
     }
     // The fingerprint stands before the data, so the weights are read twice rather than kept.
     let mut fingerprint = Fingerprinter::new();
-    for tensor in tensors.iter().filter(|t| t.name != super::layout::POSITIONS) {
+    for tensor in tensors
+        .iter()
+        .filter(|t| t.name != super::layout::POSITIONS)
+    {
         fingerprint.add(&tensor.name, &tensor.shape, &weights.read(tensor)?);
     }
     let fingerprint = fingerprint.finish();
@@ -73,9 +82,14 @@ pub fn save_model(
         clip_x0: save.clip_x0.unwrap_or(weights.clip_x0),
         fingerprint: fingerprint.clone(),
     };
-    let metadata = serde_json::to_string(&metadata)
-        .map_err(|e| CheckpointError::Config { path: out.into(), problem: e.to_string() })?;
-    let shapes: Vec<_> = tensors.iter().map(|t| (t.name.clone(), t.shape.clone())).collect();
+    let metadata = serde_json::to_string(&metadata).map_err(|e| CheckpointError::Config {
+        path: out.into(),
+        problem: e.to_string(),
+    })?;
+    let shapes: Vec<_> = tensors
+        .iter()
+        .map(|t| (t.name.clone(), t.shape.clone()))
+        .collect();
     let mut index = 0;
     write_safetensors(out, &shapes, Some(&metadata), dtype, || {
         index += 1;
@@ -88,10 +102,18 @@ pub fn save_model(
 ///
 /// # Errors
 /// [`CheckpointError::Io`].
-pub fn write_tensors(out: &Path, tensors: &[(&str, Vec<usize>, Vec<f32>)]) -> Result<(), CheckpointError> {
-    let shapes: Vec<_> = tensors.iter().map(|(name, shape, _)| (name.to_string(), shape.clone())).collect();
+pub fn write_tensors(
+    out: &Path,
+    tensors: &[(&str, Vec<usize>, Vec<f32>)],
+) -> Result<(), CheckpointError> {
+    let shapes: Vec<_> = tensors
+        .iter()
+        .map(|(name, shape, _)| (name.to_string(), shape.clone()))
+        .collect();
     let mut values = tensors.iter().map(|(_, _, values)| values.clone());
-    write_safetensors(out, &shapes, None, StoredDtype::F32, || Ok(values.next().unwrap_or_default()))
+    write_safetensors(out, &shapes, None, StoredDtype::F32, || {
+        Ok(values.next().unwrap_or_default())
+    })
 }
 
 fn write_safetensors(
@@ -112,22 +134,33 @@ fn write_safetensors(
     let mut offset = 0;
     for (tensor, shape) in shapes {
         let end = offset + shape.iter().product::<usize>() * width;
-        header.insert(tensor.clone(), json!({ "dtype": name, "shape": shape, "data_offsets": [offset, end] }));
+        header.insert(
+            tensor.clone(),
+            json!({ "dtype": name, "shape": shape, "data_offsets": [offset, end] }),
+        );
         offset = end;
     }
     let mut header = serde_json::Value::Object(header).to_string().into_bytes();
     // Data start at a multiple of 8, as the format asks.
     header.resize(header.len().next_multiple_of(8), b' ');
 
-    let io = |source| CheckpointError::Io { action: "write", path: out.into(), source };
+    let io = |source| CheckpointError::Io {
+        action: "write",
+        path: out.into(),
+        source,
+    };
     write_atomically(out, io, |file| {
-        file.write_all(&(header.len() as u64).to_le_bytes()).map_err(io)?;
+        file.write_all(&(header.len() as u64).to_le_bytes())
+            .map_err(io)?;
         file.write_all(&header).map_err(io)?;
         for _ in shapes {
             for values in next()?.chunks(1 << 16) {
                 let bytes: Vec<u8> = match dtype {
                     StoredDtype::F32 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
-                    StoredDtype::F16 => values.iter().flat_map(|v| f16::from_f32(*v).to_le_bytes()).collect(),
+                    StoredDtype::F16 => values
+                        .iter()
+                        .flat_map(|v| f16::from_f32(*v).to_le_bytes())
+                        .collect(),
                 };
                 file.write_all(&bytes).map_err(io)?;
             }

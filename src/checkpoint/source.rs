@@ -120,10 +120,15 @@ struct Place {
     offset: u64,
 }
 
-const INDEX_NAMES: [&str; 2] =
-    ["diffusion_pytorch_model.safetensors.index.json", "model.safetensors.index.json"];
-const SINGLE_NAMES: [&str; 3] =
-    ["diffusion_pytorch_model.safetensors", "model.safetensors", "diffusion_pytorch_model.fp16.safetensors"];
+const INDEX_NAMES: [&str; 2] = [
+    "diffusion_pytorch_model.safetensors.index.json",
+    "model.safetensors.index.json",
+];
+const SINGLE_NAMES: [&str; 3] = [
+    "diffusion_pytorch_model.safetensors",
+    "model.safetensors",
+    "diffusion_pytorch_model.fp16.safetensors",
+];
 const MAX_JSON: u64 = 64 * 1024 * 1024;
 
 /// Opens a `.pt` or safetensors file or a diffusers folder (the `transformer/` folder or its parent).
@@ -138,7 +143,10 @@ pub fn open(path: &Path) -> Result<TensorSource, CheckpointError> {
     let mut file = File::open(path).map_err(|source| io("open", path, source))?;
     let mut magic = [0; 9];
     let got = read_up_to(&mut file, &mut magic).map_err(|source| io("read", path, source))?;
-    let unknown = |found: &str| CheckpointError::UnknownFormat { path: path.into(), found: found.into() };
+    let unknown = |found: &str| CheckpointError::UnknownFormat {
+        path: path.into(),
+        found: found.into(),
+    };
     match &magic[..got] {
         [] => Err(unknown("it is empty")),
         [b'P', b'K', ..] => open_torch(path),
@@ -179,15 +187,30 @@ fn open_torch(path: &Path) -> Result<TensorSource, CheckpointError> {
 
 fn open_folder(path: &Path) -> Result<TensorSource, CheckpointError> {
     let inner = path.join("transformer");
-    let folder = if inner.is_dir() { inner } else { path.to_path_buf() };
-    let files = if let Some(index) = INDEX_NAMES.iter().map(|n| folder.join(n)).find(|p| p.is_file()) {
+    let folder = if inner.is_dir() {
+        inner
+    } else {
+        path.to_path_buf()
+    };
+    let files = if let Some(index) = INDEX_NAMES
+        .iter()
+        .map(|n| folder.join(n))
+        .find(|p| p.is_file())
+    {
         shard_files(&folder, &index)?
-    } else if let Some(single) = SINGLE_NAMES.iter().map(|n| folder.join(n)).find(|p| p.is_file()) {
+    } else if let Some(single) = SINGLE_NAMES
+        .iter()
+        .map(|n| folder.join(n))
+        .find(|p| p.is_file())
+    {
         vec![single]
     } else {
         return Err(CheckpointError::UnknownFormat {
             path: path.into(),
-            found: format!("the folder holds neither {} nor {}", SINGLE_NAMES[0], INDEX_NAMES[0]),
+            found: format!(
+                "the folder holds neither {} nor {}",
+                SINGLE_NAMES[0], INDEX_NAMES[0]
+            ),
         });
     };
     let config = folder.join("config.json");
@@ -199,17 +222,26 @@ fn open_folder(path: &Path) -> Result<TensorSource, CheckpointError> {
 /// The files that a shard index names, each once, all inside the folder.
 fn shard_files(folder: &Path, index: &Path) -> Result<Vec<PathBuf>, CheckpointError> {
     let json = read_json(index)?;
-    let config = |problem: String| CheckpointError::Config { path: index.into(), problem };
+    let config = |problem: String| CheckpointError::Config {
+        path: index.into(),
+        problem,
+    };
     let map = json
         .get("weight_map")
         .and_then(|m| m.as_object())
-        .ok_or_else(|| config("expected an object `weight_map` from tensor names to file names".into()))?;
+        .ok_or_else(|| {
+            config("expected an object `weight_map` from tensor names to file names".into())
+        })?;
     let mut names = std::collections::BTreeSet::new();
     for (tensor, file) in map {
         let name = file
             .as_str()
             .filter(|name| Path::new(name).file_name().is_some_and(|n| n == *name))
-            .ok_or_else(|| config(format!("tensor `{tensor}` is placed in {file}, which is no file name")))?;
+            .ok_or_else(|| {
+                config(format!(
+                    "tensor `{tensor}` is placed in {file}, which is no file name"
+                ))
+            })?;
         names.insert(name.to_owned());
     }
     if names.is_empty() {
@@ -222,7 +254,10 @@ fn open_safetensors(path: &Path, files: Vec<PathBuf>) -> Result<TensorSource, Ch
     let mut readers = Vec::new();
     for file_path in files {
         let file = File::open(&file_path).map_err(|source| io("open", &file_path, source))?;
-        let length = file.metadata().map_err(|source| io("open", &file_path, source))?.len();
+        let length = file
+            .metadata()
+            .map_err(|source| io("open", &file_path, source))?
+            .len();
         readers.push((file_path, length, Box::new(file) as Box<dyn ReadSeek>));
     }
     read_safetensors(path, readers)
@@ -246,7 +281,19 @@ fn read_safetensors(
         metadata.extend(header.metadata);
         for (entry, offset) in header.entries {
             let name = entry.name.clone();
-            if entries.insert(name.clone(), (entry, Place { file: index, offset })).is_some() {
+            if entries
+                .insert(
+                    name.clone(),
+                    (
+                        entry,
+                        Place {
+                            file: index,
+                            offset,
+                        },
+                    ),
+                )
+                .is_some()
+            {
                 return Err(CheckpointError::Damaged {
                     path: file_path,
                     problem: format!("tensor `{name}` lies in another shard too"),
@@ -332,12 +379,14 @@ impl TensorSource {
     }
 
     fn entry(&self, name: &str) -> Result<TensorEntry, CheckpointError> {
-        self.get(name).cloned().ok_or_else(|| CheckpointError::Missing {
-            path: self.path.clone(),
-            name: name.into(),
-            expected: Vec::new(),
-            count: 1,
-        })
+        self.get(name)
+            .cloned()
+            .ok_or_else(|| CheckpointError::Missing {
+                path: self.path.clone(),
+                name: name.into(),
+                expected: Vec::new(),
+                count: 1,
+            })
     }
 
     fn wrong_dtype(&self, entry: &TensorEntry) -> CheckpointError {
@@ -377,7 +426,11 @@ pub fn read_named_tensors(
         .iter()
         .map(|name| {
             let Some(entry) = source.get(name) else {
-                let held: Vec<_> = source.entries().take(8).map(|e| format!("`{}`", e.name)).collect();
+                let held: Vec<_> = source
+                    .entries()
+                    .take(8)
+                    .map(|e| format!("`{}`", e.name))
+                    .collect();
                 return Err(CheckpointError::Settings {
                     path: path.into(),
                     problem: format!("expected a tensor `{name}`, found {}", held.join(", ")),
@@ -390,11 +443,20 @@ pub fn read_named_tensors(
 }
 
 fn convert<const N: usize, T>(bytes: &[u8], from: impl Fn([u8; N]) -> T) -> Vec<T> {
-    bytes.as_chunks::<N>().0.iter().map(|chunk| from(*chunk)).collect()
+    bytes
+        .as_chunks::<N>()
+        .0
+        .iter()
+        .map(|chunk| from(*chunk))
+        .collect()
 }
 
 fn io(action: &'static str, path: &Path, source: std::io::Error) -> CheckpointError {
-    CheckpointError::Io { action, path: path.into(), source }
+    CheckpointError::Io {
+        action,
+        path: path.into(),
+        source,
+    }
 }
 
 fn read_up_to(file: &mut File, buffer: &mut [u8]) -> std::io::Result<usize> {
@@ -411,7 +473,11 @@ fn read_up_to(file: &mut File, buffer: &mut [u8]) -> std::io::Result<usize> {
 fn read_json(path: &Path) -> Result<serde_json::Value, CheckpointError> {
     let file = File::open(path).map_err(|source| io("open", path, source))?;
     let mut text = String::new();
-    file.take(MAX_JSON).read_to_string(&mut text).map_err(|source| io("read", path, source))?;
-    serde_json::from_str(&text)
-        .map_err(|e| CheckpointError::Config { path: path.into(), problem: format!("it is no valid JSON: {e}") })
+    file.take(MAX_JSON)
+        .read_to_string(&mut text)
+        .map_err(|source| io("read", path, source))?;
+    serde_json::from_str(&text).map_err(|e| CheckpointError::Config {
+        path: path.into(),
+        problem: format!("it is no valid JSON: {e}"),
+    })
 }

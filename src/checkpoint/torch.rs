@@ -45,16 +45,28 @@ struct StoredTensor {
 impl TorchFile {
     /// Opens an archive and reads its pickle; tensors stay on disk.
     pub fn open(path: &Path) -> Result<Self, CheckpointError> {
-        let damaged = |problem: String| CheckpointError::Damaged { path: path.into(), problem };
-        let io = |action, source| CheckpointError::Io { action, path: path.into(), source };
+        let damaged = |problem: String| CheckpointError::Damaged {
+            path: path.into(),
+            problem,
+        };
+        let io = |action, source| CheckpointError::Io {
+            action,
+            path: path.into(),
+            source,
+        };
         let file = File::open(path).map_err(|e| io("open", e))?;
-        let mut archive = ZipArchive::new(BufReader::new(file))
-            .map_err(|e| damaged(format!("it starts as a zip archive but has no valid directory ({e}); was it cut off?")))?;
+        let mut archive = ZipArchive::new(BufReader::new(file)).map_err(|e| {
+            damaged(format!(
+                "it starts as a zip archive but has no valid directory ({e}); was it cut off?"
+            ))
+        })?;
         let name = archive
             .file_names()
             .filter_map(|name| Some(name.ok()?.into_owned()))
             .find(|name| name == "data.pkl" || name.ends_with("/data.pkl"))
-            .ok_or_else(|| damaged("the archive holds no data.pkl, so it is no PyTorch file".into()))?;
+            .ok_or_else(|| {
+                damaged("the archive holds no data.pkl, so it is no PyTorch file".into())
+            })?;
         let root = name.trim_end_matches("data.pkl").to_owned();
         if let Some(order) = read_member(&mut archive, path, &format!("{root}byteorder"), 16)?
             && order != b"little"
@@ -67,10 +79,23 @@ impl TorchFile {
         let bytes = read_member(&mut archive, path, &name, MAX_PICKLE)?
             .ok_or_else(|| damaged("the archive lost its data.pkl".into()))?;
         let pickle = Pickle::parse(&bytes).map_err(|problem| match problem {
-            Problem::Damaged(problem) => CheckpointError::Damaged { path: path.into(), problem },
-            Problem::Refused(problem) => CheckpointError::Refused { path: path.into(), problem },
+            Problem::Damaged(problem) => CheckpointError::Damaged {
+                path: path.into(),
+                problem,
+            },
+            Problem::Refused(problem) => CheckpointError::Refused {
+                path: path.into(),
+                problem,
+            },
         })?;
-        let mut file = Self { path: path.into(), archive, root, pickle, tensors: HashMap::new(), wrapper: None };
+        let mut file = Self {
+            path: path.into(),
+            archive,
+            root,
+            pickle,
+            tensors: HashMap::new(),
+            wrapper: None,
+        };
         file.find_tensors()?;
         Ok(file)
     }
@@ -90,24 +115,35 @@ impl TorchFile {
         if self.tensors.is_empty() {
             return Err(CheckpointError::NotADit {
                 path: self.path.clone(),
-                problem: format!("expected a dict of tensors, found {}", self.pickle.kind(self.pickle.root())),
+                problem: format!(
+                    "expected a dict of tensors, found {}",
+                    self.pickle.kind(self.pickle.root())
+                ),
             });
         }
         Ok(self
             .tensors
             .iter()
-            .map(|(name, t)| TensorEntry { name: name.clone(), dtype: t.dtype.clone(), shape: t.shape.clone() })
+            .map(|(name, t)| TensorEntry {
+                name: name.clone(),
+                dtype: t.dtype.clone(),
+                shape: t.shape.clone(),
+            })
             .collect())
     }
 
     /// The bytes of a tensor, row-major.
     pub(super) fn read_tensor(&mut self, name: &str) -> Result<Vec<u8>, CheckpointError> {
-        let tensor = self.tensors.get(name).cloned().ok_or_else(|| CheckpointError::Missing {
-            path: self.path.clone(),
-            name: name.into(),
-            expected: Vec::new(),
-            count: 1,
-        })?;
+        let tensor = self
+            .tensors
+            .get(name)
+            .cloned()
+            .ok_or_else(|| CheckpointError::Missing {
+                path: self.path.clone(),
+                name: name.into(),
+                expected: Vec::new(),
+                count: 1,
+            })?;
         let width = tensor.dtype.size().unwrap_or(1);
         let member = format!("{}data/{}", self.root, tensor.storage);
         // Reading to the end lets the archive compare its checksum.
@@ -120,7 +156,11 @@ impl TorchFile {
         if tensor.is_contiguous() {
             let start = tensor.offset * width;
             let len = tensor.shape.iter().product::<usize>() * width;
-            return Ok(if start == 0 && len == bytes.len() { bytes } else { bytes[start..start + len].to_vec() });
+            return Ok(if start == 0 && len == bytes.len() {
+                bytes
+            } else {
+                bytes[start..start + len].to_vec()
+            });
         }
         Ok(tensor.gather(&bytes, width))
     }
@@ -139,7 +179,10 @@ impl TorchFile {
         self.collect(dict, "", 0, &mut found)?;
         for prefix in PREFIXES {
             if !found.is_empty() && found.keys().all(|name| name.starts_with(prefix)) {
-                found = found.into_iter().map(|(name, t)| (name[prefix.len()..].to_owned(), t)).collect();
+                found = found
+                    .into_iter()
+                    .map(|(name, t)| (name[prefix.len()..].to_owned(), t))
+                    .collect();
             }
         }
         self.tensors = found.into_iter().collect();
@@ -155,7 +198,9 @@ impl TorchFile {
         found: &mut BTreeMap<String, StoredTensor>,
     ) -> Result<(), CheckpointError> {
         for &(key, value) in self.pickle.entries(dict).unwrap_or_default() {
-            let Some(key) = self.pickle.str(key) else { continue };
+            let Some(key) = self.pickle.str(key) else {
+                continue;
+            };
             let name = format!("{prefix}{key}");
             if let Some(tensor) = self.tensor(&name, value)? {
                 found.insert(name, tensor);
@@ -168,7 +213,13 @@ impl TorchFile {
 
     /// The tensor that a recorded `_rebuild_tensor_v2` call describes, `None` if `id` is something else.
     fn tensor(&self, name: &str, id: ValueId) -> Result<Option<StoredTensor>, CheckpointError> {
-        let Value::Call { function, arguments } = self.pickle.get(id) else { return Ok(None) };
+        let Value::Call {
+            function,
+            arguments,
+        } = self.pickle.get(id)
+        else {
+            return Ok(None);
+        };
         let arguments = self.pickle.items(*arguments).unwrap_or_default();
         match function.as_str() {
             "torch._utils._rebuild_parameter" => {
@@ -198,7 +249,9 @@ impl TorchFile {
         let Some([_, kind, key, _, count, ..]) = self.pickle.items(*reference) else {
             return Err(bad("a storage reference of another form"));
         };
-        let Value::Global(kind) = self.pickle.get(*kind) else { return Err(bad("a storage without a type")) };
+        let Value::Global(kind) = self.pickle.get(*kind) else {
+            return Err(bad("a storage without a type"));
+        };
         let dtype = match kind.as_str() {
             "torch.DoubleStorage" => Dtype::F64,
             "torch.FloatStorage" => Dtype::F32,
@@ -210,9 +263,15 @@ impl TorchFile {
             other => Dtype::Other(other.to_owned()),
         };
         let size = |id: &ValueId| self.pickle.int(*id).and_then(|n| usize::try_from(n).ok());
-        let sizes = |id: &ValueId| -> Option<Vec<usize>> { self.pickle.items(*id)?.iter().map(&size).collect() };
+        let sizes = |id: &ValueId| -> Option<Vec<usize>> {
+            self.pickle.items(*id)?.iter().map(&size).collect()
+        };
         let tensor = StoredTensor {
-            storage: self.pickle.str(*key).ok_or_else(|| bad("a storage without a key"))?.to_owned(),
+            storage: self
+                .pickle
+                .str(*key)
+                .ok_or_else(|| bad("a storage without a key"))?
+                .to_owned(),
             storage_len: size(count).ok_or_else(|| bad("a negative storage length"))?,
             offset: size(offset).ok_or_else(|| bad("a negative offset"))?,
             dtype,
@@ -234,7 +293,10 @@ impl TorchFile {
     }
 
     fn malformed(&self, name: &str, what: &str) -> CheckpointError {
-        CheckpointError::Damaged { path: self.path.clone(), problem: format!("tensor `{name}` has {what}") }
+        CheckpointError::Damaged {
+            path: self.path.clone(),
+            problem: format!("tensor `{name}` has {what}"),
+        }
     }
 }
 
@@ -260,11 +322,15 @@ impl StoredTensor {
             .shape
             .iter()
             .zip(&self.strides)
-            .try_fold(self.offset, |at, (dim, stride)| at.checked_add(dim.saturating_sub(1).checked_mul(*stride)?));
+            .try_fold(self.offset, |at, (dim, stride)| {
+                at.checked_add(dim.saturating_sub(1).checked_mul(*stride)?)
+            });
         let bytes = self.storage_len.checked_mul(self.dtype.size().unwrap_or(1));
         match (elements, last, bytes) {
             (Some(0), _, Some(_)) => self.offset <= self.storage_len,
-            (Some(elements), Some(last), Some(_)) => last < self.storage_len && elements <= self.storage_len,
+            (Some(elements), Some(last), Some(_)) => {
+                last < self.storage_len && elements <= self.storage_len
+            }
             _ => false,
         }
     }
@@ -275,7 +341,12 @@ impl StoredTensor {
         let mut out = Vec::with_capacity(elements * width);
         let mut index = vec![0; self.shape.len()];
         for _ in 0..elements {
-            let at = self.offset + index.iter().zip(&self.strides).map(|(i, s)| i * s).sum::<usize>();
+            let at = self.offset
+                + index
+                    .iter()
+                    .zip(&self.strides)
+                    .map(|(i, s)| i * s)
+                    .sum::<usize>();
             out.extend_from_slice(&bytes[at * width..(at + 1) * width]);
             for axis in (0..index.len()).rev() {
                 index[axis] += 1;
@@ -299,9 +370,16 @@ fn read_member(
     name: &str,
     limit: u64,
 ) -> Result<Option<Vec<u8>>, CheckpointError> {
-    let damaged = |problem: String| CheckpointError::Damaged { path: path.into(), problem };
-    let Some(index) = archive.index_for_name(name) else { return Ok(None) };
-    let member = archive.by_index(index).map_err(|e| damaged(format!("its member `{name}` cannot be opened: {e}")))?;
+    let damaged = |problem: String| CheckpointError::Damaged {
+        path: path.into(),
+        problem,
+    };
+    let Some(index) = archive.index_for_name(name) else {
+        return Ok(None);
+    };
+    let member = archive
+        .by_index(index)
+        .map_err(|e| damaged(format!("its member `{name}` cannot be opened: {e}")))?;
     if member.compression() != CompressionMethod::Stored {
         return Err(CheckpointError::Refused {
             path: path.into(),
@@ -310,7 +388,9 @@ fn read_member(
     }
     let size = member.size();
     if size > limit || size != member.compressed_size() {
-        return Err(damaged(format!("its member `{name}` claims {size} bytes, expected at most {limit}")));
+        return Err(damaged(format!(
+            "its member `{name}` claims {size} bytes, expected at most {limit}"
+        )));
     }
     let mut bytes = Vec::new();
     member

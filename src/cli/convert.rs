@@ -2,11 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{
-    Context,
-    error::CliError,
-    options::ModelArgs,
-};
+use super::{Context, error::CliError, options::ModelArgs};
 use crate::checkpoint::{CheckpointError, ClassNames, SaveOptions, StoredDtype, save_model};
 
 #[derive(clap::Args, Debug)]
@@ -34,37 +30,70 @@ enum DtypeArg {
 }
 
 pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
-    let class_names = args.class_names.as_deref().map(read_class_names).transpose()?;
+    let class_names = args
+        .class_names
+        .as_deref()
+        .map(read_class_names)
+        .transpose()?;
     let dtype = match args.dtype {
         DtypeArg::F16 => StoredDtype::F16,
         DtypeArg::F32 => StoredDtype::F32,
     };
-    let options = SaveOptions { class_names, clip_x0: args.clip_x0 };
-    let fingerprint = save_model(&args.model.spec()?, args.model.load_options(), options, dtype, &args.out)?;
-    context.say(format!("wrote {} (fingerprint {fingerprint})", args.out.display()));
+    let options = SaveOptions {
+        class_names,
+        clip_x0: args.clip_x0,
+    };
+    let fingerprint = save_model(
+        &args.model.spec()?,
+        args.model.load_options(),
+        options,
+        dtype,
+        &args.out,
+    )?;
+    context.say(format!(
+        "wrote {} (fingerprint {fingerprint})",
+        args.out.display()
+    ));
     Ok(())
 }
 
 /// Names by class number, from a plain list or a data set's `classes.json`.
 fn read_class_names(path: &Path) -> Result<ClassNames, CheckpointError> {
-    let bad = |problem: String| CheckpointError::Config { path: path.into(), problem };
-    let text = std::fs::read_to_string(path)
-        .map_err(|source| CheckpointError::Io { action: "read", path: path.into(), source })?;
+    let bad = |problem: String| CheckpointError::Config {
+        path: path.into(),
+        problem,
+    };
+    let text = std::fs::read_to_string(path).map_err(|source| CheckpointError::Io {
+        action: "read",
+        path: path.into(),
+        source,
+    })?;
     let json: serde_json::Value = serde_json::from_str(&text).map_err(|e| bad(e.to_string()))?;
     if let Some(list) = json.as_array() {
-        let names: Option<ClassNames> = list.iter().map(|n| n.as_str().map(str::to_owned)).collect();
+        let names: Option<ClassNames> =
+            list.iter().map(|n| n.as_str().map(str::to_owned)).collect();
         return names.ok_or_else(|| bad("expected a list of strings".into()));
     }
-    let classes = json.get("classes").and_then(|c| c.as_array()).ok_or_else(|| {
-        bad("expected a list of strings, or an object with `classes`".into())
-    })?;
+    let classes = json
+        .get("classes")
+        .and_then(|c| c.as_array())
+        .ok_or_else(|| bad("expected a list of strings, or an object with `classes`".into()))?;
     let mut names = vec![String::new(); classes.len()];
     for class in classes {
-        let id = class.get("id").and_then(|id| id.as_u64()).map(|id| id as usize);
+        let id = class
+            .get("id")
+            .and_then(|id| id.as_u64())
+            .map(|id| id as usize);
         let name = class.get("name").and_then(|n| n.as_str());
         match (id, name) {
-            (Some(id), Some(name)) if id < names.len() && names[id].is_empty() => names[id] = name.into(),
-            _ => return Err(bad(format!("{class} is no class with an `id` of its own and a `name`"))),
+            (Some(id), Some(name)) if id < names.len() && names[id].is_empty() => {
+                names[id] = name.into()
+            }
+            _ => {
+                return Err(bad(format!(
+                    "{class} is no class with an `id` of its own and a `name`"
+                )));
+            }
         }
     }
     Ok(names)

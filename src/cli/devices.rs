@@ -24,12 +24,38 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
     }
     let mut table = Table::new();
     table.load_preset(presets::NOTHING);
-    table.set_header(["", "device", "name", "vendor", "api", "type", "driver", "buffer", "bindings", "workgroup", "f16", "subgroups"]);
+    table.set_header([
+        "",
+        "device",
+        "name",
+        "vendor",
+        "api",
+        "type",
+        "driver",
+        "buffer",
+        "bindings",
+        "workgroup",
+        "f16",
+        "subgroups",
+    ]);
     for adapter in &found {
         table.add_row(row(adapter));
     }
     let mark = if auto_is_cpu { "→" } else { "" };
-    table.add_row([mark, "cpu", &cpu.report().device, "", "flex", "cpu", "", "", "", "", "", ""]);
+    table.add_row([
+        mark,
+        "cpu",
+        &cpu.report().device,
+        "",
+        "flex",
+        "cpu",
+        "",
+        "",
+        "",
+        "",
+        "",
+        "",
+    ]);
     println!("{table}");
     context.say("→ is what --device auto takes; software adapters run only when asked for");
     if found.is_empty() {

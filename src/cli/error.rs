@@ -1,8 +1,8 @@
 //! Every error the command can end with, and its exit code.
 
 use crate::{
-    checkpoint::CheckpointError, device::DeviceError, diffusion::DiffusionError, policy::PolicyError,
-    report::ReportError, sampler::SampleError, schedule::ScheduleError,
+    checkpoint::CheckpointError, device::DeviceError, diffusion::DiffusionError,
+    policy::PolicyError, report::ReportError, sampler::SampleError, schedule::ScheduleError,
 };
 
 #[derive(Debug, thiserror::Error)]
@@ -39,7 +39,10 @@ impl CliError {
             | Self::Policy(_)
             | Self::Device(DeviceError::Unknown { .. } | DeviceError::NoSuchIndex { .. })
             | Self::Sample(
-                SampleError::Diffusion(_) | SampleError::Label { .. } | SampleError::NoImages | SampleError::Batch,
+                SampleError::Diffusion(_)
+                | SampleError::Label { .. }
+                | SampleError::NoImages
+                | SampleError::Batch,
             )
             | Self::Checkpoint(
                 CheckpointError::RandomSpec { .. }

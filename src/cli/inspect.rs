@@ -26,7 +26,10 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
     let source = checkpoint::open(&args.file)?;
     let entries: Vec<&TensorEntry> = source.entries().collect();
     let bytes: usize = entries.iter().map(|e| e.bytes()).sum();
-    let options = LoadOptions { heads: args.heads, input_size: None };
+    let options = LoadOptions {
+        heads: args.heads,
+        input_size: None,
+    };
     let description = checkpoint::describe(&source, options);
     if args.json {
         let tensors: Vec<_> = entries
@@ -51,15 +54,46 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
         return Ok(());
     }
     println!("{}", args.file.display());
-    println!("  container   {}, {} tensors, {:.1} MB", source.format().describe(), entries.len(), bytes as f64 / 1e6);
+    println!(
+        "  container   {}, {} tensors, {:.1} MB",
+        source.format().describe(),
+        entries.len(),
+        bytes as f64 / 1e6
+    );
     match &description {
         Ok(d) => {
             let c = &d.config;
-            println!("  model       {}, {:.1} M parameters", c.name(), c.parameters() as f64 / 1e6);
-            println!("  input       {}×{}×{} in {} tokens", c.channels, c.input_size[0], c.input_size[1], c.tokens());
-            println!("  output      {} channels{}", c.out_channels(), if c.learned_sigma { ", learned sigma" } else { "" });
+            println!(
+                "  model       {}, {:.1} M parameters",
+                c.name(),
+                c.parameters() as f64 / 1e6
+            );
+            println!(
+                "  input       {}×{}×{} in {} tokens",
+                c.channels,
+                c.input_size[0],
+                c.input_size[1],
+                c.tokens()
+            );
+            println!(
+                "  output      {} channels{}",
+                c.out_channels(),
+                if c.learned_sigma {
+                    ", learned sigma"
+                } else {
+                    ""
+                }
+            );
             println!("  classes     {}{}", c.classes, preview(&d.class_names));
-            println!("  names       {}{}", d.naming, if d.own_embedders { ", embedders in every block" } else { "" });
+            println!(
+                "  names       {}{}",
+                d.naming,
+                if d.own_embedders {
+                    ", embedders in every block"
+                } else {
+                    ""
+                }
+            );
             println!("  clip x0     {}", if d.clip_x0 { "on" } else { "off" });
             if let Some(fingerprint) = &d.fingerprint {
                 println!("  fingerprint {fingerprint}");

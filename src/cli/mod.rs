@@ -26,7 +26,12 @@ use error::CliError;
 ///
 /// `harmonica sample` without arguments draws a grid of emoji with the bundled model.
 #[derive(Parser, Debug)]
-#[command(name = "harmonica", version, propagate_version = true, arg_required_else_help = true)]
+#[command(
+    name = "harmonica",
+    version,
+    propagate_version = true,
+    arg_required_else_help = true
+)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -55,7 +60,11 @@ struct Context {
 impl Context {
     /// Fails once Ctrl-C was pressed.
     fn check_interrupt(&self) -> Result<(), CliError> {
-        if self.interrupted.load(Ordering::Relaxed) { Err(CliError::Interrupted) } else { Ok(()) }
+        if self.interrupted.load(Ordering::Relaxed) {
+            Err(CliError::Interrupted)
+        } else {
+            Ok(())
+        }
     }
 
     /// A line for people.
@@ -81,7 +90,10 @@ pub fn main() -> ExitCode {
     if let Err(error) = handler {
         eprintln!("note: Ctrl-C will not stop cleanly: {error}");
     }
-    let context = Context { quiet: cli.verbosity.quiet, interrupted };
+    let context = Context {
+        quiet: cli.verbosity.quiet,
+        interrupted,
+    };
     let result = match cli.command {
         Command::Devices(args) => devices::run(args, &context),
         Command::Sample(args) => sample::run(args, &context),

@@ -9,7 +9,7 @@ use super::{Context, error::CliError};
 use crate::{
     checkpoint::{LoadOptions, ModelInfo, ModelSpec, load_model},
     device::{DeviceChoice, Engine},
-    diffusion::{GuidedChannels, Guidance, Solver},
+    diffusion::{Guidance, GuidedChannels, Solver},
     dit::Dit,
     sampler::Settings,
 };
@@ -34,7 +34,10 @@ impl Verbosity {
         };
         let filter = tracing_subscriber::EnvFilter::try_from_default_env()
             .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(level));
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+        tracing_subscriber::fmt()
+            .with_env_filter(filter)
+            .with_writer(std::io::stderr)
+            .init();
     }
 }
 
@@ -58,11 +61,18 @@ impl ModelArgs {
     }
 
     pub fn load_options(&self) -> LoadOptions {
-        LoadOptions { heads: self.heads, input_size: self.input_size }
+        LoadOptions {
+            heads: self.heads,
+            input_size: self.input_size,
+        }
     }
 
     pub fn load(&self, engine: &Engine) -> Result<(Dit, ModelInfo), CliError> {
-        Ok(load_model(&self.spec()?, self.load_options(), engine.device())?)
+        Ok(load_model(
+            &self.spec()?,
+            self.load_options(),
+            engine.device(),
+        )?)
     }
 }
 
@@ -121,7 +131,9 @@ impl RunArgs {
         let mut solver: Solver = self.solver.parse()?;
         if let Some(eta) = self.eta {
             if !matches!(solver, Solver::Ddim { .. }) {
-                return Err(CliError::Usage(format!("--eta belongs to the ddim solver, not to {solver}")));
+                return Err(CliError::Usage(format!(
+                    "--eta belongs to the ddim solver, not to {solver}"
+                )));
             }
             solver = Solver::ddim(eta)?;
         }
@@ -152,7 +164,8 @@ pub(super) fn progress(context: &Context, length: u64, unit: &str) -> ProgressBa
         return ProgressBar::hidden();
     }
     let template = format!("{{bar:32}} {{pos}}/{{len}} {unit} · {{elapsed}} · ETA {{eta}} {{msg}}");
-    let style = ProgressStyle::with_template(&template).unwrap_or_else(|_| ProgressStyle::default_bar());
+    let style =
+        ProgressStyle::with_template(&template).unwrap_or_else(|_| ProgressStyle::default_bar());
     let bar = ProgressBar::new(length).with_style(style);
     bar.enable_steady_tick(Duration::from_millis(250));
     bar

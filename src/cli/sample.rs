@@ -62,18 +62,28 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
     let started = Instant::now();
     let (model, info) = args.model.load(&engine)?;
     let seconds_load = started.elapsed().as_secs_f64();
-    let settings = args.run.settings(args.model.spec()? == ModelSpec::Bundled, &info)?;
+    let settings = args
+        .run
+        .settings(args.model.spec()? == ModelSpec::Bundled, &info)?;
 
-    let given = args.noise.as_deref().map(|path| read_noise(path, &info)).transpose()?;
+    let given = args
+        .noise
+        .as_deref()
+        .map(|path| read_noise(path, &info))
+        .transpose()?;
     let (noise, labels) = match given {
         Some((noise, labels)) => {
             let count = noise.len() / info.config.image_shape().iter().product::<usize>();
             if args.count.is_some_and(|c| c != count) {
-                return Err(CliError::Usage(format!("--count contradicts --noise, which holds {count} images")));
+                return Err(CliError::Usage(format!(
+                    "--count contradicts --noise, which holds {count} images"
+                )));
             }
             let labels = match labels {
                 Some(_) if !args.classes.is_empty() => {
-                    return Err(CliError::Usage("--classes contradicts the labels in the --noise file".into()));
+                    return Err(CliError::Usage(
+                        "--classes contradicts the labels in the --noise file".into(),
+                    ));
                 }
                 Some(labels) => labels,
                 None => choose_labels(&args.classes, Some(count), &info)?,
@@ -84,12 +94,22 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
     };
 
     let batch = args.batch.unwrap_or_else(|| {
-        batch_for(&info.config, settings.guidance.is_active(), BATCH_BUDGET).min(labels.len().max(1))
+        batch_for(&info.config, settings.guidance.is_active(), BATCH_BUDGET)
+            .min(labels.len().max(1))
     });
     let sampler = Sampler::new(&model, settings, None)?;
-    let request = Request { labels: labels.clone(), seed: args.seed, noise, batch };
+    let request = Request {
+        labels: labels.clone(),
+        seed: args.seed,
+        noise,
+        batch,
+    };
     let mut steps = sampler.run(request)?;
-    let bar = progress(context, (labels.len() * settings.steps) as u64, "image steps");
+    let bar = progress(
+        context,
+        (labels.len() * settings.steps) as u64,
+        "image steps",
+    );
     let started = Instant::now();
     let mut values = Vec::new();
     while let Some(event) = steps.next() {
@@ -108,7 +128,10 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
 
     if let Some(path) = &args.save_tensors {
         let [c, h, w] = info.config.image_shape();
-        write_tensors(path, &[("samples", vec![labels.len(), c, h, w], values.clone())])?;
+        write_tensors(
+            path,
+            &[("samples", vec![labels.len(), c, h, w], values.clone())],
+        )?;
     }
     write_pictures(&args.out, &values, &labels, &info)?;
 
@@ -140,16 +163,29 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
 }
 
 /// The label of every image.
-fn choose_labels(classes: &[String], count: Option<usize>, info: &ModelInfo) -> Result<Vec<usize>, CliError> {
+fn choose_labels(
+    classes: &[String],
+    count: Option<usize>,
+    info: &ModelInfo,
+) -> Result<Vec<usize>, CliError> {
     let chosen = if classes.is_empty() {
-        (0..info.config.classes.min(count.unwrap_or(DEFAULT_COUNT).max(1))).collect()
+        (0..info
+            .config
+            .classes
+            .min(count.unwrap_or(DEFAULT_COUNT).max(1)))
+            .collect()
     } else {
-        let by_name = |name: &String| info.class_by_name(name.trim()).ok_or_else(|| unknown_class(name, info));
+        let by_name = |name: &String| {
+            info.class_by_name(name.trim())
+                .ok_or_else(|| unknown_class(name, info))
+        };
         classes.iter().map(by_name).collect::<Result<Vec<_>, _>>()?
     };
     let count = count.unwrap_or(chosen.len());
     if count == 0 {
-        return Err(CliError::Usage("--count is 0, expected at least 1 image".into()));
+        return Err(CliError::Usage(
+            "--count is 0, expected at least 1 image".into(),
+        ));
     }
     Ok(chosen.into_iter().cycle().take(count).collect())
 }
@@ -158,7 +194,11 @@ fn unknown_class(name: &str, info: &ModelInfo) -> CliError {
     let known = if info.class_names.is_empty() {
         format!("the model has classes 0 to {}", info.config.classes - 1)
     } else {
-        format!("the model has 0 to {} or {}", info.config.classes - 1, info.class_names.join(", "))
+        format!(
+            "the model has 0 to {} or {}",
+            info.config.classes - 1,
+            info.class_names.join(", ")
+        )
     };
     CliError::Usage(format!("unknown class `{name}`: {known}"))
 }
@@ -167,7 +207,10 @@ type Noise = (Vec<f32>, Option<Vec<usize>>);
 
 /// `noise` and `labels` of a file, checked against the model.
 fn read_noise(path: &Path, info: &ModelInfo) -> Result<Noise, CliError> {
-    let settings = |problem: String| CheckpointError::Settings { path: path.into(), problem };
+    let settings = |problem: String| CheckpointError::Settings {
+        path: path.into(),
+        problem,
+    };
     let mut source = checkpoint::open(path)?;
     let shape = source
         .get("noise")
@@ -175,42 +218,84 @@ fn read_noise(path: &Path, info: &ModelInfo) -> Result<Noise, CliError> {
         .ok_or_else(|| settings("expected a tensor `noise` [B,C,H,W]".into()))?;
     let image = info.config.image_shape();
     if shape.len() != 4 || shape[1..] != image || shape[0] == 0 {
-        return Err(settings(format!("its `noise` is {shape:?}, expected [B, {}, {}, {}]", image[0], image[1], image[2])).into());
+        return Err(settings(format!(
+            "its `noise` is {shape:?}, expected [B, {}, {}, {}]",
+            image[0], image[1], image[2]
+        ))
+        .into());
     }
     let noise = source.read_f32("noise")?;
     let labels = match source.get("labels").map(|e| e.shape.clone()) {
         None => None,
         Some(found) if found != [shape[0]] => {
-            return Err(settings(format!("its `labels` is {found:?}, expected [{}]", shape[0])).into());
+            return Err(settings(format!(
+                "its `labels` is {found:?}, expected [{}]",
+                shape[0]
+            ))
+            .into());
         }
         Some(_) => {
             let label = |y: i64| {
                 usize::try_from(y)
                     .ok()
                     .filter(|y| *y <= info.config.classes)
-                    .ok_or_else(|| settings(format!("label {y} is no class of 0 to {}", info.config.classes)))
+                    .ok_or_else(|| {
+                        settings(format!(
+                            "label {y} is no class of 0 to {}",
+                            info.config.classes
+                        ))
+                    })
             };
-            Some(source.read_i64("labels")?.into_iter().map(label).collect::<Result<Vec<_>, _>>()?)
+            Some(
+                source
+                    .read_i64("labels")?
+                    .into_iter()
+                    .map(label)
+                    .collect::<Result<Vec<_>, _>>()?,
+            )
         }
     };
     Ok((noise, labels))
 }
 
 /// One grid, or a folder of single pictures.
-fn write_pictures(out: &Path, values: &[f32], labels: &[usize], info: &ModelInfo) -> Result<(), CliError> {
+fn write_pictures(
+    out: &Path,
+    values: &[f32],
+    labels: &[usize],
+    info: &ModelInfo,
+) -> Result<(), CliError> {
     let shape = info.config.image_shape();
     let size = shape.iter().product();
-    let images = values.chunks(size).map(|image| image_from_values(image, shape));
-    if out.extension().is_some_and(|e| e.eq_ignore_ascii_case("png")) {
+    let images = values
+        .chunks(size)
+        .map(|image| image_from_values(image, shape));
+    if out
+        .extension()
+        .is_some_and(|e| e.eq_ignore_ascii_case("png"))
+    {
         let tiles: Vec<_> = images
             .zip(labels)
-            .map(|(image, &label)| Tile { image, label: info.class_name(label) })
+            .map(|(image, &label)| Tile {
+                image,
+                label: info.class_name(label),
+            })
             .collect();
         write_png(&grid(&tiles, columns_for(tiles.len())), out)?;
         return Ok(());
     }
     for (i, (image, &label)) in images.zip(labels).enumerate() {
-        let name: String = info.class_name(label).chars().map(|c| if c.is_alphanumeric() || c == '-' { c } else { '_' }).collect();
+        let name: String = info
+            .class_name(label)
+            .chars()
+            .map(|c| {
+                if c.is_alphanumeric() || c == '-' {
+                    c
+                } else {
+                    '_'
+                }
+            })
+            .collect();
         write_png(&image, &out.join(format!("{i:05}-{name}.png")))?;
     }
     Ok(())

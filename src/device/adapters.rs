@@ -38,7 +38,9 @@ impl Api {
             }
             Self::Metal => "Metal is there on Apple systems only; pass --device auto or cpu",
             Self::Dx12 => "DirectX 12 is there on Windows only; pass --device auto or cpu",
-            Self::Gl => "install an OpenGL ES 3.1 driver (Debian and Ubuntu: libegl1 and libgl1-mesa-dri), or pass --device cpu",
+            Self::Gl => {
+                "install an OpenGL ES 3.1 driver (Debian and Ubuntu: libegl1 and libgl1-mesa-dri), or pass --device cpu"
+            }
             Self::WebGpu => "WebGPU is there in browsers only; pass --device auto or cpu",
         }
     }
@@ -85,7 +87,10 @@ impl FromStr for DeviceChoice {
             "metal" => Self::Api(Api::Metal),
             "dx12" => Self::Api(Api::Dx12),
             "gl" => Self::Api(Api::Gl),
-            _ => Self::Index(name.parse().map_err(|_| DeviceError::Unknown { name: name.into() })?),
+            _ => Self::Index(
+                name.parse()
+                    .map_err(|_| DeviceError::Unknown { name: name.into() })?,
+            ),
         })
     }
 }
@@ -143,38 +148,50 @@ pub(super) struct Adapter {
 /// Every adapter of every API in this build, in a stable order.
 pub(super) fn enumerate() -> (wgpu::Instance, Vec<Adapter>) {
     let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle());
-    let mut found: Vec<Adapter> = pollster::block_on(instance.enumerate_adapters(wgpu::Backends::all()))
-        .into_iter()
-        .filter_map(|handle| {
-            let info = handle.get_info();
-            let api = Api::from_wgpu(info.backend)?;
-            let (kind, rank) = match info.device_type {
-                wgpu::DeviceType::DiscreteGpu => ("discrete", 0),
-                wgpu::DeviceType::IntegratedGpu => ("integrated", 1),
-                wgpu::DeviceType::VirtualGpu => ("virtual", 2),
-                wgpu::DeviceType::Other => ("other", 3),
-                wgpu::DeviceType::Cpu => ("software", 4),
-            };
-            let (limits, features) = (handle.limits(), handle.features());
-            let driver = [info.driver, info.driver_info];
-            let report = AdapterReport {
-                index: 0,
-                name: info.name,
-                vendor: adapter_vendor(info.vendor),
-                api,
-                kind,
-                driver: driver.iter().filter(|d| !d.is_empty()).cloned().collect::<Vec<_>>().join(" "),
-                max_buffer_bytes: limits.max_storage_buffer_binding_size.min(limits.max_buffer_size),
-                max_storage_buffers: limits.max_storage_buffers_per_shader_stage,
-                max_workgroup: limits.max_compute_invocations_per_workgroup,
-                workgroup_bytes: limits.max_compute_workgroup_storage_size,
-                f16: features.contains(wgpu::Features::SHADER_F16),
-                subgroups: features.contains(wgpu::Features::SUBGROUP),
-                auto: false,
-            };
-            Some(Adapter { handle, report, rank })
-        })
-        .collect();
+    let mut found: Vec<Adapter> =
+        pollster::block_on(instance.enumerate_adapters(wgpu::Backends::all()))
+            .into_iter()
+            .filter_map(|handle| {
+                let info = handle.get_info();
+                let api = Api::from_wgpu(info.backend)?;
+                let (kind, rank) = match info.device_type {
+                    wgpu::DeviceType::DiscreteGpu => ("discrete", 0),
+                    wgpu::DeviceType::IntegratedGpu => ("integrated", 1),
+                    wgpu::DeviceType::VirtualGpu => ("virtual", 2),
+                    wgpu::DeviceType::Other => ("other", 3),
+                    wgpu::DeviceType::Cpu => ("software", 4),
+                };
+                let (limits, features) = (handle.limits(), handle.features());
+                let driver = [info.driver, info.driver_info];
+                let report = AdapterReport {
+                    index: 0,
+                    name: info.name,
+                    vendor: adapter_vendor(info.vendor),
+                    api,
+                    kind,
+                    driver: driver
+                        .iter()
+                        .filter(|d| !d.is_empty())
+                        .cloned()
+                        .collect::<Vec<_>>()
+                        .join(" "),
+                    max_buffer_bytes: limits
+                        .max_storage_buffer_binding_size
+                        .min(limits.max_buffer_size),
+                    max_storage_buffers: limits.max_storage_buffers_per_shader_stage,
+                    max_workgroup: limits.max_compute_invocations_per_workgroup,
+                    workgroup_bytes: limits.max_compute_workgroup_storage_size,
+                    f16: features.contains(wgpu::Features::SHADER_F16),
+                    subgroups: features.contains(wgpu::Features::SUBGROUP),
+                    auto: false,
+                };
+                Some(Adapter {
+                    handle,
+                    report,
+                    rank,
+                })
+            })
+            .collect();
     let best = found
         .iter()
         .enumerate()
@@ -197,12 +214,18 @@ pub fn adapters() -> Vec<AdapterReport> {
 ///
 /// # Errors
 /// [`DeviceError::NoAdapter`], [`DeviceError::NoSuchIndex`].
-pub fn choose(choice: DeviceChoice, adapters: &[AdapterReport]) -> Result<Option<usize>, DeviceError> {
+pub fn choose(
+    choice: DeviceChoice,
+    adapters: &[AdapterReport],
+) -> Result<Option<usize>, DeviceError> {
     match choice {
         DeviceChoice::Cpu => Ok(None),
         DeviceChoice::Auto => Ok(adapters.iter().position(|a| a.auto)),
         DeviceChoice::Index(index) if index < adapters.len() => Ok(Some(index)),
-        DeviceChoice::Index(index) => Err(DeviceError::NoSuchIndex { index, count: adapters.len() }),
+        DeviceChoice::Index(index) => Err(DeviceError::NoSuchIndex {
+            index,
+            count: adapters.len(),
+        }),
         DeviceChoice::Api(api) => {
             let order = ["discrete", "integrated", "virtual", "other", "software"];
             adapters
@@ -210,7 +233,10 @@ pub fn choose(choice: DeviceChoice, adapters: &[AdapterReport]) -> Result<Option
                 .filter(|a| a.api == api)
                 .min_by_key(|a| order.iter().position(|kind| *kind == a.kind))
                 .map(|a| Some(a.index))
-                .ok_or(DeviceError::NoAdapter { api, advice: api.advice() })
+                .ok_or(DeviceError::NoAdapter {
+                    api,
+                    advice: api.advice(),
+                })
         }
     }
 }
@@ -218,15 +244,27 @@ pub fn choose(choice: DeviceChoice, adapters: &[AdapterReport]) -> Result<Option
 /// Whether an adapter has what the compute kernels need: WebGPU's default limits.
 pub(super) fn usable(report: &AdapterReport) -> Result<(), DeviceError> {
     let problem = if report.max_storage_buffers < 8 {
-        format!("it binds {} storage buffers to a shader, 8 are needed", report.max_storage_buffers)
+        format!(
+            "it binds {} storage buffers to a shader, 8 are needed",
+            report.max_storage_buffers
+        )
     } else if report.max_workgroup < 256 {
-        format!("its workgroups have {} invocations, 256 are needed", report.max_workgroup)
+        format!(
+            "its workgroups have {} invocations, 256 are needed",
+            report.max_workgroup
+        )
     } else if report.workgroup_bytes < 16384 {
-        format!("its workgroups have {} bytes of memory, 16384 are needed", report.workgroup_bytes)
+        format!(
+            "its workgroups have {} bytes of memory, 16384 are needed",
+            report.workgroup_bytes
+        )
     } else {
         return Ok(());
     };
-    Err(DeviceError::Unusable { adapter: format!("{} ({})", report.name, report.api), problem })
+    Err(DeviceError::Unusable {
+        adapter: format!("{} ({})", report.name, report.api),
+        problem,
+    })
 }
 
 /// The name behind a PCI vendor number.
@@ -272,25 +310,48 @@ mod tests {
 
     #[test]
     fn auto_never_takes_a_software_adapter() {
-        let software = [adapter(0, Api::Vulkan, "software", false), adapter(1, Api::Gl, "software", false)];
+        let software = [
+            adapter(0, Api::Vulkan, "software", false),
+            adapter(1, Api::Gl, "software", false),
+        ];
         assert_eq!(choose(DeviceChoice::Auto, &software).unwrap(), None);
-        assert_eq!(choose(DeviceChoice::Api(Api::Vulkan), &software).unwrap(), Some(0));
+        assert_eq!(
+            choose(DeviceChoice::Api(Api::Vulkan), &software).unwrap(),
+            Some(0)
+        );
     }
 
     #[test]
     fn an_api_means_its_best_adapter_and_none_is_an_error() {
-        let list = [adapter(0, Api::Vulkan, "software", false), adapter(1, Api::Vulkan, "integrated", true)];
-        assert_eq!(choose(DeviceChoice::Api(Api::Vulkan), &list).unwrap(), Some(1));
+        let list = [
+            adapter(0, Api::Vulkan, "software", false),
+            adapter(1, Api::Vulkan, "integrated", true),
+        ];
+        assert_eq!(
+            choose(DeviceChoice::Api(Api::Vulkan), &list).unwrap(),
+            Some(1)
+        );
         assert_eq!(choose(DeviceChoice::Index(0), &list).unwrap(), Some(0));
         let error = choose(DeviceChoice::Api(Api::Metal), &list).unwrap_err();
-        assert!(error.to_string().contains("pass --device auto or cpu"), "{error}");
-        assert!(matches!(choose(DeviceChoice::Index(2), &list), Err(DeviceError::NoSuchIndex { index: 2, count: 2 })));
+        assert!(
+            error.to_string().contains("pass --device auto or cpu"),
+            "{error}"
+        );
+        assert!(matches!(
+            choose(DeviceChoice::Index(2), &list),
+            Err(DeviceError::NoSuchIndex { index: 2, count: 2 })
+        ));
     }
 
     #[test]
     fn an_adapter_below_webgpu_limits_is_refused() {
         let mut weak = adapter(0, Api::Gl, "integrated", false);
         weak.max_storage_buffers = 4;
-        assert!(usable(&weak).unwrap_err().to_string().contains("4 storage buffers"));
+        assert!(
+            usable(&weak)
+                .unwrap_err()
+                .to_string()
+                .contains("4 storage buffers")
+        );
     }
 }

@@ -71,7 +71,10 @@ impl Engine {
             software: setup.adapter.get_info().device_type == wgpu::DeviceType::Cpu,
             max_buffer_bytes: Some(setup.device.limits().max_storage_buffer_binding_size),
         };
-        let device = Device::wgpu_options().setup(setup).init().map_err(|e| failed(&name, e))?;
+        let device = Device::wgpu_options()
+            .setup(setup)
+            .init()
+            .map_err(|e| failed(&name, e))?;
         Ok(Self { device, report })
     }
 
@@ -81,7 +84,10 @@ impl Engine {
     /// Any [`DeviceError`].
     pub fn open(choice: DeviceChoice) -> Result<Choice, DeviceError> {
         if choice == DeviceChoice::Cpu {
-            return Ok(Choice { engine: Self::cpu(), notice: None });
+            return Ok(Choice {
+                engine: Self::cpu(),
+                notice: None,
+            });
         }
         let (instance, mut found) = adapters::enumerate();
         let reports: Vec<AdapterReport> = found.iter().map(|a| a.report.clone()).collect();
@@ -93,7 +99,10 @@ impl Engine {
                 ),
                 None => "no GPU here; running on the CPU".to_owned(),
             };
-            return Ok(Choice { engine: Self::cpu(), notice: Some(notice) });
+            return Ok(Choice {
+                engine: Self::cpu(),
+                notice: Some(notice),
+            });
         };
         usable(&reports[index])?;
         let adapter = found.swap_remove(index);
@@ -104,7 +113,10 @@ impl Engine {
             max_buffer_bytes: Some(adapter.report.max_buffer_bytes),
         };
         let device = open_adapter(instance, adapter.handle, &adapter.report)?;
-        Ok(Choice { engine: Self { device, report }, notice: None })
+        Ok(Choice {
+            engine: Self { device, report },
+            notice: None,
+        })
     }
 
     /// The burn device.
@@ -141,11 +153,24 @@ fn open_adapter(
         memory_hints: wgpu::MemoryHints::MemoryUsage,
         ..Default::default()
     };
-    let (device, queue) = pollster::block_on(adapter.request_device(&descriptor))
-        .map_err(|e| DeviceError::Driver { adapter: report.name.clone(), message: e.to_string() })?;
+    let (device, queue) = pollster::block_on(adapter.request_device(&descriptor)).map_err(|e| {
+        DeviceError::Driver {
+            adapter: report.name.clone(),
+            message: e.to_string(),
+        }
+    })?;
     let backend = adapter.get_info().backend;
-    let setup = WgpuSetup { instance, adapter, device, queue, backend };
-    Device::wgpu_options().setup(setup).init().map_err(|e| failed(&report.name, e))
+    let setup = WgpuSetup {
+        instance,
+        adapter,
+        device,
+        queue,
+        backend,
+    };
+    Device::wgpu_options()
+        .setup(setup)
+        .init()
+        .map_err(|e| failed(&report.name, e))
 }
 
 /// Native shader compilers need device extensions that burn itself asks for.
@@ -179,13 +204,20 @@ fn open_adapter(
         Api::Gl => WgpuBackend::Gl,
         Api::WebGpu => WgpuBackend::WebGpu,
     };
-    Device::wgpu_options().device_kind(kind).graphics_api(api).init().map_err(|e| failed(&report.name, e))
+    Device::wgpu_options()
+        .device_kind(kind)
+        .graphics_api(api)
+        .init()
+        .map_err(|e| failed(&report.name, e))
 }
 
 fn failed(adapter: &str, error: WgpuInitError) -> DeviceError {
     let (adapter, message) = (adapter.to_owned(), error.to_string());
     match error {
-        WgpuInitError::InvalidConfiguration { .. } => DeviceError::Unusable { adapter, problem: message },
+        WgpuInitError::InvalidConfiguration { .. } => DeviceError::Unusable {
+            adapter,
+            problem: message,
+        },
         _ => DeviceError::Driver { adapter, message },
     }
 }

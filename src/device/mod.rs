@@ -13,18 +13,24 @@ pub use engine::{Choice, DeviceReport, Engine};
 #[derive(Debug, thiserror::Error)]
 pub enum DeviceError {
     /// A name that is none of the choices.
-    #[error("unknown device `{name}`: expected auto, vulkan, metal, dx12, gl, cpu, or an index from `harmonica devices`")]
+    #[error(
+        "unknown device `{name}`: expected auto, vulkan, metal, dx12, gl, cpu, or an index from `harmonica devices`"
+    )]
     Unknown { name: String },
     /// The graphics API has no adapter on this machine.
     #[error("no {api} adapter on this machine: {advice}")]
     NoAdapter { api: Api, advice: &'static str },
     /// An index beyond the list.
-    #[error("there is no device {index}: `harmonica devices` lists {count}; pass one of their indices, or `cpu`")]
+    #[error(
+        "there is no device {index}: `harmonica devices` lists {count}; pass one of their indices, or `cpu`"
+    )]
     NoSuchIndex { index: usize, count: usize },
     /// The adapter is there, but it cannot run compute shaders as we need them.
     #[error("{adapter} cannot be used: {problem}; pass another --device, or `cpu`")]
     Unusable { adapter: String, problem: String },
     /// The driver failed.
-    #[error("the driver of {adapter} failed to open it: {message}; update the driver, pass another --device, or `cpu`")]
+    #[error(
+        "the driver of {adapter} failed to open it: {message}; update the driver, pass another --device, or `cpu`"
+    )]
     Driver { adapter: String, message: String },
 }

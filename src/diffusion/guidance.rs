@@ -98,7 +98,10 @@ impl Guidance {
             GuidedChannels::Three => channels.min(3),
             GuidedChannels::All => channels,
         };
-        let (c, u) = (cond.clone().narrow(1, 0, count), uncond.clone().narrow(1, 0, count));
+        let (c, u) = (
+            cond.clone().narrow(1, 0, count),
+            uncond.clone().narrow(1, 0, count),
+        );
         let guided = u.clone() + (c - u) * self.scale;
         (cond, uncond, guided)
     }

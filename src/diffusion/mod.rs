@@ -9,7 +9,7 @@ mod noise;
 mod respace;
 mod solver;
 
-pub use guidance::{GuidedChannels, Guidance};
+pub use guidance::{Guidance, GuidedChannels};
 pub use noise::ImageNoise;
 pub use respace::{MAX_STEPS, StepCoefficients, Trajectory};
 pub use solver::{Solver, SolverStep};
@@ -21,15 +21,21 @@ pub enum DiffusionError {
     #[error("cannot sample in {steps} steps: expected 1 to {max}, the number of training timesteps; pass --steps between them", max = MAX_STEPS)]
     Steps { steps: usize },
     /// `eta` outside `[0, 1]` or not a number.
-    #[error("cannot run DDIM with eta {eta}: expected a number from 0 (deterministic) to 1 (as noisy as DDPM)")]
+    #[error(
+        "cannot run DDIM with eta {eta}: expected a number from 0 (deterministic) to 1 (as noisy as DDPM)"
+    )]
     Eta { eta: f64 },
     /// A guidance scale that is not a finite number ≥ 0.
-    #[error("cannot guide with scale {scale}: expected a finite number of at least 0; 1 means no guidance, 1.5 to 4 is usual")]
+    #[error(
+        "cannot guide with scale {scale}: expected a finite number of at least 0; 1 means no guidance, 1.5 to 4 is usual"
+    )]
     GuidanceScale { scale: f64 },
     /// An unknown solver name.
     #[error("unknown solver `{name}`: expected `ddim`, `ddim:ETA` (0 to 1) or `ddpm`")]
     UnknownSolver { name: String },
     /// An unknown guidance-channel mode.
-    #[error("unknown guidance channels `{name}`: expected `3` (the public DiT release) or `all` (textbook)")]
+    #[error(
+        "unknown guidance channels `{name}`: expected `3` (the public DiT release) or `all` (textbook)"
+    )]
     UnknownGuidedChannels { name: String },
 }

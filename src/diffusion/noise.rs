@@ -56,6 +56,9 @@ mod tests {
         let n = x.len() as f64;
         let mean = x.iter().map(|v| *v as f64).sum::<f64>() / n;
         let var = x.iter().map(|v| (*v as f64 - mean).powi(2)).sum::<f64>() / n;
-        assert!(mean.abs() < 0.02 && (var - 1.0).abs() < 0.03, "mean {mean}, variance {var}");
+        assert!(
+            mean.abs() < 0.02 && (var - 1.0).abs() < 0.03,
+            "mean {mean}, variance {var}"
+        );
     }
 }

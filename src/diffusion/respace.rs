@@ -61,7 +61,13 @@ impl Trajectory {
                 })
                 .collect()
         };
-        let previous = |i: usize| if i == 0 { 1.0 } else { alpha_bar[ascending[i - 1]] };
+        let previous = |i: usize| {
+            if i == 0 {
+                1.0
+            } else {
+                alpha_bar[ascending[i - 1]]
+            }
+        };
         let beta = |i: usize| 1.0 - alpha_bar[ascending[i]] / previous(i);
         let posterior = |i: usize| beta(i) * (1.0 - previous(i)) / (1.0 - alpha_bar[ascending[i]]);
         // The posterior variance of the last executed step is 0; the release puts its neighbour's there.
@@ -125,13 +131,19 @@ mod tests {
     #[test]
     fn ten_steps_are_multiples_of_111() {
         let run = Trajectory::linear(10).unwrap();
-        assert_eq!(run.timesteps(), (0..10).rev().map(|k| k * 111).collect::<Vec<_>>());
+        assert_eq!(
+            run.timesteps(),
+            (0..10).rev().map(|k| k * 111).collect::<Vec<_>>()
+        );
     }
 
     #[test]
     fn ties_round_to_even_as_python_does() {
         // 7 steps are 166.5 apart: Python's round(166.5) is 166.
-        assert_eq!(Trajectory::linear(7).unwrap().timesteps(), vec![999, 832, 666, 500, 333, 166, 0]);
+        assert_eq!(
+            Trajectory::linear(7).unwrap().timesteps(),
+            vec![999, 832, 666, 500, 333, 166, 0]
+        );
     }
 
     #[test]
@@ -148,7 +160,10 @@ mod tests {
     #[test]
     fn impossible_step_counts_are_refused() {
         for steps in [0, 1001] {
-            assert_eq!(Trajectory::linear(steps), Err(DiffusionError::Steps { steps }));
+            assert_eq!(
+                Trajectory::linear(steps),
+                Err(DiffusionError::Steps { steps })
+            );
         }
     }
 }

@@ -21,7 +21,11 @@ impl Solver {
     /// # Errors
     /// [`DiffusionError::Eta`] unless `0 ≤ eta ≤ 1`.
     pub fn ddim(eta: f64) -> Result<Self, DiffusionError> {
-        if (0.0..=1.0).contains(&eta) { Ok(Self::Ddim { eta }) } else { Err(DiffusionError::Eta { eta }) }
+        if (0.0..=1.0).contains(&eta) {
+            Ok(Self::Ddim { eta })
+        } else {
+            Err(DiffusionError::Eta { eta })
+        }
     }
 
     /// Whether every step but the last needs fresh noise.
@@ -53,8 +57,11 @@ impl Solver {
         }
         let next = match *self {
             Self::Ddim { eta } => {
-                let epsilon =
-                    if clip_x0 { (x - x0.clone() * signal) * (1.0 / spread) } else { epsilon };
+                let epsilon = if clip_x0 {
+                    (x - x0.clone() * signal) * (1.0 / spread)
+                } else {
+                    epsilon
+                };
                 let sigma = eta
                     * ((1.0 - step.alpha_bar_prev) / (1.0 - step.alpha_bar)).sqrt()
                     * step.beta().sqrt();
@@ -67,7 +74,8 @@ impl Solver {
             }
             Self::Ddpm => {
                 let to_x0 = step.beta() * step.alpha_bar_prev.sqrt() / (1.0 - step.alpha_bar);
-                let to_x = (1.0 - step.alpha_bar_prev) * (1.0 - step.beta()).sqrt() / (1.0 - step.alpha_bar);
+                let to_x = (1.0 - step.alpha_bar_prev) * (1.0 - step.beta()).sqrt()
+                    / (1.0 - step.alpha_bar);
                 let mean = x0.clone() * to_x0 + x * to_x;
                 let Some(noise) = noise.filter(|_| !step.last) else {
                     return SolverStep { next: mean, x0 };

@@ -3,14 +3,11 @@
 use burn::{
     module::Module,
     nn::Linear,
-    tensor::{
-        Tensor,
-        activation::{gelu_approximate, silu},
-        module::attention,
-    },
+    tensor::{Tensor, activation::silu, module::attention},
 };
 
 use super::config::NORM_EPS;
+use crate::kernels::{gated_residual, gelu, modulate};
 
 /// A residual branch of a block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -32,6 +29,18 @@ pub struct Modulation {
     pub shift: Tensor<3>,
     pub scale: Tensor<3>,
     pub gate: Tensor<3>,
+}
+
+impl Modulation {
+    /// `LN(x)·(1 + scale) + shift`: what a branch is given. `[B, tokens, dim]`.
+    fn apply(&self, x: Tensor<3>, eps: f64) -> Tensor<3> {
+        modulate(x, self.shift.clone(), self.scale.clone(), eps)
+    }
+
+    /// `x + gate ⊙ feature`: how a branch's feature, fresh or cached, joins the residual stream.
+    pub fn add(self, x: Tensor<3>, feature: Tensor<3>) -> Tensor<3> {
+        gated_residual(x, self.gate, feature)
+    }
 }
 
 /// `x += gate_a ⊙ Attn(LN(x)(1+scale_a)+shift_a)`, then `x += gate_m ⊙ MLP(LN(x)(1+scale_m)+shift_m)`.
@@ -60,8 +69,8 @@ impl Block {
     /// The feature of a branch, before its gate and the residual add: `[B, tokens, dim]`.
     pub fn branch(&self, branch: Branch, x: Tensor<3>, modulation: &Modulation) -> Tensor<3> {
         match branch {
-            Branch::Attention => self.attention(modulate(x, modulation, NORM_EPS)),
-            Branch::Mlp => self.mlp(modulate(x, modulation, self.mlp_norm_eps)),
+            Branch::Attention => self.attention(modulation.apply(x, NORM_EPS)),
+            Branch::Mlp => self.mlp(modulation.apply(x, self.mlp_norm_eps)),
         }
     }
 
@@ -69,26 +78,23 @@ impl Block {
     pub fn attention(&self, x: Tensor<3>) -> Tensor<3> {
         let [batch, tokens, dim] = x.dims();
         let head = dim / self.heads;
-        let qkv = self.qkv.forward(x).reshape([batch, tokens, 3, self.heads, head]).permute([2, 0, 3, 1, 4]);
-        let part = |i: usize| qkv.clone().narrow(0, i, 1).reshape([batch, self.heads, tokens, head]);
+        let qkv = self
+            .qkv
+            .forward(x)
+            .reshape([batch, tokens, 3, self.heads, head])
+            .permute([2, 0, 3, 1, 4]);
+        let part = |i: usize| {
+            qkv.clone()
+                .narrow(0, i, 1)
+                .reshape([batch, self.heads, tokens, head])
+        };
         let mixed = attention(part(0), part(1), part(2), None, None, Default::default());
-        self.proj.forward(mixed.swap_dims(1, 2).reshape([batch, tokens, dim]))
+        self.proj
+            .forward(mixed.swap_dims(1, 2).reshape([batch, tokens, dim]))
     }
 
     /// The MLP of modulated tokens, `[B, tokens, dim]` to the same.
     pub fn mlp(&self, x: Tensor<3>) -> Tensor<3> {
-        self.fc2.forward(gelu_approximate(self.fc1.forward(x)))
+        self.fc2.forward(gelu(self.fc1.forward(x)))
     }
-}
-
-/// `LN(x)·(1 + scale) + shift`, the LayerNorm without weights of its own. `[B, tokens, dim]`.
-pub(super) fn modulate(x: Tensor<3>, modulation: &Modulation, eps: f64) -> Tensor<3> {
-    normalize(x, eps) * (modulation.scale.clone() + 1.0) + modulation.shift.clone()
-}
-
-/// LayerNorm over the last axis without affine weights.
-pub(super) fn normalize(x: Tensor<3>, eps: f64) -> Tensor<3> {
-    let centred = x.clone() - x.mean_dim(2);
-    let variance = (centred.clone() * centred.clone()).mean_dim(2);
-    centred * (variance + eps).sqrt().recip()
 }

@@ -49,21 +49,36 @@ fn release_norm_eps() -> f64 {
 pub enum ConfigError {
     /// A count that must be at least 1, or is beyond any real model.
     #[error("{field} is {value}, expected 1 to {max}")]
-    OutOfRange { field: &'static str, value: usize, max: usize },
+    OutOfRange {
+        field: &'static str,
+        value: usize,
+        max: usize,
+    },
     /// Two numbers that must divide.
     #[error("{what} {value} is no multiple of {of} {divisor}")]
-    NotMultiple { what: &'static str, value: usize, of: &'static str, divisor: usize },
+    NotMultiple {
+        what: &'static str,
+        value: usize,
+        of: &'static str,
+        divisor: usize,
+    },
     /// An epsilon that is not a small positive number.
     #[error("mlp_norm_eps is {value}, expected a number above 0 and at most 0.1")]
     Epsilon { value: f64 },
     /// A size name that is not published.
-    #[error("unknown size `{name}`: expected DiT-S/P, DiT-B/P, DiT-L/P or DiT-XL/P with patch P of 2, 4 or 8")]
+    #[error(
+        "unknown size `{name}`: expected DiT-S/P, DiT-B/P, DiT-L/P or DiT-XL/P with patch P of 2, 4 or 8"
+    )]
     UnknownSize { name: String },
 }
 
 /// `(name, blocks, hidden, heads)` of the published sizes.
-pub const PUBLISHED: [(&str, usize, usize, usize); 4] =
-    [("S", 12, 384, 6), ("B", 12, 768, 12), ("L", 24, 1024, 16), ("XL", 28, 1152, 16)];
+pub const PUBLISHED: [(&str, usize, usize, usize); 4] = [
+    ("S", 12, 384, 6),
+    ("B", 12, 768, 12),
+    ("L", 24, 1024, 16),
+    ("XL", 28, 1152, 16),
+];
 
 impl DitConfig {
     /// A published size by name, such as `DiT-XL/2`, for `input_size` cells, with the release's 4 latent
@@ -73,9 +88,19 @@ impl DitConfig {
     /// [`ConfigError::UnknownSize`], or a size that the patch does not divide.
     pub fn published(name: &str, input_size: [usize; 2]) -> Result<Self, ConfigError> {
         let unknown = || ConfigError::UnknownSize { name: name.into() };
-        let (size, patch) = name.strip_prefix("DiT-").and_then(|n| n.split_once('/')).ok_or_else(unknown)?;
-        let &(_, blocks, hidden, heads) = PUBLISHED.iter().find(|(n, ..)| *n == size).ok_or_else(unknown)?;
-        let patch = patch.parse().ok().filter(|p| [2, 4, 8].contains(p)).ok_or_else(unknown)?;
+        let (size, patch) = name
+            .strip_prefix("DiT-")
+            .and_then(|n| n.split_once('/'))
+            .ok_or_else(unknown)?;
+        let &(_, blocks, hidden, heads) = PUBLISHED
+            .iter()
+            .find(|(n, ..)| *n == size)
+            .ok_or_else(unknown)?;
+        let patch = patch
+            .parse()
+            .ok()
+            .filter(|p| [2, 4, 8].contains(p))
+            .ok_or_else(unknown)?;
         let config = Self {
             input_size,
             patch,
@@ -94,7 +119,10 @@ impl DitConfig {
 
     /// Heads of the published size with this hidden width.
     pub fn published_heads(hidden: usize) -> Option<usize> {
-        PUBLISHED.iter().find(|(_, _, h, _)| *h == hidden).map(|(.., heads)| *heads)
+        PUBLISHED
+            .iter()
+            .find(|(_, _, h, _)| *h == hidden)
+            .map(|(.., heads)| *heads)
     }
 
     /// Whether the numbers describe a network.
@@ -121,18 +149,34 @@ impl DitConfig {
             ("input height", self.input_size[0], "patch", self.patch),
             ("input width", self.input_size[1], "patch", self.patch),
             ("hidden size", self.hidden, "heads", self.heads),
-            ("hidden size", self.hidden, "the position embedding's four parts:", 4),
+            (
+                "hidden size",
+                self.hidden,
+                "the position embedding's four parts:",
+                4,
+            ),
         ];
         for (what, value, of, divisor) in multiples {
             if !value.is_multiple_of(divisor) {
-                return Err(ConfigError::NotMultiple { what, value, of, divisor });
+                return Err(ConfigError::NotMultiple {
+                    what,
+                    value,
+                    of,
+                    divisor,
+                });
             }
         }
         if self.timestep_shift > 1 {
-            return Err(ConfigError::OutOfRange { field: "timestep_shift", value: self.timestep_shift, max: 1 });
+            return Err(ConfigError::OutOfRange {
+                field: "timestep_shift",
+                value: self.timestep_shift,
+                max: 1,
+            });
         }
         if !(self.mlp_norm_eps > 0.0 && self.mlp_norm_eps <= 0.1) {
-            return Err(ConfigError::Epsilon { value: self.mlp_norm_eps });
+            return Err(ConfigError::Epsilon {
+                value: self.mlp_norm_eps,
+            });
         }
         Ok(())
     }
@@ -182,8 +226,9 @@ impl DitConfig {
 
     /// The published name where there is one (`DiT-S/2`), otherwise a description.
     pub fn name(&self) -> String {
-        let published =
-            PUBLISHED.iter().find(|(_, b, d, h)| (*b, *d, *h) == (self.blocks, self.hidden, self.heads));
+        let published = PUBLISHED
+            .iter()
+            .find(|(_, b, d, h)| (*b, *d, *h) == (self.blocks, self.hidden, self.heads));
         match published {
             Some((size, ..)) => format!("DiT-{size}/{}", self.patch),
             None => format!(
@@ -201,9 +246,18 @@ mod tests {
     #[test]
     fn published_sizes_have_published_parameter_counts() {
         // Millions of parameters in table 1 of the DiT paper (arXiv 2212.09748).
-        for (name, millions) in [("DiT-S/2", 33), ("DiT-B/4", 130), ("DiT-L/2", 458), ("DiT-XL/2", 675)] {
+        for (name, millions) in [
+            ("DiT-S/2", 33),
+            ("DiT-B/4", 130),
+            ("DiT-L/2", 458),
+            ("DiT-XL/2", 675),
+        ] {
             let count = DitConfig::published(name, [32, 32]).unwrap().parameters();
-            assert_eq!((count as f64 / 1e6).round() as u64, millions, "{name}: {count}");
+            assert_eq!(
+                (count as f64 / 1e6).round() as u64,
+                millions,
+                "{name}: {count}"
+            );
         }
     }
 
@@ -211,12 +265,45 @@ mod tests {
     fn impossible_shapes_are_refused() {
         let good = DitConfig::published("DiT-S/2", [32, 32]).unwrap();
         assert_eq!(
-            DitConfig { heads: 5, ..good.clone() }.check(),
-            Err(ConfigError::NotMultiple { what: "hidden size", value: 384, of: "heads", divisor: 5 })
+            DitConfig {
+                heads: 5,
+                ..good.clone()
+            }
+            .check(),
+            Err(ConfigError::NotMultiple {
+                what: "hidden size",
+                value: 384,
+                of: "heads",
+                divisor: 5
+            })
         );
-        assert!(matches!(DitConfig { patch: 0, ..good.clone() }.check(), Err(ConfigError::OutOfRange { .. })));
-        assert!(matches!(DitConfig { input_size: [33, 32], ..good.clone() }.check(), Err(ConfigError::NotMultiple { .. })));
-        assert!(matches!(DitConfig { mlp_norm_eps: f64::NAN, ..good }.check(), Err(ConfigError::Epsilon { .. })));
-        assert!(matches!(DitConfig::published("DiT-H/2", [32, 32]), Err(ConfigError::UnknownSize { .. })));
+        assert!(matches!(
+            DitConfig {
+                patch: 0,
+                ..good.clone()
+            }
+            .check(),
+            Err(ConfigError::OutOfRange { .. })
+        ));
+        assert!(matches!(
+            DitConfig {
+                input_size: [33, 32],
+                ..good.clone()
+            }
+            .check(),
+            Err(ConfigError::NotMultiple { .. })
+        ));
+        assert!(matches!(
+            DitConfig {
+                mlp_norm_eps: f64::NAN,
+                ..good
+            }
+            .check(),
+            Err(ConfigError::Epsilon { .. })
+        ));
+        assert!(matches!(
+            DitConfig::published("DiT-H/2", [32, 32]),
+            Err(ConfigError::UnknownSize { .. })
+        ));
     }
 }

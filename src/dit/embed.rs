@@ -57,7 +57,9 @@ pub struct ConditionEmbedder {
 impl ConditionEmbedder {
     /// `c`, `[n, dim]`, for `features` `[n, 256]` and `labels` `[n]`.
     pub fn forward(&self, features: Tensor<2>, labels: Tensor<1, Int>) -> Tensor<2> {
-        let timestep = self.timestep_out.forward(silu(self.timestep_in.forward(features)));
+        let timestep = self
+            .timestep_out
+            .forward(silu(self.timestep_in.forward(features)));
         timestep + self.labels.val().select(0, labels)
     }
 }
@@ -69,8 +71,14 @@ pub(super) fn condition_inputs(
     shift: usize,
     device: &Device,
 ) -> (Tensor<2>, Tensor<1, Int>) {
-    let features = TensorData::new(timestep_features(timesteps, shift), [timesteps.len(), TIMESTEP_CHANNELS]);
+    let features = TensorData::new(
+        timestep_features(timesteps, shift),
+        [timesteps.len(), TIMESTEP_CHANNELS],
+    );
     let labels: Vec<i32> = labels.iter().map(|y| *y as i32).collect();
     let count = labels.len();
-    (Tensor::from_data(features, device), Tensor::from_data(TensorData::new(labels, [count]), device))
+    (
+        Tensor::from_data(features, device),
+        Tensor::from_data(TensorData::new(labels, [count]), device),
+    )
 }

@@ -7,10 +7,11 @@ use burn::{
 };
 
 use super::{
-    block::{Block, Branch, Modulation, normalize},
+    block::{Block, Branch, Modulation},
     config::{DitConfig, NORM_EPS},
     embed::{ConditionEmbedder, condition_inputs},
 };
+use crate::kernels::modulate;
 
 /// A DiT. Made by [`crate::checkpoint::load_model`] or [`crate::checkpoint::random_model`].
 #[derive(Module, Debug)]
@@ -48,7 +49,11 @@ impl Conditioning {
     /// Rows `start..start + count`.
     pub fn rows_of(&self, start: usize, count: usize) -> Self {
         Self {
-            blocks: self.blocks.iter().map(|t| t.clone().narrow(0, start, count)).collect(),
+            blocks: self
+                .blocks
+                .iter()
+                .map(|t| t.clone().narrow(0, start, count))
+                .collect(),
             last: self.last.clone().narrow(0, start, count),
         }
     }
@@ -62,8 +67,16 @@ impl Conditioning {
         let all = &self.blocks[block];
         let [rows, width] = all.dims();
         let dim = width / 6;
-        let part = |i: usize| all.clone().narrow(1, (first + i) * dim, dim).reshape([rows, 1, dim]);
-        Modulation { shift: part(0), scale: part(1), gate: part(2) }
+        let part = |i: usize| {
+            all.clone()
+                .narrow(1, (first + i) * dim, dim)
+                .reshape([rows, 1, dim])
+        };
+        Modulation {
+            shift: part(0),
+            scale: part(1),
+            gate: part(2),
+        }
     }
 }
 
@@ -82,12 +95,25 @@ impl Dit {
     ///
     /// `timesteps` and `labels` have the same length `n`; labels are at most `classes` (the null label).
     pub fn condition(&self, timesteps: &[f32], labels: &[usize]) -> Conditioning {
-        let (features, labels) =
-            condition_inputs(timesteps, labels, self.config.timestep_shift, &self.device());
-        let c: Vec<_> = self.embedders.iter().map(|e| e.forward(features.clone(), labels.clone())).collect();
+        let (features, labels) = condition_inputs(
+            timesteps,
+            labels,
+            self.config.timestep_shift,
+            &self.device(),
+        );
+        let c: Vec<_> = self
+            .embedders
+            .iter()
+            .map(|e| e.forward(features.clone(), labels.clone()))
+            .collect();
         let of = |block: usize| c[block.min(c.len() - 1)].clone();
         Conditioning {
-            blocks: self.blocks.iter().enumerate().map(|(b, block)| block.condition(of(b))).collect(),
+            blocks: self
+                .blocks
+                .iter()
+                .enumerate()
+                .map(|(b, block)| block.condition(of(b)))
+                .collect(),
             last: self.final_modulation.forward(silu(of(0))),
         }
     }
@@ -108,8 +134,14 @@ impl Dit {
         let [batch, _, dim] = x.dims();
         let last = conditioning.last.clone().reshape([batch, 2, dim]);
         let (shift, scale) = (last.clone().narrow(1, 0, 1), last.narrow(1, 1, 1));
-        let patches = self.final_linear.forward(normalize(x, NORM_EPS) * (scale + 1.0) + shift);
-        let ([rows, columns], p, channels) = (self.config.grid(), self.config.patch, self.config.out_channels());
+        let patches = self
+            .final_linear
+            .forward(modulate(x, shift, scale, NORM_EPS));
+        let ([rows, columns], p, channels) = (
+            self.config.grid(),
+            self.config.patch,
+            self.config.out_channels(),
+        );
         patches
             .reshape([batch, rows, columns, p, p, channels])
             .permute([0, 5, 1, 3, 2, 4])
@@ -124,7 +156,7 @@ impl Dit {
             for branch in Branch::BLOCK {
                 let modulation = conditioning.branch(b, branch);
                 let feature = block.branch(branch, x.clone(), &modulation);
-                x = x + modulation.gate * feature;
+                x = modulation.add(x, feature);
             }
         }
         self.unembed(x, &conditioning)

@@ -23,7 +23,11 @@ pub fn max_abs_error(a: &[f32], b: &[f32]) -> f32 {
     // f32::max drops NaN; a NaN must not look like agreement.
     a.iter().zip(b).fold(0.0, |worst, (a, b)| {
         let d = (a - b).abs();
-        if d.is_nan() || worst.is_nan() { f32::NAN } else { worst.max(d) }
+        if d.is_nan() || worst.is_nan() {
+            f32::NAN
+        } else {
+            worst.max(d)
+        }
     })
 }
 

@@ -2,6 +2,10 @@
 
 use crate::schedule::{Schedule, ScheduleError};
 
-pub(super) fn schedule(interval: usize, steps: usize, branches: usize) -> Result<Schedule, ScheduleError> {
+pub(super) fn schedule(
+    interval: usize,
+    steps: usize,
+    branches: usize,
+) -> Result<Schedule, ScheduleError> {
     Schedule::from_rule(steps, branches, |s, _| s.is_multiple_of(interval))
 }

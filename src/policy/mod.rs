@@ -24,7 +24,9 @@ pub enum Policy {
 #[derive(Debug, thiserror::Error)]
 pub enum PolicyError {
     /// An unknown name.
-    #[error("unknown policy `{name}`: expected none, fora:N, random:CUR[:SEED], or a *.schedule.json file that exists")]
+    #[error(
+        "unknown policy `{name}`: expected none, fora:N, random:CUR[:SEED], or a *.schedule.json file that exists"
+    )]
     Unknown { name: String },
     /// Arguments out of range.
     #[error("policy `{spec}`: {problem}")]
@@ -60,7 +62,10 @@ impl Policy {
 impl FromStr for Policy {
     type Err = PolicyError;
     fn from_str(spec: &str) -> Result<Self, Self::Err> {
-        let bad = |problem: &str| PolicyError::Arguments { spec: spec.into(), problem: problem.into() };
+        let bad = |problem: &str| PolicyError::Arguments {
+            spec: spec.into(),
+            problem: problem.into(),
+        };
         let mut parts = spec.split(':');
         let name = parts.next().unwrap_or_default();
         let arguments: Vec<&str> = parts.collect();
@@ -75,8 +80,12 @@ impl FromStr for Policy {
             ("random", [cur]) | ("random", [cur, _]) => {
                 let seed = arguments.get(1).map_or(Ok(0), |s| s.parse());
                 match (cur.parse::<f64>(), seed) {
-                    (Ok(cur), Ok(seed)) if (0.0..1.0).contains(&cur) => Ok(Self::Random { cur, seed }),
-                    _ => Err(bad("expected random:CUR[:SEED] with CUR of at least 0 and below 1, SEED a whole number")),
+                    (Ok(cur), Ok(seed)) if (0.0..1.0).contains(&cur) => {
+                        Ok(Self::Random { cur, seed })
+                    }
+                    _ => Err(bad(
+                        "expected random:CUR[:SEED] with CUR of at least 0 and below 1, SEED a whole number",
+                    )),
                 }
             }
             ("random", _) => Err(bad("expected random:CUR[:SEED]")),
@@ -104,7 +113,16 @@ mod tests {
         for spec in ["none", "fora:2", "random:0.25:7"] {
             assert_eq!(spec.parse::<Policy>().unwrap().to_string(), spec);
         }
-        for spec in ["fora", "fora:0", "fora:x", "random", "random:1", "random:nan", "none:1", "teacache:0.1"] {
+        for spec in [
+            "fora",
+            "fora:0",
+            "fora:x",
+            "random",
+            "random:1",
+            "random:nan",
+            "none:1",
+            "teacache:0.1",
+        ] {
             assert!(spec.parse::<Policy>().is_err(), "{spec}");
         }
     }
@@ -117,11 +135,22 @@ mod tests {
 
     #[test]
     fn random_hits_its_cur_and_repeats() {
-        let random = Policy::Random { cur: 0.375, seed: 3 };
+        let random = Policy::Random {
+            cur: 0.375,
+            seed: 3,
+        };
         let table = random.schedule(20, 24).unwrap();
         assert_eq!((table.cur() * 480.0).round(), 180.0);
         assert_eq!(table, random.schedule(20, 24).unwrap());
-        assert_ne!(table, Policy::Random { cur: 0.375, seed: 4 }.schedule(20, 24).unwrap());
+        assert_ne!(
+            table,
+            Policy::Random {
+                cur: 0.375,
+                seed: 4
+            }
+            .schedule(20, 24)
+            .unwrap()
+        );
         assert!(Policy::Random { cur: 0.9, seed: 0 }.schedule(2, 4).is_err());
     }
 }

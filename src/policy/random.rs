@@ -6,7 +6,12 @@ use rand_chacha::ChaCha8Rng;
 use super::PolicyError;
 use crate::schedule::Schedule;
 
-pub(super) fn schedule(cur: f64, seed: u64, steps: usize, branches: usize) -> Result<Schedule, PolicyError> {
+pub(super) fn schedule(
+    cur: f64,
+    seed: u64,
+    steps: usize,
+    branches: usize,
+) -> Result<Schedule, PolicyError> {
     let total = steps * branches;
     let reused = (cur * total as f64).round() as usize;
     let free = total.saturating_sub(branches);

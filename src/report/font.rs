@@ -9,7 +9,15 @@ fn font() -> Option<FontRef<'static>> {
 }
 
 /// Draws one line of text, its box centred at `centre_x` and starting at `top`, cut to `max_width` pixels.
-pub(super) fn draw_centred(image: &mut RgbImage, text: &str, centre_x: f32, top: f32, size: f32, max_width: f32, colour: [u8; 3]) {
+pub(super) fn draw_centred(
+    image: &mut RgbImage,
+    text: &str,
+    centre_x: f32,
+    top: f32,
+    size: f32,
+    max_width: f32,
+    colour: [u8; 3],
+) {
     let Some(font) = font() else { return };
     let scaled = font.as_scaled(PxScale::from(size));
     let mut glyphs: Vec<Glyph> = Vec::new();
@@ -26,10 +34,15 @@ pub(super) fn draw_centred(image: &mut RgbImage, text: &str, centre_x: f32, top:
     let shift = centre_x - width / 2.0;
     for mut glyph in glyphs {
         glyph.position.x += shift;
-        let Some(outline) = font.outline_glyph(glyph) else { continue };
+        let Some(outline) = font.outline_glyph(glyph) else {
+            continue;
+        };
         let bounds = outline.px_bounds();
         outline.draw(|x, y, coverage| {
-            let (x, y) = (bounds.min.x as i64 + i64::from(x), bounds.min.y as i64 + i64::from(y));
+            let (x, y) = (
+                bounds.min.x as i64 + i64::from(x),
+                bounds.min.y as i64 + i64::from(y),
+            );
             if x < 0 || y < 0 || x >= i64::from(image.width()) || y >= i64::from(image.height()) {
                 return;
             }

@@ -20,21 +20,38 @@ const MIN_TILE: u32 = 96;
 
 /// Tiles in rows of `columns`, each with its label under it. All tiles are as large as the first.
 pub fn grid(tiles: &[Tile], columns: usize) -> RgbImage {
-    let Some(first) = tiles.first() else { return RgbImage::from_pixel(1, 1, BACKGROUND) };
+    let Some(first) = tiles.first() else {
+        return RgbImage::from_pixel(1, 1, BACKGROUND);
+    };
     let factor = MIN_TILE.div_ceil(first.image.width().max(1)).max(1);
     let (width, height) = (first.image.width() * factor, first.image.height() * factor);
     let columns = columns.clamp(1, tiles.len()) as u32;
     let rows = (tiles.len() as u32).div_ceil(columns);
     let labelled = tiles.iter().any(|t| !t.label.is_empty());
-    let (cell_width, cell_height) = (width + GAP, height + GAP + if labelled { LABEL_HEIGHT } else { 0 });
-    let mut out = RgbImage::from_pixel(columns * cell_width + GAP, rows * cell_height + GAP, BACKGROUND);
+    let (cell_width, cell_height) = (
+        width + GAP,
+        height + GAP + if labelled { LABEL_HEIGHT } else { 0 },
+    );
+    let mut out = RgbImage::from_pixel(
+        columns * cell_width + GAP,
+        rows * cell_height + GAP,
+        BACKGROUND,
+    );
     for (i, tile) in tiles.iter().enumerate() {
         let (column, row) = (i as u32 % columns, i as u32 / columns);
         let (x, y) = (GAP + column * cell_width, GAP + row * cell_height);
         let enlarged = imageops::resize(&tile.image, width, height, imageops::FilterType::Nearest);
         imageops::replace(&mut out, &enlarged, x.into(), y.into());
         let centre = x as f32 + width as f32 / 2.0;
-        draw_centred(&mut out, &tile.label, centre, (y + height + 2) as f32, 13.0, cell_width as f32, TEXT);
+        draw_centred(
+            &mut out,
+            &tile.label,
+            centre,
+            (y + height + 2) as f32,
+            13.0,
+            cell_width as f32,
+            TEXT,
+        );
     }
     out
 }

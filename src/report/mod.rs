@@ -12,8 +12,14 @@ pub use picture::{image_from_values, write_png};
 pub enum ReportError {
     /// The system refused.
     #[error("cannot write {}: {source}", path.display())]
-    Io { path: std::path::PathBuf, source: std::io::Error },
+    Io {
+        path: std::path::PathBuf,
+        source: std::io::Error,
+    },
     /// The encoder or plotter refused.
     #[error("cannot draw {}: {message}", path.display())]
-    Draw { path: std::path::PathBuf, message: String },
+    Draw {
+        path: std::path::PathBuf,
+        message: String,
+    },
 }

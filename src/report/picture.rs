@@ -9,8 +9,12 @@ use crate::{files::write_bytes_atomically, metrics::to_u8};
 
 /// Linear map from the four latent channels of the Stable Diffusion VAE to RGB, fitted by its users: a
 /// preview of composition and colour, not a decoded image.
-const LATENT_TO_RGB: [[f32; 3]; 4] =
-    [[0.298, 0.207, 0.208], [0.187, 0.286, 0.173], [-0.158, 0.189, 0.264], [-0.184, -0.271, -0.473]];
+const LATENT_TO_RGB: [[f32; 3]; 4] = [
+    [0.298, 0.207, 0.208],
+    [0.187, 0.286, 0.173],
+    [-0.158, 0.189, 0.264],
+    [-0.184, -0.271, -0.473],
+];
 
 /// One image `[C, H, W]` as a picture.
 ///
@@ -35,7 +39,12 @@ pub fn write_png(image: &RgbImage, path: &Path) -> Result<(), ReportError> {
     let mut bytes = std::io::Cursor::new(Vec::new());
     image
         .write_to(&mut bytes, ImageFormat::Png)
-        .map_err(|e| ReportError::Draw { path: path.into(), message: e.to_string() })?;
-    write_bytes_atomically(path, bytes.get_ref())
-        .map_err(|source| ReportError::Io { path: path.into(), source })
+        .map_err(|e| ReportError::Draw {
+            path: path.into(),
+            message: e.to_string(),
+        })?;
+    write_bytes_atomically(path, bytes.get_ref()).map_err(|source| ReportError::Io {
+        path: path.into(),
+        source,
+    })
 }

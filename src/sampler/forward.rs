@@ -18,7 +18,11 @@ pub struct FeatureStore {
 impl FeatureStore {
     /// An empty store for `branches` branches.
     pub fn new(branches: usize) -> Self {
-        Self { features: vec![None; branches], bytes: 0, peak_bytes: 0 }
+        Self {
+            features: vec![None; branches],
+            bytes: 0,
+            peak_bytes: 0,
+        }
     }
 
     /// Bytes that the stored features took at most.
@@ -68,7 +72,11 @@ pub(super) fn scheduled_forward(
         for (kind, branch) in Branch::BLOCK.into_iter().enumerate() {
             let n = 2 * b + kind;
             let modulation = conditioning.branch(b, branch);
-            let stored = if schedule.computes(s, n) { None } else { store.read(n) };
+            let stored = if schedule.computes(s, n) {
+                None
+            } else {
+                store.read(n)
+            };
             let feature = match stored {
                 Some(feature) => feature,
                 None => {
@@ -82,7 +90,7 @@ pub(super) fn scheduled_forward(
             if !schedule.is_reused_after(s, n) {
                 store.release(n);
             }
-            x = x + modulation.gate * feature;
+            x = modulation.add(x, feature);
         }
     }
     model.unembed(x, conditioning)

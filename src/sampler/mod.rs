@@ -37,16 +37,27 @@ pub enum SampleError {
     #[error("there is no class {label}: the model has {classes} (0 to {})", classes - 1)]
     Label { label: usize, classes: usize },
     /// Starting noise of another shape.
-    #[error("the starting noise holds {found} numbers, expected {expected} for {images} images of {shape:?}")]
-    Noise { found: usize, expected: usize, images: usize, shape: [usize; 3] },
+    #[error(
+        "the starting noise holds {found} numbers, expected {expected} for {images} images of {shape:?}"
+    )]
+    Noise {
+        found: usize,
+        expected: usize,
+        images: usize,
+        shape: [usize; 3],
+    },
     /// Nothing to do.
     #[error("asked for no images: pass a count of at least 1")]
     NoImages,
     /// Zero images at a time.
-    #[error("cannot run batches of 0 images: pass a batch of at least 1, or none to have it chosen")]
+    #[error(
+        "cannot run batches of 0 images: pass a batch of at least 1, or none to have it chosen"
+    )]
     Batch,
     /// The network returned something that is no picture.
-    #[error("image {image} is not finite after the last step: the weights are damaged or the settings are too extreme")]
+    #[error(
+        "image {image} is not finite after the last step: the weights are damaged or the settings are too extreme"
+    )]
     NotFinite { image: usize },
     /// The device failed.
     #[error("the device failed while sampling: {0}")]

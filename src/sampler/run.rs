@@ -50,9 +50,17 @@ pub struct Totals {
 #[derive(Debug, Clone, PartialEq)]
 pub enum Event {
     /// One denoising step of a batch was issued to the device.
-    Step { first_image: usize, images: usize, step: usize },
+    Step {
+        first_image: usize,
+        images: usize,
+        step: usize,
+    },
     /// A batch is done: images `first_image..`, `x0` `[images, C, H, W]` row-major.
-    Images { first_image: usize, images: usize, x0: Vec<f32> },
+    Images {
+        first_image: usize,
+        images: usize,
+        x0: Vec<f32>,
+    },
 }
 
 impl<'m> Sampler<'m> {
@@ -60,7 +68,11 @@ impl<'m> Sampler<'m> {
     ///
     /// # Errors
     /// [`SampleError::Diffusion`] for impossible settings, [`SampleError::Schedule`] for a table of another size.
-    pub fn new(model: &'m Dit, settings: Settings, schedule: Option<Schedule>) -> Result<Self, SampleError> {
+    pub fn new(
+        model: &'m Dit,
+        settings: Settings,
+        schedule: Option<Schedule>,
+    ) -> Result<Self, SampleError> {
         let trajectory = settings.trajectory()?;
         let branches = 2 * model.config().blocks;
         let schedule = match schedule {
@@ -78,7 +90,12 @@ impl<'m> Sampler<'m> {
             }
             .into());
         }
-        Ok(Self { model, settings, trajectory, schedule })
+        Ok(Self {
+            model,
+            settings,
+            trajectory,
+            schedule,
+        })
     }
 
     /// The schedule in use.
@@ -100,16 +117,31 @@ impl<'m> Sampler<'m> {
             return Err(SampleError::Batch);
         }
         if let Some(&label) = request.labels.iter().find(|y| **y > config.classes) {
-            return Err(SampleError::Label { label, classes: config.classes });
+            return Err(SampleError::Label {
+                label,
+                classes: config.classes,
+            });
         }
         if let Some(noise) = &request.noise {
             let shape = config.image_shape();
             let expected = images * shape.iter().product::<usize>();
             if noise.len() != expected {
-                return Err(SampleError::Noise { found: noise.len(), expected, images, shape });
+                return Err(SampleError::Noise {
+                    found: noise.len(),
+                    expected,
+                    images,
+                    shape,
+                });
             }
         }
-        Ok(Run { sampler: self, request, next_image: 0, batch: None, failed: false, peak_cache_bytes: 0 })
+        Ok(Run {
+            sampler: self,
+            request,
+            next_image: 0,
+            batch: None,
+            failed: false,
+            peak_cache_bytes: 0,
+        })
     }
 
     /// Runs to the end: all images `[B, C, H, W]`, row-major.
@@ -152,7 +184,12 @@ impl Run<'_, '_> {
     pub fn totals(&self) -> Totals {
         let sampler = self.sampler;
         let shape = model_shape(sampler.model.config());
-        let passes = self.request.labels.len() as u64 * if sampler.settings.guidance.is_active() { 2 } else { 1 };
+        let passes = self.request.labels.len() as u64
+            * if sampler.settings.guidance.is_active() {
+                2
+            } else {
+                1
+            };
         Totals {
             macs: passes * shape.run_macs(&sampler.schedule),
             macs_full: passes * shape.full_macs(sampler.settings.steps),
@@ -166,10 +203,14 @@ impl Run<'_, '_> {
         let size = c * h * w;
         let first = self.next_image;
         let count = request.batch.min(request.labels.len() - first);
-        let mut noise: Vec<_> = (0..count).map(|i| ImageNoise::new(request.seed, (first + i) as u64)).collect();
+        let mut noise: Vec<_> = (0..count)
+            .map(|i| ImageNoise::new(request.seed, (first + i) as u64))
+            .collect();
         let mut values = Vec::with_capacity(count * size);
         // Drawn even when replaced, so that later noise of stochastic solvers is the same.
-        noise.iter_mut().for_each(|stream| stream.fill(size, &mut values));
+        noise
+            .iter_mut()
+            .for_each(|stream| stream.fill(size, &mut values));
         if let Some(given) = &request.noise {
             values.copy_from_slice(&given[first * size..(first + count) * size]);
         }
@@ -186,7 +227,12 @@ impl Run<'_, '_> {
 
     /// One denoising step of the batch.
     fn advance(&self, batch: &mut Batch) {
-        let Sampler { model, settings, trajectory, schedule } = self.sampler;
+        let Sampler {
+            model,
+            settings,
+            trajectory,
+            schedule,
+        } = self.sampler;
         let coefficients = &trajectory.steps()[batch.step];
         let channels = model.config().channels;
         let guided = settings.guidance.is_active();
@@ -206,28 +252,55 @@ impl Run<'_, '_> {
             &conditioning,
             &mut batch.store,
         );
-        let output = if guided { settings.guidance.guide(output, channels) } else { output };
+        let output = if guided {
+            settings.guidance.guide(output, channels)
+        } else {
+            output
+        };
         let noise = (settings.solver.is_stochastic() && !coefficients.last).then(|| {
             let dims = batch.x.dims();
             let mut values = Vec::with_capacity(dims.iter().product());
             let size = values.capacity() / dims[0];
-            batch.noise.iter_mut().for_each(|stream| stream.fill(size, &mut values));
+            batch
+                .noise
+                .iter_mut()
+                .for_each(|stream| stream.fill(size, &mut values));
             Tensor::from_data(TensorData::new(values, dims), &batch.x.device())
         });
-        batch.x = settings.solver.step(coefficients, batch.x.clone(), output, settings.clip_x0, noise).next;
+        batch.x = settings
+            .solver
+            .step(
+                coefficients,
+                batch.x.clone(),
+                output,
+                settings.clip_x0,
+                noise,
+            )
+            .next;
         batch.step += 1;
     }
 
     fn finish(&mut self, batch: Batch) -> Result<Event, SampleError> {
         self.peak_cache_bytes = self.peak_cache_bytes.max(batch.store.peak_bytes());
         let images = batch.labels.len();
-        let data = batch.x.try_into_data().map_err(|e| SampleError::Device(e.to_string()))?;
-        let x0 = data.try_into_vec::<f32>().map_err(|e| SampleError::Device(format!("{e:?}")))?;
+        let data = batch
+            .x
+            .try_into_data()
+            .map_err(|e| SampleError::Device(e.to_string()))?;
+        let x0 = data
+            .try_into_vec::<f32>()
+            .map_err(|e| SampleError::Device(format!("{e:?}")))?;
         let size = x0.len() / images;
         if let Some(bad) = x0.iter().position(|v| !v.is_finite()) {
-            return Err(SampleError::NotFinite { image: batch.first + bad / size });
+            return Err(SampleError::NotFinite {
+                image: batch.first + bad / size,
+            });
         }
-        Ok(Event::Images { first_image: batch.first, images, x0 })
+        Ok(Event::Images {
+            first_image: batch.first,
+            images,
+            x0,
+        })
     }
 }
 
@@ -250,8 +323,11 @@ impl Iterator for Run<'_, '_> {
             return Some(event);
         }
         self.advance(&mut batch);
-        let event =
-            Event::Step { first_image: batch.first, images: batch.labels.len(), step: batch.step - 1 };
+        let event = Event::Step {
+            first_image: batch.first,
+            images: batch.labels.len(),
+            step: batch.step - 1,
+        };
         self.batch = Some(batch);
         Some(Ok(event))
     }

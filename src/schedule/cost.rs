@@ -38,7 +38,8 @@ impl ModelShape {
     /// Multiply-accumulates of the parts of one pass over one image.
     pub fn macs(&self) -> Macs {
         let [n, d] = [self.tokens as u64, self.hidden as u64];
-        let embeddings = n * self.patch_inputs as u64 * d + self.timestep_channels as u64 * d + d * d;
+        let embeddings =
+            n * self.patch_inputs as u64 * d + self.timestep_channels as u64 * d + d * d;
         let last = n * d * self.patch_outputs as u64 + 2 * d * d;
         Macs {
             attention: 4 * n * d * d + 2 * n * n * d,
@@ -50,7 +51,13 @@ impl ModelShape {
     /// Multiply-accumulates of a whole run for one image and one half of the guidance batch.
     pub fn run_macs(&self, schedule: &Schedule) -> u64 {
         let macs = self.macs();
-        let branch = |n: usize| if n.is_multiple_of(2) { macs.attention } else { macs.mlp };
+        let branch = |n: usize| {
+            if n.is_multiple_of(2) {
+                macs.attention
+            } else {
+                macs.mlp
+            }
+        };
         (0..schedule.steps())
             .map(|s| {
                 let computed = schedule.row(s).iter().enumerate().filter(|(_, c)| **c);

@@ -103,10 +103,21 @@ impl ScheduleFile {
         let branches = self.model.branches;
         let expected = self.run.steps.saturating_mul(branches);
         let found = self.compute.iter().map(String::len).sum();
-        if self.compute.len() != self.run.steps || self.compute.iter().any(|row| row.len() != branches) {
-            return Err(ScheduleError::Size { steps: self.run.steps, branches, expected, found });
+        if self.compute.len() != self.run.steps
+            || self.compute.iter().any(|row| row.len() != branches)
+        {
+            return Err(ScheduleError::Size {
+                steps: self.run.steps,
+                branches,
+                expected,
+                found,
+            });
         }
-        let table = self.compute.iter().flat_map(|row| row.bytes().map(|b| b == b'#')).collect();
+        let table = self
+            .compute
+            .iter()
+            .flat_map(|row| row.bytes().map(|b| b == b'#'))
+            .collect();
         Schedule::new(self.run.steps, branches, table)
     }
 
@@ -115,12 +126,19 @@ impl ScheduleFile {
     /// # Errors
     /// [`ScheduleError`] if they are no valid router.
     pub fn router(&self) -> Result<Option<Router>, ScheduleError> {
-        let Some(rows) = &self.logits else { return Ok(None) };
+        let Some(rows) = &self.logits else {
+            return Ok(None);
+        };
         let branches = self.model.branches;
         let found = rows.iter().map(Vec::len).sum();
         if rows.len() != self.run.steps || rows.iter().any(|row| row.len() != branches) {
             let expected = self.run.steps.saturating_mul(branches);
-            return Err(ScheduleError::Size { steps: self.run.steps, branches, expected, found });
+            return Err(ScheduleError::Size {
+                steps: self.run.steps,
+                branches,
+                expected,
+                found,
+            });
         }
         Router::new(self.run.steps, branches, rows.concat()).map(Some)
     }
@@ -130,10 +148,17 @@ impl ScheduleFile {
     /// # Errors
     /// [`ScheduleError::Io`], [`ScheduleError::Format`].
     pub fn read(path: &Path) -> Result<Self, ScheduleError> {
-        let io = |source| ScheduleError::Io { action: "read", path: path.into(), source };
+        let io = |source| ScheduleError::Io {
+            action: "read",
+            path: path.into(),
+            source,
+        };
         if std::fs::metadata(path).map_err(io)?.len() > MAX_BYTES {
             let problem = format!("it is larger than {MAX_BYTES} bytes");
-            return Err(ScheduleError::Format { path: path.into(), problem });
+            return Err(ScheduleError::Format {
+                path: path.into(),
+                problem,
+            });
         }
         let text = std::fs::read_to_string(path).map_err(io)?;
         Self::parse(&text, path)
@@ -144,21 +169,41 @@ impl ScheduleFile {
     /// # Errors
     /// [`ScheduleError::Format`].
     pub fn parse(text: &str, path: &Path) -> Result<Self, ScheduleError> {
-        let bad = |problem: String| ScheduleError::Format { path: path.into(), problem };
+        let bad = |problem: String| ScheduleError::Format {
+            path: path.into(),
+            problem,
+        };
         let file: Self = serde_json::from_str(text).map_err(|e| bad(e.to_string()))?;
         if file.format != 1 {
-            return Err(bad(format!("it has format {}, this program reads format 1", file.format)));
+            return Err(bad(format!(
+                "it has format {}, this program reads format 1",
+                file.format
+            )));
         }
         if file.model.branches != 2 * file.model.blocks {
-            return Err(bad(format!("{} blocks have {} branches, not {}", file.model.blocks, 2 * file.model.blocks, file.model.branches)));
+            return Err(bad(format!(
+                "{} blocks have {} branches, not {}",
+                file.model.blocks,
+                2 * file.model.blocks,
+                file.model.branches
+            )));
         }
-        if let Some((s, row)) =
-            file.compute.iter().enumerate().find(|(_, row)| row.bytes().any(|b| b != b'#' && b != b'.'))
+        if let Some((s, row)) = file
+            .compute
+            .iter()
+            .enumerate()
+            .find(|(_, row)| row.bytes().any(|b| b != b'#' && b != b'.'))
         {
-            return Err(bad(format!("step {s} is `{row}`, expected only # (compute) and . (reuse)")));
+            return Err(bad(format!(
+                "step {s} is `{row}`, expected only # (compute) and . (reuse)"
+            )));
         }
         if file.run.timesteps.len() != file.run.steps {
-            return Err(bad(format!("it lists {} timesteps for {} steps", file.run.timesteps.len(), file.run.steps)));
+            return Err(bad(format!(
+                "it lists {} timesteps for {} steps",
+                file.run.timesteps.len(),
+                file.run.steps
+            )));
         }
         let schedule = file.schedule().map_err(|e| bad(e.to_string()))?;
         if let Some(tau) = file.threshold {
@@ -168,9 +213,15 @@ impl ScheduleFile {
             && let Some(tau) = file.threshold
             && router.threshold(tau).map_err(|e| bad(e.to_string()))? != schedule
         {
-            return Err(bad(format!("its logits at threshold {tau} do not make its table")));
+            return Err(bad(format!(
+                "its logits at threshold {tau} do not make its table"
+            )));
         }
-        if file.lambda.as_ref().is_some_and(|l| l.len() != file.run.steps) {
+        if file
+            .lambda
+            .as_ref()
+            .is_some_and(|l| l.len() != file.run.steps)
+        {
             return Err(bad("it has not one lambda a step".into()));
         }
         Ok(file)
@@ -181,8 +232,13 @@ impl ScheduleFile {
     /// # Errors
     /// [`ScheduleError::Io`].
     pub fn write(&self, path: &Path) -> Result<(), ScheduleError> {
-        write_bytes_atomically(path, self.to_text().as_bytes())
-            .map_err(|source| ScheduleError::Io { action: "write", path: path.into(), source })
+        write_bytes_atomically(path, self.to_text().as_bytes()).map_err(|source| {
+            ScheduleError::Io {
+                action: "write",
+                path: path.into(),
+                source,
+            }
+        })
     }
 
     /// The file's text: indented, with one line for every row of numbers.
@@ -199,16 +255,25 @@ impl ScheduleFile {
     ///
     /// # Errors
     /// [`ScheduleError::Mismatch`] with the first reason found.
-    pub fn check_fits(&self, model: &ModelIdentity, run: &RunSettings) -> Result<(), ScheduleError> {
+    pub fn check_fits(
+        &self,
+        model: &ModelIdentity,
+        run: &RunSettings,
+    ) -> Result<(), ScheduleError> {
         self.check_shape(model, run)?;
         let mismatch = |reason: String| Err(ScheduleError::Mismatch { reason });
         if let (Some(made_for), Some(found)) = (&self.model.fingerprint, &model.fingerprint)
             && made_for != found
         {
-            return mismatch(format!("it was made for weights {made_for}, this model's are {found}"));
+            return mismatch(format!(
+                "it was made for weights {made_for}, this model's are {found}"
+            ));
         }
         if self.run.solver != run.solver {
-            return mismatch(format!("it was made for solver {}, this run uses {}", self.run.solver, run.solver));
+            return mismatch(format!(
+                "it was made for solver {}, this run uses {}",
+                self.run.solver, run.solver
+            ));
         }
         if self.run.timesteps != run.timesteps {
             return mismatch("it was made for other timesteps".into());
@@ -218,10 +283,17 @@ impl ScheduleFile {
             None => "no guidance".into(),
         };
         if mode(&self.run.guidance) != mode(&run.guidance) {
-            return mismatch(format!("it was made for {}, this run has {}", mode(&self.run.guidance), mode(&run.guidance)));
+            return mismatch(format!(
+                "it was made for {}, this run has {}",
+                mode(&self.run.guidance),
+                mode(&run.guidance)
+            ));
         }
         if self.run.resolution != run.resolution {
-            return mismatch(format!("it was made for inputs of {:?}, this model's are {:?}", self.run.resolution, run.resolution));
+            return mismatch(format!(
+                "it was made for inputs of {:?}, this model's are {:?}",
+                self.run.resolution, run.resolution
+            ));
         }
         Ok(())
     }
@@ -230,7 +302,11 @@ impl ScheduleFile {
     ///
     /// # Errors
     /// [`ScheduleError::Mismatch`].
-    pub fn check_shape(&self, model: &ModelIdentity, run: &RunSettings) -> Result<(), ScheduleError> {
+    pub fn check_shape(
+        &self,
+        model: &ModelIdentity,
+        run: &RunSettings,
+    ) -> Result<(), ScheduleError> {
         let mismatch = |reason: String| Err(ScheduleError::Mismatch { reason });
         if self.model.family != model.family || self.model.branches != model.branches {
             return mismatch(format!(
@@ -239,7 +315,10 @@ impl ScheduleFile {
             ));
         }
         if self.run.steps != run.steps {
-            return mismatch(format!("it is for {} steps, this run has {}", self.run.steps, run.steps));
+            return mismatch(format!(
+                "it is for {} steps, this run has {}",
+                self.run.steps, run.steps
+            ));
         }
         Ok(())
     }
@@ -253,7 +332,11 @@ fn write_value(value: &Value, depth: usize, out: &mut String) {
             out.push_str("{\n");
             for (i, (key, value)) in map.iter().enumerate() {
                 let comma = if i + 1 < map.len() { "," } else { "" };
-                out.push_str(&format!("{}{}: ", indent(depth + 1), Value::from(key.as_str())));
+                out.push_str(&format!(
+                    "{}{}: ",
+                    indent(depth + 1),
+                    Value::from(key.as_str())
+                ));
                 write_value(value, depth + 1, out);
                 out.push_str(comma);
                 out.push('\n');

@@ -18,21 +18,40 @@ use std::path::PathBuf;
 #[derive(Debug, thiserror::Error)]
 pub enum ScheduleError {
     /// A table without steps or branches, or of another size than it says.
-    #[error("a schedule of {steps} steps and {branches} branches needs {expected} entries, got {found}")]
-    Size { steps: usize, branches: usize, expected: usize, found: usize },
+    #[error(
+        "a schedule of {steps} steps and {branches} branches needs {expected} entries, got {found}"
+    )]
+    Size {
+        steps: usize,
+        branches: usize,
+        expected: usize,
+        found: usize,
+    },
     /// Reuse at step 0, when nothing has been computed yet.
-    #[error("branch {branch} is reused at step 0, but nothing is in the cache then; step 0 must compute every branch")]
+    #[error(
+        "branch {branch} is reused at step 0, but nothing is in the cache then; step 0 must compute every branch"
+    )]
     FirstStep { branch: usize },
     /// A threshold or logit that is no usable number.
     #[error("{what} is {value}, expected {expected}")]
-    Number { what: &'static str, value: f64, expected: &'static str },
+    Number {
+        what: &'static str,
+        value: f64,
+        expected: &'static str,
+    },
     /// The file could not be read or written.
     #[error("cannot {action} {}: {source}", path.display())]
-    Io { action: &'static str, path: PathBuf, source: std::io::Error },
+    Io {
+        action: &'static str,
+        path: PathBuf,
+        source: std::io::Error,
+    },
     /// The file is no schedule.
     #[error("{} is no schedule: {problem}", path.display())]
     Format { path: PathBuf, problem: String },
     /// The schedule was made for something else.
-    #[error("the schedule does not fit: {reason}; make one for this run (`harmonica schedule make`, `harmonica train router`), or pass --force to use it all the same")]
+    #[error(
+        "the schedule does not fit: {reason}; make one for this run (`harmonica schedule make`, `harmonica train router`), or pass --force to use it all the same"
+    )]
     Mismatch { reason: String },
 }

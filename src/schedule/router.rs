@@ -21,13 +21,26 @@ impl Router {
     pub fn new(steps: usize, branches: usize, logits: Vec<f32>) -> Result<Self, ScheduleError> {
         let expected = steps.saturating_mul(branches);
         if expected == 0 || logits.len() != expected {
-            return Err(ScheduleError::Size { steps, branches, expected, found: logits.len() });
+            return Err(ScheduleError::Size {
+                steps,
+                branches,
+                expected,
+                found: logits.len(),
+            });
         }
         if let Some(bad) = logits.iter().find(|l| !l.is_finite()) {
             let value = f64::from(*bad);
-            return Err(ScheduleError::Number { what: "a router logit", value, expected: "a finite number" });
+            return Err(ScheduleError::Number {
+                what: "a router logit",
+                value,
+                expected: "a finite number",
+            });
         }
-        Ok(Self { steps, branches, logits })
+        Ok(Self {
+            steps,
+            branches,
+            logits,
+        })
     }
 
     /// `T`.
@@ -61,7 +74,9 @@ impl Router {
     /// [`ScheduleError::Number`] unless `0 ≤ τ < 1`.
     pub fn threshold(&self, tau: f64) -> Result<Schedule, ScheduleError> {
         check_tau(tau)?;
-        Schedule::from_rule(self.steps, self.branches, |s, n| sigmoid(f64::from(self.row(s)[n])) > tau)
+        Schedule::from_rule(self.steps, self.branches, |s, n| {
+            sigmoid(f64::from(self.row(s)[n])) > tau
+        })
     }
 }
 
@@ -70,7 +85,11 @@ pub(super) fn check_tau(tau: f64) -> Result<(), ScheduleError> {
     if (0.0..1.0).contains(&tau) {
         Ok(())
     } else {
-        Err(ScheduleError::Number { what: "the threshold", value: tau, expected: "a number of at least 0 and below 1" })
+        Err(ScheduleError::Number {
+            what: "the threshold",
+            value: tau,
+            expected: "a number of at least 0 and below 1",
+        })
     }
 }
 

@@ -19,11 +19,20 @@ impl Schedule {
     pub fn new(steps: usize, branches: usize, compute: Vec<bool>) -> Result<Self, ScheduleError> {
         let expected = steps.saturating_mul(branches);
         if expected == 0 || compute.len() != expected {
-            return Err(ScheduleError::Size { steps, branches, expected, found: compute.len() });
+            return Err(ScheduleError::Size {
+                steps,
+                branches,
+                expected,
+                found: compute.len(),
+            });
         }
         match compute[..branches].iter().position(|c| !c) {
             Some(branch) => Err(ScheduleError::FirstStep { branch }),
-            None => Ok(Self { steps, branches, compute }),
+            None => Ok(Self {
+                steps,
+                branches,
+                compute,
+            }),
         }
     }
 
@@ -85,7 +94,12 @@ impl Schedule {
     /// The table as text, a row a step: `#` compute, `.` reuse.
     pub fn to_rows(&self) -> Vec<String> {
         (0..self.steps)
-            .map(|s| self.row(s).iter().map(|c| if *c { '#' } else { '.' }).collect())
+            .map(|s| {
+                self.row(s)
+                    .iter()
+                    .map(|c| if *c { '#' } else { '.' })
+                    .collect()
+            })
             .collect()
     }
 }
@@ -100,8 +114,14 @@ mod tests {
             Schedule::new(2, 2, vec![true, false, true, true]),
             Err(ScheduleError::FirstStep { branch: 1 })
         ));
-        assert!(matches!(Schedule::new(2, 2, vec![true; 3]), Err(ScheduleError::Size { .. })));
-        assert!(matches!(Schedule::full(0, 4), Err(ScheduleError::Size { .. })));
+        assert!(matches!(
+            Schedule::new(2, 2, vec![true; 3]),
+            Err(ScheduleError::Size { .. })
+        ));
+        assert!(matches!(
+            Schedule::full(0, 4),
+            Err(ScheduleError::Size { .. })
+        ));
     }
 
     #[test]

@@ -64,7 +64,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 HERE = pathlib.Path(__file__).resolve().parent
 ASSET = HERE.parent.parent / "assets" / "dit-emoji32.safetensors"
@@ -75,7 +75,14 @@ def normal(seed, *shape, std=1.0, dtype=torch.float32):
 
 
 def write(name, tensors, metadata=None):
-    save_file({k: v.detach().contiguous() for k, v in tensors.items()}, HERE / name, metadata=metadata)
+    data = save({k: v.detach().contiguous() for k, v in tensors.items()}, metadata=metadata)
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    if metadata:  # comes out in any order, and files should be the same every time
+        header["__metadata__"] = dict(sorted(metadata.items()))
+    header = json.dumps(header, separators=(",", ":")).encode().ljust(length)
+    assert len(header) == length
+    (HERE / name).write_bytes(data[:8] + header + data[8 + length :])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -270,8 +277,8 @@ def part_forward():
         elif name == "b":
             other = random_dit(1, **spec)
             assert (other(**case) - out).abs().max() > 0.1  # taking `model` for `ema` shows
-            wrapped = {"ema": OrderedDict(dit.weights), "model": other.weights, "opt": {}, "args": argparse.Namespace(lr=1e-4)}
-            torch.save(wrapped, HERE / "tiny-b.pt")
+            wrapped = {"ema": OrderedDict(dit.weights), "model": other.weights, "opt": {}}
+            torch.save(wrapped | {"args": argparse.Namespace(lr=1e-4)}, HERE / "tiny-b.pt")
         else:
             write("tiny-c.safetensors", dit.weights)
 
@@ -421,7 +428,8 @@ def part_solver():
     x0, e = torch.full((1,), 0.3, dtype=torch.float64), torch.full((1,), -1.2, dtype=torch.float64)
     for s in range(steps):
         a, p = schedule.alpha_bar[s], schedule.previous[s]
-        torch.testing.assert_close(schedule.ddim(s, a.sqrt() * x0 + (1 - a).sqrt() * e, e), p.sqrt() * x0 + (1 - p).sqrt() * e)
+        stepped = schedule.ddim(s, a.sqrt() * x0 + (1 - a).sqrt() * e, e)
+        torch.testing.assert_close(stepped, p.sqrt() * x0 + (1 - p).sqrt() * e)
     results = {name: torch.stack(values).float() for name, values in results.items()}
     write("solver.safetensors", {"x": x, "out": out, "noise": noise} | results)
 
@@ -619,7 +627,8 @@ def part_router():
         with torch.no_grad():
             for router, row in zip(routers, logits):
                 router.prob.copy_(row)
-        saved = {"routers": routers.state_dict(), "opt": optimizer.state_dict(), "args": argparse.Namespace(threshold=threshold)}
+        saved = {"routers": routers.state_dict(), "opt": optimizer.state_dict()}
+        saved["args"] = argparse.Namespace(threshold=threshold)
         assert list(saved["routers"]) == [f"{i}.prob" for i in range(steps)] and saved["opt"]["state"]
         path = HERE / f"{name}-router.pt"
         if name == "harmonica":
@@ -642,8 +651,8 @@ def part_router():
     assert schedule[0].all() and l2c_schedule[0].all()
     for table in (schedule, l2c_schedule):
         assert 0.1 < 1 - table.float().mean() < 0.6
-    tensors = {"logits": executed["harmonica"], "schedule": schedule, "l2c_logits": executed["l2c"], "l2c_schedule": l2c_schedule}
-    write("router.io.safetensors", tensors)
+    tables = {"logits": executed["harmonica"], "schedule": schedule}
+    write("router.io.safetensors", tables | {"l2c_logits": executed["l2c"], "l2c_schedule": l2c_schedule})
 
 
 # ---------------------------------------------------------------------------------------------------------------------
