@@ -9,6 +9,7 @@ mod error;
 mod inspect;
 mod options;
 mod sample;
+mod schedules;
 
 use std::{
     process::ExitCode,

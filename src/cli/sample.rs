@@ -11,6 +11,7 @@ use super::{
     Context,
     error::CliError,
     options::{DeviceArgs, ModelArgs, RunArgs, print_json, progress},
+    schedules::ScheduleArgs,
 };
 use crate::{
     checkpoint::{self, CheckpointError, ModelInfo, ModelSpec, write_tensors},
@@ -31,6 +32,8 @@ pub(super) struct Args {
     device: DeviceArgs,
     #[command(flatten)]
     run: RunArgs,
+    #[command(flatten)]
+    schedule: ScheduleArgs,
     /// Classes to draw, by number or name, separated by commas [default: all, in turn]
     #[arg(long, value_name = "A,B,…", value_delimiter = ',')]
     classes: Vec<String>,
@@ -97,7 +100,8 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
         batch_for(&info.config, settings.guidance.is_active(), BATCH_BUDGET)
             .min(labels.len().max(1))
     });
-    let sampler = Sampler::new(&model, settings, None)?;
+    let chosen = args.schedule.resolve(&info, &settings, context)?;
+    let sampler = Sampler::new(&model, settings, Some(chosen.schedule))?;
     let request = Request {
         labels: labels.clone(),
         seed: args.seed,
@@ -150,12 +154,19 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
         1000.0 * seconds / (labels.len() * settings.steps) as f64,
         labels.len() as f64 / seconds,
     ));
+    let macs_ratio = totals.macs_full as f64 / totals.macs as f64;
+    context.say(format!(
+        "schedule {}: CUR {:.1} %, MACs ratio {macs_ratio:.2}×, cache {:.1} MB",
+        chosen.name,
+        100.0 * sampler.schedule().cur(),
+        totals.peak_cache_bytes as f64 / 1e6,
+    ));
     if args.json {
         print_json(&json!({
             "device": report.device, "backend": report.backend, "model": info.config.name(),
             "steps": settings.steps, "images": labels.len(), "batch": batch,
             "seconds_load": seconds_load, "seconds_sampling": seconds,
-            "cur": sampler.schedule().cur(), "macs_full": totals.macs_full, "macs": totals.macs,
+            "schedule": chosen.name, "cur": sampler.schedule().cur(), "macs_full": totals.macs_full, "macs": totals.macs,
             "peak_cache_bytes": totals.peak_cache_bytes, "out": args.out,
         }));
     }

@@ -30,6 +30,17 @@ impl Api {
         }
     }
 
+    /// The one backend of wgpu that this is.
+    pub(super) fn to_wgpu(self) -> wgpu::Backends {
+        match self {
+            Self::Vulkan => wgpu::Backends::VULKAN,
+            Self::Metal => wgpu::Backends::METAL,
+            Self::Dx12 => wgpu::Backends::DX12,
+            Self::Gl => wgpu::Backends::GL,
+            Self::WebGpu => wgpu::Backends::BROWSER_WEBGPU,
+        }
+    }
+
     /// What to do where this API has no adapter.
     pub(super) fn advice(self) -> &'static str {
         match self {
@@ -145,53 +156,54 @@ pub(super) struct Adapter {
     rank: u8,
 }
 
-/// Every adapter of every API in this build, in a stable order.
-pub(super) fn enumerate() -> (wgpu::Instance, Vec<Adapter>) {
-    let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle());
-    let mut found: Vec<Adapter> =
-        pollster::block_on(instance.enumerate_adapters(wgpu::Backends::all()))
-            .into_iter()
-            .filter_map(|handle| {
-                let info = handle.get_info();
-                let api = Api::from_wgpu(info.backend)?;
-                let (kind, rank) = match info.device_type {
-                    wgpu::DeviceType::DiscreteGpu => ("discrete", 0),
-                    wgpu::DeviceType::IntegratedGpu => ("integrated", 1),
-                    wgpu::DeviceType::VirtualGpu => ("virtual", 2),
-                    wgpu::DeviceType::Other => ("other", 3),
-                    wgpu::DeviceType::Cpu => ("software", 4),
-                };
-                let (limits, features) = (handle.limits(), handle.features());
-                let driver = [info.driver, info.driver_info];
-                let report = AdapterReport {
-                    index: 0,
-                    name: info.name,
-                    vendor: adapter_vendor(info.vendor),
-                    api,
-                    kind,
-                    driver: driver
-                        .iter()
-                        .filter(|d| !d.is_empty())
-                        .cloned()
-                        .collect::<Vec<_>>()
-                        .join(" "),
-                    max_buffer_bytes: limits
-                        .max_storage_buffer_binding_size
-                        .min(limits.max_buffer_size),
-                    max_storage_buffers: limits.max_storage_buffers_per_shader_stage,
-                    max_workgroup: limits.max_compute_invocations_per_workgroup,
-                    workgroup_bytes: limits.max_compute_workgroup_storage_size,
-                    f16: features.contains(wgpu::Features::SHADER_F16),
-                    subgroups: features.contains(wgpu::Features::SUBGROUP),
-                    auto: false,
-                };
-                Some(Adapter {
-                    handle,
-                    report,
-                    rank,
-                })
+/// The adapters of the given APIs, in a stable order.
+pub(super) fn enumerate(apis: wgpu::Backends) -> (wgpu::Instance, Vec<Adapter>) {
+    let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
+    descriptor.backends = apis;
+    let instance = wgpu::Instance::new(descriptor);
+    let mut found: Vec<Adapter> = pollster::block_on(instance.enumerate_adapters(apis))
+        .into_iter()
+        .filter_map(|handle| {
+            let info = handle.get_info();
+            let api = Api::from_wgpu(info.backend)?;
+            let (kind, rank) = match info.device_type {
+                wgpu::DeviceType::DiscreteGpu => ("discrete", 0),
+                wgpu::DeviceType::IntegratedGpu => ("integrated", 1),
+                wgpu::DeviceType::VirtualGpu => ("virtual", 2),
+                wgpu::DeviceType::Other => ("other", 3),
+                wgpu::DeviceType::Cpu => ("software", 4),
+            };
+            let (limits, features) = (handle.limits(), handle.features());
+            let driver = [info.driver, info.driver_info];
+            let report = AdapterReport {
+                index: 0,
+                name: info.name,
+                vendor: adapter_vendor(info.vendor),
+                api,
+                kind,
+                driver: driver
+                    .iter()
+                    .filter(|d| !d.is_empty())
+                    .cloned()
+                    .collect::<Vec<_>>()
+                    .join(" "),
+                max_buffer_bytes: limits
+                    .max_storage_buffer_binding_size
+                    .min(limits.max_buffer_size),
+                max_storage_buffers: limits.max_storage_buffers_per_shader_stage,
+                max_workgroup: limits.max_compute_invocations_per_workgroup,
+                workgroup_bytes: limits.max_compute_workgroup_storage_size,
+                f16: features.contains(wgpu::Features::SHADER_F16),
+                subgroups: features.contains(wgpu::Features::SUBGROUP),
+                auto: false,
+            };
+            Some(Adapter {
+                handle,
+                report,
+                rank,
             })
-            .collect();
+        })
+        .collect();
     let best = found
         .iter()
         .enumerate()
@@ -207,7 +219,11 @@ pub(super) fn enumerate() -> (wgpu::Instance, Vec<Adapter>) {
 
 /// The adapters of this machine.
 pub fn adapters() -> Vec<AdapterReport> {
-    enumerate().1.into_iter().map(|a| a.report).collect()
+    enumerate(wgpu::Backends::all())
+        .1
+        .into_iter()
+        .map(|a| a.report)
+        .collect()
 }
 
 /// The adapter a choice means, as an index into `adapters`; `None` is the CPU backend.

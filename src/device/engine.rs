@@ -89,7 +89,12 @@ impl Engine {
                 notice: None,
             });
         }
-        let (instance, mut found) = adapters::enumerate();
+        // Asking one API wakes no other driver.
+        let apis = match choice {
+            DeviceChoice::Api(api) => api.to_wgpu(),
+            _ => wgpu::Backends::all(),
+        };
+        let (instance, mut found) = adapters::enumerate(apis);
         let reports: Vec<AdapterReport> = found.iter().map(|a| a.report.clone()).collect();
         let Some(index) = choose(choice, &reports)? else {
             let notice = match reports.first() {

@@ -10,9 +10,10 @@ pub use forward::FeatureStore;
 pub use run::{Event, Request, Run, Sampler, Totals};
 
 use crate::{
+    checkpoint::ModelInfo,
     diffusion::{DiffusionError, Guidance, Solver, Trajectory},
     dit::DitConfig,
-    schedule::{ModelShape, ScheduleError},
+    schedule::{GuidanceRecord, ModelIdentity, ModelShape, RunSettings, ScheduleError},
 };
 
 /// How to sample, apart from what.
@@ -75,6 +76,37 @@ pub fn model_shape(config: &DitConfig) -> ModelShape {
         patch_outputs: config.patch * config.patch * config.out_channels(),
         timestep_channels: crate::dit::TIMESTEP_CHANNELS,
     }
+}
+
+/// What a schedule file says about a model.
+pub fn model_identity(info: &ModelInfo) -> ModelIdentity {
+    let config = &info.config;
+    ModelIdentity {
+        family: "DiT".into(),
+        blocks: config.blocks,
+        branches: 2 * config.blocks,
+        hidden: config.hidden,
+        tokens: config.tokens(),
+        fingerprint: Some(info.fingerprint.to_string()),
+    }
+}
+
+/// What a schedule file says about a run.
+///
+/// # Errors
+/// [`DiffusionError::Steps`].
+pub fn run_settings(info: &ModelInfo, settings: &Settings) -> Result<RunSettings, DiffusionError> {
+    let guidance = settings.guidance;
+    Ok(RunSettings {
+        solver: settings.solver.to_string(),
+        steps: settings.steps,
+        timesteps: settings.trajectory()?.timesteps(),
+        guidance: guidance.is_active().then(|| GuidanceRecord {
+            scale: guidance.scale(),
+            channels: guidance.channels().to_string(),
+        }),
+        resolution: info.config.input_size,
+    })
 }
 
 /// Images a batch within a memory budget, at most 16: beyond that nothing is gained.

@@ -8,7 +8,7 @@ mod router;
 mod table;
 
 pub use cost::{Macs, ModelShape};
-pub use file::{Measured, ModelIdentity, PolicyRecord, RunSettings, ScheduleFile};
+pub use file::{GuidanceRecord, Measured, ModelIdentity, PolicyRecord, RunSettings, ScheduleFile};
 pub use router::{LOGIT_LIMIT, Router};
 pub use table::Schedule;
 

@@ -1,0 +1,139 @@
+//! `--schedule`: from a word on the command line to a table that fits the run.
+
+use std::path::Path;
+
+use clap::Args;
+
+use super::{Context, error::CliError};
+use crate::{
+    checkpoint::ModelInfo,
+    policy::Policy,
+    sampler::{Settings, model_identity, model_shape, run_settings},
+    schedule::{ModelIdentity, PolicyRecord, Schedule, ScheduleFile},
+};
+
+/// Routers of the bundled model, trained by `harmonica train router`.
+#[cfg(feature = "bundled")]
+const BUNDLED: [&str; 0] = [];
+#[cfg(not(feature = "bundled"))]
+const BUNDLED: [&str; 0] = [];
+
+#[derive(Args, Debug)]
+pub(super) struct ScheduleArgs {
+    /// What to reuse: a *.schedule.json file, none, fora:N (reuse all but every N-th step), or random:CUR[:SEED]
+    /// [default: the learned router that comes with the model and fits the run, otherwise none]
+    #[arg(long, value_name = "FILE|none|POLICY[:ARGS]")]
+    pub schedule: Option<String>,
+    /// Use a schedule file that was made for another model or run, if its table has the right size
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// A table and where it came from.
+pub(super) struct Chosen {
+    pub schedule: Schedule,
+    /// For people: `none`, `fora:2`, a file's name.
+    pub name: String,
+}
+
+impl ScheduleArgs {
+    pub fn resolve(
+        &self,
+        info: &ModelInfo,
+        settings: &Settings,
+        context: &Context,
+    ) -> Result<Chosen, CliError> {
+        match &self.schedule {
+            Some(spec) => resolve(spec, self.force, info, settings, context),
+            None => learned_or_none(info, settings),
+        }
+    }
+}
+
+/// One schedule by file name or policy.
+pub(super) fn resolve(
+    spec: &str,
+    force: bool,
+    info: &ModelInfo,
+    settings: &Settings,
+    context: &Context,
+) -> Result<Chosen, CliError> {
+    let path = Path::new(spec);
+    let is_file = path.extension().is_some_and(|e| e == "json") || path.is_file();
+    if !is_file {
+        let policy: Policy = spec.parse()?;
+        let schedule = policy.schedule(settings.steps, 2 * info.config.blocks)?;
+        return Ok(Chosen {
+            schedule,
+            name: policy.to_string(),
+        });
+    }
+    let file = ScheduleFile::read(path)?;
+    let (model, run) = (model_identity(info), run_settings(info, settings)?);
+    match file.check_fits(&model, &run) {
+        Ok(()) => {}
+        Err(reason) if force => {
+            file.check_shape(&model, &run)?;
+            context.say(format!("warning: --force: {reason}"));
+        }
+        Err(reason) => return Err(reason.into()),
+    }
+    Ok(Chosen {
+        schedule: file.schedule()?,
+        name: spec.to_owned(),
+    })
+}
+
+/// The learned schedule that fits, or no reuse.
+fn learned_or_none(info: &ModelInfo, settings: &Settings) -> Result<Chosen, CliError> {
+    let (model, run) = (model_identity(info), run_settings(info, settings)?);
+    for text in BUNDLED {
+        let file = ScheduleFile::parse(text, Path::new("the bundled router"))?;
+        if file.check_fits(&model, &run).is_ok() {
+            return Ok(Chosen {
+                schedule: file.schedule()?,
+                name: "the bundled router".into(),
+            });
+        }
+    }
+    resolve_none(info, settings)
+}
+
+fn resolve_none(info: &ModelInfo, settings: &Settings) -> Result<Chosen, CliError> {
+    let schedule = Policy::None.schedule(settings.steps, 2 * info.config.blocks)?;
+    Ok(Chosen {
+        schedule,
+        name: "none".into(),
+    })
+}
+
+/// A schedule file for a table that a policy made.
+pub(super) fn policy_file(
+    policy: &Policy,
+    info: &ModelInfo,
+    settings: &Settings,
+) -> Result<ScheduleFile, CliError> {
+    let schedule = policy.schedule(settings.steps, 2 * info.config.blocks)?;
+    Ok(ScheduleFile {
+        format: 1,
+        policy: PolicyRecord {
+            name: policy.name().into(),
+            parameters: Some(policy.to_string().into()),
+        },
+        model: ModelIdentity {
+            fingerprint: None,
+            ..model_identity(info)
+        },
+        run: run_settings(info, settings)?,
+        threshold: None,
+        compute: schedule.to_rows(),
+        logits: None,
+        lambda: None,
+        training: None,
+        measured: Some(crate::schedule::Measured {
+            cur: schedule.cur(),
+            macs_ratio: model_shape(&info.config).macs_ratio(&schedule),
+            ..Default::default()
+        }),
+    })
+}

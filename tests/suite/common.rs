@@ -1,0 +1,84 @@
+//! What the tests share: devices, golden files, the command.
+
+use std::{
+    path::{Path, PathBuf},
+    process::{Command, Output},
+    sync::OnceLock,
+};
+
+use harmonica::{
+    checkpoint,
+    device::{Api, DeviceChoice, Engine},
+    dit::Dit,
+};
+
+/// The Vulkan device. A test that needs it fails where it is missing, and says what to install.
+pub fn vulkan() -> &'static Engine {
+    static ENGINE: OnceLock<Engine> = OnceLock::new();
+    ENGINE.get_or_init(|| {
+        let choice = Engine::open(DeviceChoice::Api(Api::Vulkan)).unwrap_or_else(|e| {
+            panic!("these tests need a Vulkan driver: {e}\n(on Debian and Ubuntu: apt-get install mesa-vulkan-drivers)")
+        });
+        // Drivers fall back silently; the promise is about Vulkan.
+        assert_eq!(choice.engine.report().backend, "vulkan");
+        choice.engine
+    })
+}
+
+/// Both devices that every machine of ours has.
+pub fn engines() -> [(&'static str, Engine); 2] {
+    [("cpu", Engine::cpu()), ("vulkan", vulkan().clone())]
+}
+
+pub fn golden(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/golden")
+        .join(name)
+}
+
+/// A float tensor of a golden file.
+pub fn tensor(file: &str, name: &str) -> (Vec<usize>, Vec<f32>) {
+    checkpoint::read_named_tensors(&golden(file), &[name])
+        .unwrap()
+        .remove(0)
+}
+
+/// An integer tensor of a golden file.
+pub fn integers(file: &str, name: &str) -> Vec<usize> {
+    let values = checkpoint::open(&golden(file))
+        .unwrap()
+        .read_i64(name)
+        .unwrap();
+    values.into_iter().map(|v| v as usize).collect()
+}
+
+pub fn forward(model: &Dit, x: &(Vec<usize>, Vec<f32>), t: &[f32], y: &[usize]) -> Vec<f32> {
+    use burn::tensor::{Tensor, TensorData};
+    let shape: [usize; 4] = x.0.clone().try_into().unwrap();
+    let x = Tensor::from_data(TensorData::new(x.1.clone(), shape), &model.device());
+    model
+        .forward(x, t, y)
+        .try_into_data()
+        .unwrap()
+        .try_into_vec()
+        .unwrap()
+}
+
+/// Runs the command.
+pub fn harmonica(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_harmonica"))
+        .args(arguments)
+        .output()
+        .unwrap()
+}
+
+/// Runs the command, which must succeed, and parses its `--json`.
+pub fn harmonica_json(arguments: &[&str]) -> serde_json::Value {
+    let out = harmonica(arguments);
+    assert!(
+        out.status.success(),
+        "{arguments:?}: {}",
+        String::from_utf8_lossy(&out.stderr)
+    );
+    serde_json::from_slice(&out.stdout).unwrap()
+}

@@ -1,0 +1,140 @@
+//! The network against PyTorch and diffusers.
+
+use std::path::Path;
+
+use harmonica::{
+    checkpoint::{LoadOptions, ModelSpec, load_model},
+    metrics::max_abs_error,
+};
+
+use crate::common::{engines, forward, golden, integers, tensor};
+
+/// Loads `model` and compares its forward pass with `<io>.io.safetensors`, on both devices.
+fn check(model: &Path, options: LoadOptions, io: &str, tolerance: f32) {
+    let io = format!("{io}.io.safetensors");
+    let (x, t, out) = (tensor(&io, "x"), tensor(&io, "t").1, tensor(&io, "out").1);
+    let y = integers(&io, "y");
+    for (device, engine) in engines() {
+        let (model, _) =
+            load_model(&ModelSpec::Path(model.into()), options, engine.device()).unwrap();
+        let error = max_abs_error(&forward(&model, &x, &t, &y), &out);
+        println!("{io} on {device}: max abs error {error:.1e}");
+        assert!(
+            error <= tolerance,
+            "{io} on {device}: max abs error {error}"
+        );
+    }
+}
+
+#[test]
+fn release_pt_with_an_odd_class_count() {
+    check(
+        &golden("tiny-a.pt"),
+        LoadOptions {
+            heads: Some(4),
+            input_size: None,
+        },
+        "tiny-a",
+        1e-4,
+    );
+}
+
+#[test]
+fn ema_of_a_training_checkpoint_with_rectangular_input_and_no_learned_sigma() {
+    let options = LoadOptions {
+        heads: Some(3),
+        input_size: Some([8, 12]),
+    };
+    check(&golden("tiny-b.pt"), options, "tiny-b", 1e-4);
+}
+
+#[test]
+fn safetensors_with_large_patches_and_one_class() {
+    check(
+        &golden("tiny-c.safetensors"),
+        LoadOptions {
+            heads: Some(1),
+            input_size: None,
+        },
+        "tiny-c",
+        1e-4,
+    );
+}
+
+#[test]
+fn diffusers_pipeline_folder_with_equal_embedders() {
+    check(
+        &golden("diffusers-single"),
+        LoadOptions::default(),
+        "diffusers-single",
+        1e-4,
+    );
+}
+
+#[test]
+fn diffusers_shards_with_embedders_of_every_block() {
+    check(
+        &golden("diffusers-sharded"),
+        LoadOptions::default(),
+        "diffusers-sharded",
+        1e-4,
+    );
+}
+
+#[test]
+fn bundled_model_forward() {
+    let file = "bundled.safetensors";
+    let (x, t, y) = (
+        tensor(file, "fwd_x"),
+        tensor(file, "fwd_t").1,
+        integers(file, "fwd_y"),
+    );
+    for (device, engine) in engines() {
+        let (model, _) =
+            load_model(&ModelSpec::Bundled, LoadOptions::default(), engine.device()).unwrap();
+        let error = max_abs_error(&forward(&model, &x, &t, &y), &tensor(file, "fwd_out").1);
+        println!("bundled forward on {device}: max abs error {error:.1e}");
+        assert!(error <= 1e-4, "{device}: {error}");
+    }
+}
+
+#[test]
+fn conversion_keeps_the_network_and_its_fingerprint() {
+    use harmonica::checkpoint::{SaveOptions, StoredDtype, save_model};
+    let folder = tempfile::tempdir().unwrap();
+    let options = LoadOptions {
+        heads: Some(4),
+        input_size: None,
+    };
+    let spec = ModelSpec::Path(golden("tiny-a.pt"));
+    let (_, original) = load_model(&spec, options, &burn::tensor::Device::flex()).unwrap();
+    for (dtype, tolerance) in [(StoredDtype::F32, 1e-4), (StoredDtype::F16, 0.05)] {
+        let out = folder.path().join(format!("{dtype:?}.safetensors"));
+        let names = (0..7).map(|i| format!("class {i}")).collect();
+        let save = SaveOptions {
+            class_names: Some(names),
+            clip_x0: Some(true),
+        };
+        let fingerprint = save_model(&spec, options, save, dtype, &out).unwrap();
+        assert_eq!(fingerprint, original.fingerprint);
+        // The crate that defines the format reads our file.
+        let bytes = std::fs::read(&out).unwrap();
+        assert!(
+            safetensors::SafeTensors::deserialize(&bytes)
+                .unwrap()
+                .tensor("blocks.1.attn.qkv.weight")
+                .is_ok()
+        );
+        let (_, info) = load_model(
+            &ModelSpec::Path(out.clone()),
+            LoadOptions::default(),
+            &burn::tensor::Device::flex(),
+        )
+        .unwrap();
+        assert_eq!(
+            (info.class_name(6), info.clip_x0, info.fingerprint),
+            ("class 6".into(), true, fingerprint)
+        );
+        check(&out, LoadOptions::default(), "tiny-a", tolerance);
+    }
+}

@@ -1,0 +1,304 @@
+//! Whole runs: against the golden run, between devices, between batch sizes.
+
+use harmonica::{
+    checkpoint::{LoadOptions, ModelSpec, load_model, read_named_tensors, write_tensors},
+    device::Engine,
+    diffusion::{Guidance, GuidedChannels, Solver},
+    metrics::{max_abs_error, psnr, to_u8},
+    sampler::{Event, Request, SampleError, Sampler, Settings},
+    schedule::Schedule,
+};
+
+use crate::common::{engines, golden, harmonica, harmonica_json, tensor};
+
+fn settings(steps: usize, guidance: f64) -> Settings {
+    Settings {
+        steps,
+        solver: Solver::ddim(0.0).unwrap(),
+        guidance: Guidance::new(guidance, GuidedChannels::Three).unwrap(),
+        clip_x0: true,
+    }
+}
+
+fn bundled(engine: &Engine) -> harmonica::dit::Dit {
+    load_model(&ModelSpec::Bundled, LoadOptions::default(), engine.device())
+        .unwrap()
+        .0
+}
+
+#[test]
+fn fifty_step_ddim_matches_pytorch() {
+    let folder = tempfile::tempdir().unwrap();
+    let noise = golden("bundled.safetensors");
+    let out = folder.path().join("out.safetensors");
+    let picture = folder.path().join("out.png");
+    for (clip, name) in [("off", "samples"), ("on", "samples_clipped")] {
+        let report = harmonica_json(&[
+            "sample",
+            "--device",
+            "cpu",
+            "--steps",
+            "50",
+            "--guidance",
+            "2",
+            "--schedule",
+            "none",
+            "--clip-x0",
+            clip,
+            "--noise",
+            noise.to_str().unwrap(),
+            "--save-tensors",
+            out.to_str().unwrap(),
+            "--out",
+            picture.to_str().unwrap(),
+            "--json",
+        ]);
+        assert_eq!(
+            (&report["backend"], &report["images"]),
+            (&"cpu".into(), &4.into())
+        );
+        let samples = read_named_tensors(&out, &["samples"]).unwrap().remove(0);
+        let error = max_abs_error(&samples.1, &tensor("bundled.safetensors", name).1);
+        println!("{name}: max abs error {error:.1e}");
+        assert!(error <= 1e-3, "{name}: {error}");
+        assert!(image::open(&picture).unwrap().width() > 96);
+    }
+}
+
+#[test]
+fn cpu_and_vulkan_draw_the_same_images() {
+    let images = engines().map(|(_, engine)| {
+        let model = bundled(&engine);
+        let request = Request {
+            labels: vec![6, 29],
+            seed: 5,
+            noise: None,
+            batch: 2,
+        };
+        Sampler::new(&model, settings(6, 3.0), None)
+            .unwrap()
+            .sample(request)
+            .unwrap()
+    });
+    let ratio = psnr(&images[0], &images[1]);
+    println!("cpu and vulkan: PSNR {ratio:.1} dB");
+    assert!(ratio >= 60.0, "{ratio}");
+}
+
+#[test]
+fn batch_size_does_not_change_an_image() {
+    let model = bundled(&Engine::cpu());
+    let labels: Vec<usize> = (0..8).map(|i| i * 5).collect();
+    let images = [1, 3, 8].map(|batch| {
+        let request = Request {
+            labels: labels.clone(),
+            seed: 11,
+            noise: None,
+            batch,
+        };
+        Sampler::new(&model, settings(10, 3.0), None)
+            .unwrap()
+            .sample(request)
+            .unwrap()
+    });
+    for other in &images[1..] {
+        let levels = images[0]
+            .iter()
+            .zip(other)
+            .map(|(a, b)| to_u8(*a).abs_diff(to_u8(*b)))
+            .max()
+            .unwrap();
+        let error = max_abs_error(&images[0], other);
+        println!("against batch 1: at most {levels} of 255 levels, {error:.1e}");
+        assert!(levels <= 1 && error < 1e-3, "{levels} levels, {error}");
+    }
+}
+
+#[test]
+fn stochastic_solvers_repeat_whatever_the_batch() {
+    let model = bundled(&Engine::cpu());
+    for solver in [Solver::Ddpm, Solver::ddim(1.0).unwrap()] {
+        let run = |batch, seed| {
+            let settings = Settings {
+                solver,
+                ..settings(5, 2.0)
+            };
+            let request = Request {
+                labels: vec![1, 2, 3],
+                seed,
+                noise: None,
+                batch,
+            };
+            Sampler::new(&model, settings, None)
+                .unwrap()
+                .sample(request)
+                .unwrap()
+        };
+        let error = max_abs_error(&run(3, 1), &run(1, 1));
+        assert!(error < 1e-3, "{solver}: {error}");
+        assert!(max_abs_error(&run(3, 1), &run(3, 2)) > 0.1);
+    }
+}
+
+#[test]
+fn full_schedule_equals_no_schedule() {
+    for (device, engine) in engines() {
+        let model = bundled(&engine);
+        let run = |schedule| {
+            let request = Request {
+                labels: vec![7],
+                seed: 3,
+                noise: None,
+                batch: 1,
+            };
+            Sampler::new(&model, settings(3, 3.0), schedule)
+                .unwrap()
+                .sample(request)
+                .unwrap()
+        };
+        assert_eq!(
+            run(None),
+            run(Some(Schedule::full(3, 24).unwrap())),
+            "{device}"
+        );
+        let reuse = Schedule::from_rule(3, 24, |s, _| s != 1).unwrap();
+        assert_ne!(run(None), run(Some(reuse)), "{device}: reuse must show");
+    }
+}
+
+#[test]
+fn a_run_pauses_cancels_and_refuses_bad_requests() {
+    let model = bundled(&Engine::cpu());
+    let sampler = Sampler::new(&model, settings(3, 1.0), None).unwrap();
+    let request = |labels: Vec<usize>, batch| Request {
+        labels,
+        seed: 0,
+        noise: None,
+        batch,
+    };
+    let mut run = sampler.run(request(vec![0, 1, 2], 2)).unwrap();
+    let events: Vec<_> = run.by_ref().take(4).map(Result::unwrap).collect();
+    assert!(matches!(
+        events[2],
+        Event::Step {
+            first_image: 0,
+            images: 2,
+            step: 2
+        }
+    ));
+    assert!(matches!(
+        events[3],
+        Event::Images {
+            first_image: 0,
+            images: 2,
+            ..
+        }
+    ));
+    drop(run);
+    assert!(matches!(
+        sampler.run(request(vec![], 1)),
+        Err(SampleError::NoImages)
+    ));
+    assert!(matches!(
+        sampler.run(request(vec![47], 1)),
+        Err(SampleError::Label {
+            label: 47,
+            classes: 46
+        })
+    ));
+    assert!(matches!(
+        sampler.run(request(vec![0], 0)),
+        Err(SampleError::Batch)
+    ));
+    let short = Request {
+        noise: Some(vec![0.0; 7]),
+        ..request(vec![0], 1)
+    };
+    assert!(matches!(
+        sampler.run(short),
+        Err(SampleError::Noise { found: 7, .. })
+    ));
+}
+
+#[test]
+fn infinite_noise_is_reported_as_such() {
+    let model = bundled(&Engine::cpu());
+    let sampler = Sampler::new(&model, settings(2, 1.0), None).unwrap();
+    let mut noise = vec![0.0; 2 * 3 * 32 * 32];
+    noise[3 * 32 * 32 + 5] = f32::NAN;
+    let request = Request {
+        labels: vec![0, 1],
+        seed: 0,
+        noise: Some(noise),
+        batch: 2,
+    };
+    assert!(matches!(
+        sampler.sample(request),
+        Err(SampleError::NotFinite { image: 1 })
+    ));
+}
+
+#[test]
+fn a_folder_holds_single_images_named_by_class() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("pictures");
+    let done = harmonica(&[
+        "sample",
+        "--device",
+        "cpu",
+        "--steps",
+        "2",
+        "--classes",
+        "face-flat,FLAG-3D,0",
+        "--count",
+        "4",
+        "--out",
+        out.to_str().unwrap(),
+        "-q",
+    ]);
+    assert!(
+        done.status.success() && done.stderr.is_empty(),
+        "{}",
+        String::from_utf8_lossy(&done.stderr)
+    );
+    let mut names: Vec<_> = std::fs::read_dir(&out)
+        .unwrap()
+        .map(|e| e.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    assert_eq!(
+        names,
+        [
+            "00000-face-flat.png",
+            "00001-flag-3d.png",
+            "00002-animal-flat.png",
+            "00003-face-flat.png"
+        ]
+    );
+    let picture = image::open(out.join(&names[0])).unwrap();
+    assert_eq!((picture.width(), picture.height()), (32, 32));
+}
+
+#[test]
+fn noise_file_labels_choose_the_classes() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("noise.safetensors");
+    write_tensors(
+        &file,
+        &[("noise", vec![2, 3, 32, 32], vec![0.5; 2 * 3 * 32 * 32])],
+    )
+    .unwrap();
+    let report = harmonica_json(&[
+        "sample",
+        "--device",
+        "cpu",
+        "--steps",
+        "1",
+        "--noise",
+        file.to_str().unwrap(),
+        "--out",
+        folder.path().join("a.png").to_str().unwrap(),
+        "--json",
+    ]);
+    assert_eq!(report["images"], 2);
+}
