@@ -11,3 +11,4 @@ pub mod policy;
 pub mod report;
 pub mod sampler;
 pub mod schedule;
+pub mod training;

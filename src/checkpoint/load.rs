@@ -172,6 +172,17 @@ pub fn load_model(
     build(&mut weights, spec, device)
 }
 
+/// Everything about a model but its weights, which are read for their fingerprint alone.
+///
+/// # Errors
+/// As [`load_model`].
+pub fn model_info(spec: &ModelSpec, options: LoadOptions) -> Result<ModelInfo, CheckpointError> {
+    let mut weights = Weights::open(spec, options)?;
+    let fingerprint = weights.fingerprint()?;
+    weights.check_fingerprint(spec, &fingerprint)?;
+    Ok(weights.info(spec, fingerprint))
+}
+
 /// A network with seeded random weights: every part of it alive (unlike a freshly initialised DiT,
 /// whose gates are zero), outputs of sensible size. For tests and measurements.
 ///
@@ -486,6 +497,29 @@ impl Weights {
         Ok(true)
     }
 
+    /// The identity of the weights, reading them all.
+    pub fn fingerprint(&mut self) -> Result<Fingerprint, CheckpointError> {
+        let mut fingerprint = Fingerprinter::new();
+        for tensor in self
+            .expected()
+            .iter()
+            .filter(|t| t.name != layout::POSITIONS)
+        {
+            fingerprint.add(&tensor.name, &tensor.shape, &self.read(tensor)?);
+        }
+        Ok(fingerprint.finish())
+    }
+
+    fn info(&self, spec: &ModelSpec, fingerprint: Fingerprint) -> ModelInfo {
+        ModelInfo {
+            source: spec.to_string(),
+            config: self.config.clone(),
+            class_names: self.class_names.clone(),
+            clip_x0: self.clip_x0,
+            fingerprint,
+        }
+    }
+
     /// Compares with what the file says it holds.
     pub fn check_fingerprint(
         &self,
@@ -652,13 +686,7 @@ fn build(
         final_linear,
         config: config.clone(),
     };
-    let info = ModelInfo {
-        source: spec.to_string(),
-        config,
-        class_names: weights.class_names.clone(),
-        clip_x0: weights.clip_x0,
-        fingerprint,
-    };
+    let info = weights.info(spec, fingerprint);
     Ok((model.no_grad(), info))
 }
 

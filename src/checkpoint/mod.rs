@@ -11,6 +11,7 @@ mod infer;
 mod layout;
 mod load;
 mod pickle;
+mod router;
 mod save;
 mod source;
 mod torch;
@@ -18,9 +19,13 @@ mod torch;
 pub use error::CheckpointError;
 pub use fingerprint::Fingerprint;
 pub use load::{
-    Description, LoadOptions, ModelInfo, ModelSpec, describe, load_model, random_model,
+    Description, LoadOptions, ModelInfo, ModelSpec, describe, load_model, model_info, random_model,
 };
 pub use pickle::{Pickle, Value, ValueId};
-pub use save::{ClassNames, SaveOptions, StoredDtype, save_model, write_tensors};
+pub use router::ReleasedRouter;
+pub use save::{
+    ClassNames, METADATA_KEY, NamedTensor, SaveOptions, StoredDtype, save_model, write_tensors,
+    write_tensors_with_metadata,
+};
 pub use source::{Dtype, Format, TensorEntry, TensorSource, open, open_bytes, read_named_tensors};
 pub use torch::TorchFile;

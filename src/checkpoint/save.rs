@@ -7,13 +7,13 @@ use serde_json::json;
 
 use super::{
     error::CheckpointError,
-    fingerprint::{Fingerprint, Fingerprinter},
+    fingerprint::Fingerprint,
     load::{LoadOptions, Metadata, ModelSpec, Weights},
 };
 use crate::files::write_atomically;
 
 /// The one key of our metadata; its value is a JSON document.
-pub(super) const METADATA_KEY: &str = "harmonica";
+pub const METADATA_KEY: &str = "harmonica";
 
 /// Names for the classes of a converted model.
 pub type ClassNames = Vec<String>;
@@ -65,14 +65,7 @@ pub fn save_model(
         tensors.retain(|t| t.name != super::layout::POSITIONS);
     }
     // The fingerprint stands before the data, so the weights are read twice rather than kept.
-    let mut fingerprint = Fingerprinter::new();
-    for tensor in tensors
-        .iter()
-        .filter(|t| t.name != super::layout::POSITIONS)
-    {
-        fingerprint.add(&tensor.name, &tensor.shape, &weights.read(tensor)?);
-    }
-    let fingerprint = fingerprint.finish();
+    let fingerprint = weights.fingerprint()?;
     weights.check_fingerprint(spec, &fingerprint)?;
     let metadata = Metadata {
         format: 1,
@@ -98,22 +91,41 @@ pub fn save_model(
     Ok(fingerprint)
 }
 
-/// Writes small f32 tensors by name.
+/// Writes small f32 tensors by name: `(name, shape, values)`.
 ///
 /// # Errors
 /// [`CheckpointError::Io`].
-pub fn write_tensors(
+pub fn write_tensors(out: &Path, tensors: &[NamedTensor<'_>]) -> Result<(), CheckpointError> {
+    write_named(out, tensors, None)
+}
+
+/// Writes small f32 tensors with a JSON document under [`METADATA_KEY`] in the header.
+///
+/// # Errors
+/// [`CheckpointError::Io`].
+pub fn write_tensors_with_metadata(
     out: &Path,
-    tensors: &[(&str, Vec<usize>, Vec<f32>)],
+    tensors: &[NamedTensor<'_>],
+    metadata: &str,
+) -> Result<(), CheckpointError> {
+    write_named(out, tensors, Some(metadata))
+}
+
+/// Name, shape and row-major values.
+pub type NamedTensor<'a> = (&'a str, Vec<usize>, Vec<f32>);
+
+fn write_named(
+    out: &Path,
+    tensors: &[NamedTensor<'_>],
+    metadata: Option<&str>,
 ) -> Result<(), CheckpointError> {
     let shapes: Vec<_> = tensors
         .iter()
         .map(|(name, shape, _)| (name.to_string(), shape.clone()))
         .collect();
     let mut values = tensors.iter().map(|(_, _, values)| values.clone());
-    write_safetensors(out, &shapes, None, StoredDtype::F32, || {
-        Ok(values.next().unwrap_or_default())
-    })
+    let next = || Ok(values.next().unwrap_or_default());
+    write_safetensors(out, &shapes, metadata, StoredDtype::F32, next)
 }
 
 fn write_safetensors(

@@ -3,6 +3,7 @@
 use crate::{
     checkpoint::CheckpointError, device::DeviceError, diffusion::DiffusionError,
     policy::PolicyError, report::ReportError, sampler::SampleError, schedule::ScheduleError,
+    training::TrainingError,
 };
 
 #[derive(Debug, thiserror::Error)]
@@ -21,6 +22,8 @@ pub(super) enum CliError {
     Sample(#[from] SampleError),
     #[error(transparent)]
     Schedule(#[from] ScheduleError),
+    #[error(transparent)]
+    Training(#[from] TrainingError),
     /// Flags that make no sense together or for this model.
     #[error("{0}")]
     Usage(String),
@@ -43,6 +46,12 @@ impl CliError {
                 | SampleError::Label { .. }
                 | SampleError::NoImages
                 | SampleError::Batch,
+            )
+            | Self::Training(
+                TrainingError::Setting { .. }
+                | TrainingError::Resume { .. }
+                | TrainingError::Exists { .. }
+                | TrainingError::NothingToResume { .. },
             )
             | Self::Checkpoint(
                 CheckpointError::RandomSpec { .. }

@@ -9,7 +9,9 @@ mod error;
 mod inspect;
 mod options;
 mod sample;
+mod schedule;
 mod schedules;
+mod train_router;
 
 use std::{
     process::ExitCode,
@@ -45,11 +47,22 @@ enum Command {
     /// List every adapter of this machine, what it can do, and which one `auto` takes
     Devices(devices::Args),
     /// Make images: with no arguments, a grid of emoji with the bundled model
-    Sample(sample::Args),
-    /// Show what a weight file holds
+    Sample(Box<sample::Args>),
+    /// Train a cache router for a model
+    #[command(subcommand)]
+    Train(Train),
+    /// Draw, make, import or compare schedules
+    Schedule(schedule::Args),
+    /// Show what a weight, router or schedule file holds
     Inspect(inspect::Args),
     /// Write any model that loads as one safetensors file with its config
     Convert(convert::Args),
+}
+
+#[derive(Subcommand, Debug)]
+enum Train {
+    /// Learn which branches may be reused at which step (HarmoniCa); image-free, resumable
+    Router(Box<train_router::Args>),
 }
 
 /// What every subcommand gets beside its arguments.
@@ -97,7 +110,9 @@ pub fn main() -> ExitCode {
     };
     let result = match cli.command {
         Command::Devices(args) => devices::run(args, &context),
-        Command::Sample(args) => sample::run(args, &context),
+        Command::Sample(args) => sample::run(*args, &context),
+        Command::Train(Train::Router(args)) => train_router::run(*args, &context),
+        Command::Schedule(args) => schedule::run(args, &context),
         Command::Inspect(args) => inspect::run(args, &context),
         Command::Convert(args) => convert::run(args, &context),
     };

@@ -103,12 +103,15 @@ impl DeviceArgs {
     }
 }
 
+/// Steps of a run that names none.
+const DEFAULT_STEPS: usize = 20;
+
 /// The diffusion run.
 #[derive(Args, Debug)]
 pub(super) struct RunArgs {
-    /// Denoising steps
-    #[arg(long, value_name = "T", default_value_t = 20)]
-    pub steps: usize,
+    /// Denoising steps [default: 20]
+    #[arg(long, value_name = "T")]
+    pub steps: Option<usize>,
     /// ddim, ddim:ETA or ddpm
     #[arg(long, default_value = "ddim")]
     pub solver: String,
@@ -140,7 +143,7 @@ impl RunArgs {
         let channels: GuidedChannels = self.guidance_channels.parse()?;
         let scale = self.guidance.unwrap_or(if bundled { 3.0 } else { 1.5 });
         let settings = Settings {
-            steps: self.steps,
+            steps: self.steps.unwrap_or(DEFAULT_STEPS),
             solver,
             guidance: Guidance::new(scale, channels)?,
             clip_x0: self.clip_x0.unwrap_or(info.clip_x0),

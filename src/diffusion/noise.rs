@@ -29,7 +29,7 @@ impl ImageNoise {
     /// A uniform integer below `bound` (`bound ≥ 1`).
     pub fn below(&mut self, bound: usize) -> usize {
         // Rejection-free and unbiased enough for class labels: 64 random bits against a small bound.
-        (self.rng.next_u64() as u128 * bound.max(1) as u128 >> 64) as usize
+        ((u128::from(self.rng.next_u64()) * bound.max(1) as u128) >> 64) as usize
     }
 }
 

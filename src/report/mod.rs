@@ -2,9 +2,11 @@
 
 mod font;
 mod grid;
+mod heatmap;
 mod picture;
 
 pub use grid::{Tile, columns_for, grid};
+pub use heatmap::{Curves, draw_schedule};
 pub use picture::{image_from_values, write_png};
 
 /// Why a picture could not be written.

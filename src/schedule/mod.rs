@@ -4,11 +4,13 @@
 
 mod cost;
 mod file;
+mod import;
 mod router;
 mod table;
 
 pub use cost::{Macs, ModelShape};
 pub use file::{GuidanceRecord, Measured, ModelIdentity, PolicyRecord, RunSettings, ScheduleFile};
+pub use import::{ReleasedKind, router_from_release};
 pub use router::{LOGIT_LIMIT, Router};
 pub use table::Schedule;
 

@@ -1,0 +1,313 @@
+//! `harmonica schedule show|make|import|diff`
+
+use std::path::{Path, PathBuf};
+
+use clap::Subcommand;
+use serde_json::json;
+
+use super::{
+    Context,
+    error::CliError,
+    options::{ModelArgs, RunArgs, print_json},
+    schedules::policy_file,
+};
+use crate::{
+    checkpoint::{ModelInfo, ModelSpec, ReleasedRouter, model_info},
+    policy::Policy,
+    report::draw_schedule,
+    sampler::{Settings, model_identity, model_shape, run_settings},
+    schedule::{
+        Measured, ModelShape, PolicyRecord, ReleasedKind, ScheduleFile, router_from_release,
+    },
+};
+
+#[derive(clap::Args, Debug)]
+pub(super) struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    /// Draw a schedule in the terminal, and as a PNG heat map
+    Show {
+        /// A *.schedule.json file
+        file: PathBuf,
+        /// Also draw it as a picture
+        #[arg(long, value_name = "FILE.png")]
+        png: Option<PathBuf>,
+        /// One JSON document on stdout
+        #[arg(long)]
+        json: bool,
+    },
+    /// Write the schedule of a policy: none, fora:N, random:CUR[:SEED]
+    Make {
+        /// The policy
+        policy: String,
+        #[command(flatten)]
+        model: ModelArgs,
+        #[command(flatten)]
+        run: RunArgs,
+        /// The file to write
+        #[arg(long, value_name = "FILE")]
+        out: PathBuf,
+    },
+    /// Turn a released router checkpoint (HarmoniCa's or Learning-to-Cache's) into a schedule
+    Import {
+        /// The router's .pt
+        file: PathBuf,
+        #[command(flatten)]
+        model: ModelArgs,
+        #[command(flatten)]
+        run: RunArgs,
+        /// Threshold: compute where the score is above it
+        #[arg(long, default_value_t = 0.1)]
+        tau: f64,
+        /// harmonica or learning-to-cache [default: told apart by the pinned row of the noisiest step]
+        #[arg(long, value_name = "KIND")]
+        kind: Option<ReleasedKind>,
+        /// The file to write
+        #[arg(long, value_name = "FILE")]
+        out: PathBuf,
+    },
+    /// Show where two schedules differ
+    Diff {
+        /// A *.schedule.json file
+        a: PathBuf,
+        /// Another
+        b: PathBuf,
+    },
+}
+
+pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
+    match args.command {
+        Command::Show { file, png, json } => show(&file, png.as_deref(), json, context),
+        Command::Make {
+            policy,
+            model,
+            run,
+            out,
+        } => {
+            let policy: Policy = policy.parse()?;
+            let (info, settings) = model_and_run(&model, &run)?;
+            let file = policy_file(&policy, &info, &settings)?;
+            write(&file, &out, context)
+        }
+        Command::Import {
+            file,
+            model,
+            mut run,
+            tau,
+            kind,
+            out,
+        } => {
+            let released = ReleasedRouter::read(&file)?;
+            let steps = released.rows.len();
+            if run.steps.is_some_and(|asked| asked != steps) {
+                return Err(CliError::Usage(format!(
+                    "--steps contradicts the router, which has {steps}"
+                )));
+            }
+            run.steps = Some(steps);
+            let (info, settings) = model_and_run(&model, &run)?;
+            let kind = kind.unwrap_or_else(|| ReleasedKind::guess(&released.rows));
+            let file = imported(&released, kind, tau, &info, &settings)?;
+            write(&file, &out, context)
+        }
+        Command::Diff { a, b } => diff(&a, &b),
+    }
+}
+
+fn model_and_run(model: &ModelArgs, run: &RunArgs) -> Result<(ModelInfo, Settings), CliError> {
+    let info = model_info(&model.spec()?, model.load_options())?;
+    let settings = run.settings(model.spec()? == ModelSpec::Bundled, &info)?;
+    Ok((info, settings))
+}
+
+fn write(file: &ScheduleFile, out: &Path, context: &Context) -> Result<(), CliError> {
+    file.write(out)?;
+    let measured = file.measured.clone().unwrap_or_default();
+    context.say(format!(
+        "{}: {} for {} steps, CUR {:.1} %, MACs ratio {:.2}×",
+        out.display(),
+        file.policy.name,
+        file.run.steps,
+        100.0 * measured.cur,
+        measured.macs_ratio
+    ));
+    Ok(())
+}
+
+fn imported(
+    released: &ReleasedRouter,
+    kind: ReleasedKind,
+    tau: f64,
+    info: &ModelInfo,
+    settings: &Settings,
+) -> Result<ScheduleFile, CliError> {
+    let branches = 2 * info.config.blocks;
+    let found = released.rows.first().map_or(0, Vec::len);
+    if found != branches {
+        return Err(CliError::Usage(format!(
+            "the router is for {found} branches ({} blocks), the model has {branches}",
+            found / 2
+        )));
+    }
+    let schedule = kind.schedule(&released.rows, tau)?;
+    let router = router_from_release(&released.rows)?;
+    // Logits that do not make the table by themselves are left out.
+    let explained = router.threshold(tau)? == schedule;
+    let rows = (0..router.steps())
+        .map(|s| router.row(s).to_vec())
+        .collect();
+    Ok(ScheduleFile {
+        format: 1,
+        policy: PolicyRecord {
+            name: kind.policy_name().into(),
+            parameters: Some(json!({ "imported": true, "threshold": tau })),
+        },
+        model: model_identity(info),
+        run: run_settings(info, settings)?,
+        threshold: explained.then_some(tau),
+        compute: schedule.to_rows(),
+        logits: explained.then_some(rows),
+        lambda: None,
+        training: None,
+        measured: Some(Measured {
+            cur: schedule.cur(),
+            macs_ratio: model_shape(&info.config).macs_ratio(&schedule),
+            ..Default::default()
+        }),
+    })
+}
+
+/// The shape that a file's costs are reckoned with: patches and channels are not in the file, and their share is small.
+fn shape_of(file: &ScheduleFile) -> ModelShape {
+    ModelShape {
+        blocks: file.model.blocks,
+        hidden: file.model.hidden,
+        tokens: file.model.tokens,
+        mlp_ratio: crate::dit::MLP_RATIO,
+        patch_inputs: 16,
+        patch_outputs: 32,
+        timestep_channels: crate::dit::TIMESTEP_CHANNELS,
+    }
+}
+
+fn show(path: &Path, png: Option<&Path>, as_json: bool, context: &Context) -> Result<(), CliError> {
+    let file = ScheduleFile::read(path)?;
+    let schedule = file.schedule()?;
+    let shape = shape_of(&file);
+    let ratio = file
+        .measured
+        .as_ref()
+        .map_or_else(|| shape.macs_ratio(&schedule), |m| m.macs_ratio);
+    if let Some(png) = png {
+        draw_schedule(&file, &shape, None, png)?;
+        context.say(format!("drew {}", png.display()));
+    }
+    if as_json {
+        print_json(&json!({
+            "policy": file.policy, "model": file.model, "run": file.run, "cur": schedule.cur(), "macs_ratio": ratio,
+            "compute": file.compute,
+        }));
+        return Ok(());
+    }
+    println!(
+        "{} for {} of {} blocks, {} steps of {}{}",
+        file.policy.name,
+        file.model.family,
+        file.model.blocks,
+        file.run.steps,
+        file.run.solver,
+        file.run
+            .guidance
+            .as_ref()
+            .map_or(String::new(), |g| format!(
+                ", guidance {} over channels {}",
+                g.scale, g.channels
+            )),
+    );
+    println!(
+        "CUR {:.1} %, MACs ratio {ratio:.2}×",
+        100.0 * schedule.cur()
+    );
+    println!(
+        "{}",
+        picture(&file.compute, file.lambda.as_deref(), &file.run.timesteps)
+    );
+    Ok(())
+}
+
+/// `█` compute, `·` reuse; attention left, MLP right.
+fn picture(rows: &[String], lambda: Option<&[f64]>, timesteps: &[usize]) -> String {
+    let width = rows.first().map_or(0, String::len) / 2;
+    let mut out = format!(
+        "step    t  {:width$}  {:width$}  computed",
+        "attention", "MLP"
+    );
+    if lambda.is_some() {
+        out.push_str("    lambda");
+    }
+    for (s, row) in rows.iter().enumerate() {
+        let side = |kind: usize| -> String {
+            let cells = row.chars().skip(kind).step_by(2);
+            cells.map(|c| if c == '#' { '█' } else { '·' }).collect()
+        };
+        let computed = row.matches('#').count();
+        out.push_str(&format!(
+            "\n{s:>4} {:>4}  {}  {}  {computed:>4}/{}",
+            timesteps[s],
+            side(0),
+            side(1),
+            row.len()
+        ));
+        if let Some(lambda) = lambda {
+            out.push_str(&format!("  {:.2e}", lambda[s]));
+        }
+    }
+    out
+}
+
+fn diff(a: &Path, b: &Path) -> Result<(), CliError> {
+    let (left, right) = (ScheduleFile::read(a)?, ScheduleFile::read(b)?);
+    let (x, y) = (left.schedule()?, right.schedule()?);
+    if (x.steps(), x.branches()) != (y.steps(), y.branches()) {
+        return Err(CliError::Usage(format!(
+            "cannot compare {} steps × {} branches with {} × {}",
+            x.steps(),
+            x.branches(),
+            y.steps(),
+            y.branches()
+        )));
+    }
+    println!(
+        "{}: CUR {:.1} %    {}: CUR {:.1} %",
+        a.display(),
+        100.0 * x.cur(),
+        b.display(),
+        100.0 * y.cur()
+    );
+    let mut differing = 0;
+    for s in 0..x.steps() {
+        let row: String = x
+            .row(s)
+            .iter()
+            .zip(y.row(s))
+            .map(|(x, y)| match (x, y) {
+                (true, false) => '-',
+                (false, true) => '+',
+                (true, true) => '#',
+                (false, false) => '.',
+            })
+            .collect();
+        let count = row.chars().filter(|c| "+-".contains(*c)).count();
+        differing += count;
+        println!("{s:>4}  {row}  {count}");
+    }
+    println!(
+        "{differing} of {} differ (- computed only in the first, + only in the second)",
+        x.steps() * x.branches()
+    );
+    Ok(())
+}

@@ -1,0 +1,275 @@
+//! `harmonica train router`
+
+use std::{
+    ops::ControlFlow,
+    path::{Path, PathBuf},
+    time::Instant,
+};
+
+use serde_json::json;
+
+use super::{
+    Context,
+    error::CliError,
+    options::{DeviceArgs, ModelArgs, RunArgs, print_json, progress},
+};
+use crate::{
+    checkpoint::{self, CheckpointError, ModelSpec},
+    metrics::peak_memory_bytes,
+    sampler::batch_for,
+    schedule::Router,
+    training::{Budget, Proxy, Replay, RouterRun, RouterRunOptions, RunFolder, SdtSettings},
+};
+
+/// Without a target or β: a good part of the work saved at little loss.
+const DEFAULT_TARGET_CUR: f64 = 0.4;
+/// Memory for activations when the micro-batch is chosen by itself; the graph keeps many times a forward pass.
+const MICRO_BATCH_BUDGET: u64 = 256 << 20;
+
+#[derive(clap::Args, Debug)]
+pub(super) struct Args {
+    #[command(flatten)]
+    model: ModelArgs,
+    #[command(flatten)]
+    device: DeviceArgs,
+    #[command(flatten)]
+    run: RunArgs,
+    /// Folder of the run: router.safetensors, *.schedule.json, train.jsonl, router.png
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// Passes over the whole trajectory [default: 120, or all of --replay]
+    #[arg(long, value_name = "N")]
+    passes: Option<usize>,
+    /// Images a pass (guidance doubles what the network sees) [default: 4]
+    #[arg(long, value_name = "N")]
+    batch: Option<usize>,
+    /// Images in the network at a time [default: what fits in memory]
+    #[arg(long, value_name = "N")]
+    micro_batch: Option<usize>,
+    /// Weight of the computed branches in the loss, fixed
+    #[arg(long, conflicts_with_all = ["target_cur", "target_speedup"])]
+    beta: Option<f64>,
+    /// Steer beta to this cache utilization ratio; several make a schedule each, the first one steers [default: 0.4]
+    #[arg(
+        long,
+        value_name = "X,…",
+        value_delimiter = ',',
+        conflicts_with = "target_speedup"
+    )]
+    target_cur: Vec<f64>,
+    /// Steer beta to this MACs ratio; several make a schedule each, the first one steers
+    #[arg(long, value_name = "X,…", value_delimiter = ',')]
+    target_speedup: Vec<f64>,
+    /// Learning rate [default: 0.01, as published, with --beta; 0.1 when beta is steered]
+    #[arg(long)]
+    lr: Option<f64>,
+    /// Threshold: compute where the score is above it
+    #[arg(long, default_value_t = 0.1)]
+    tau: f64,
+    /// Iterations (steps) between refreshes of lambda
+    #[arg(long, value_name = "C", default_value_t = 500)]
+    lambda_every: usize,
+    /// Image error proxy: leave-one-out (the paper's), progressive (the release's code), or none (SDT alone)
+    #[arg(long, default_value = "leave-one-out")]
+    proxy: Proxy,
+    /// Seed of noise, labels and the first logits
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Keep only the blocks' inputs and run each block again on the way back: less memory, a third more time
+    #[arg(long)]
+    gradient_checkpointing: bool,
+    /// Passes between checkpoints
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    save_every: usize,
+    /// Go on with the run in --out
+    #[arg(long)]
+    resume: bool,
+    /// Take `noise` [passes,B,C,H,W], `labels` [passes,B] and `router_init` [T,N] from this file instead of drawing them
+    #[arg(long, value_name = "FILE")]
+    replay: Option<PathBuf>,
+    /// Also write the log (a JSON line an iteration) here
+    #[arg(long, value_name = "FILE.jsonl")]
+    log: Option<PathBuf>,
+    /// One JSON document on stdout
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
+    let engine = args.device.open(context)?;
+    let (model, info) = args.model.load(&engine)?;
+    let replay = args.replay.as_deref().map(read_replay).transpose()?;
+    let mut run_args = args.run;
+    if let Some(replay) = &replay {
+        let steps = replay.router.steps();
+        if run_args.steps.is_some_and(|asked| asked != steps) {
+            return Err(CliError::Usage(format!(
+                "--steps contradicts --replay, whose router has {steps}"
+            )));
+        }
+        run_args.steps = Some(steps);
+    }
+    let run = run_args.settings(args.model.spec()? == ModelSpec::Bundled, &info)?;
+    if run.solver.is_stochastic() {
+        return Err(CliError::Usage(
+            "routers are trained along the deterministic ddim solver".into(),
+        ));
+    }
+    if run.steps < 2 {
+        return Err(CliError::Usage(
+            "a router needs at least 2 steps: there is nothing to reuse at step 0".into(),
+        ));
+    }
+
+    let mut targets: Vec<Budget> = match args.beta {
+        Some(beta) => vec![Budget::Beta(beta)],
+        None if !args.target_speedup.is_empty() => args
+            .target_speedup
+            .iter()
+            .map(|x| Budget::TargetSpeedup(*x))
+            .collect(),
+        None if !args.target_cur.is_empty() => args
+            .target_cur
+            .iter()
+            .map(|x| Budget::TargetCur(*x))
+            .collect(),
+        None => vec![Budget::TargetCur(DEFAULT_TARGET_CUR)],
+    };
+    let budget = targets.remove(0);
+    let replayed = replay
+        .as_ref()
+        .map(|r| (r.labels.len(), r.labels.first().map_or(0, Vec::len)));
+    let batch = args.batch.or(replayed.map(|r| r.1)).unwrap_or(4);
+    if let Some((_, held)) = replayed.filter(|r| r.1 != batch) {
+        return Err(CliError::Usage(format!(
+            "--batch contradicts --replay, which holds {held} images a pass"
+        )));
+    }
+    let settings = SdtSettings {
+        passes: args.passes.or(replayed.map(|r| r.0)).unwrap_or(120),
+        batch,
+        micro_batch: args.micro_batch.unwrap_or_else(|| {
+            batch_for(&info.config, run.guidance.is_active(), MICRO_BATCH_BUDGET).min(batch.max(1))
+        }),
+        learning_rate: args
+            .lr
+            .unwrap_or(if args.beta.is_some() { 0.01 } else { 0.1 }),
+        tau: args.tau,
+        lambda_every: args.lambda_every,
+        proxy: args.proxy,
+        budget,
+        seed: args.seed,
+        gradient_checkpointing: args.gradient_checkpointing,
+    };
+    let options = RouterRunOptions {
+        folder: RunFolder::new(&args.out),
+        settings: settings.clone(),
+        more_targets: targets,
+        replay,
+        save_every: args.save_every,
+        resume: args.resume,
+        log: args.log,
+    };
+    let mut training = RouterRun::open(&model, &info, run, options)?;
+
+    let trained = (run.steps - 1) as u64;
+    let bar = progress(context, settings.passes as u64 * trained, "iterations");
+    bar.set_position(training.sdt().state().pass as u64 * trained);
+    bar.reset_eta();
+    let started = Instant::now();
+    while !training.sdt().is_done() {
+        let mut each = |_: &crate::training::Iteration| {
+            bar.inc(1);
+            if context.check_interrupt().is_err() {
+                ControlFlow::Break(())
+            } else {
+                ControlFlow::Continue(())
+            }
+        };
+        match training.pass(&mut each)? {
+            Some(p) => bar.set_message(format!(
+                "· loss {:.3e} · CUR {:.1} % · MACs ratio {:.2}× · beta {:.1e}",
+                p.loss,
+                100.0 * p.cur,
+                p.macs_ratio,
+                p.beta
+            )),
+            None => {
+                bar.abandon();
+                let pass = training.sdt().state().pass;
+                context.say(format!(
+                    "stopped after {pass} passes, saved in {}; --resume goes on",
+                    args.out.display()
+                ));
+                return Err(CliError::Interrupted);
+            }
+        }
+    }
+    let seconds = started.elapsed().as_secs_f64();
+    bar.finish_and_clear();
+
+    let mut written = Vec::new();
+    for (path, file) in training.schedules()? {
+        let measured = file.measured.clone().unwrap_or_default();
+        context.say(format!(
+            "{}: CUR {:.1} %, MACs ratio {:.2}×, threshold {:.3}",
+            path.display(),
+            100.0 * measured.cur,
+            measured.macs_ratio,
+            file.threshold.unwrap_or(settings.tau),
+        ));
+        written.push(json!({ "file": path, "cur": measured.cur, "macs_ratio": measured.macs_ratio, "threshold": file.threshold }));
+    }
+    let peak = peak_memory_bytes();
+    let memory = peak.map_or(String::new(), |bytes| {
+        format!(", peak memory {:.2} GB", bytes as f64 / 1e9)
+    });
+    let report = engine.report();
+    context.say(format!(
+        "{} passes of {} steps in {seconds:.1} s on {} ({}){memory}",
+        settings.passes, run.steps, report.device, report.backend
+    ));
+    if args.json {
+        print_json(&json!({
+            "device": report.device, "backend": report.backend, "model": info.config.name(), "steps": run.steps,
+            "passes": settings.passes, "seconds": seconds, "peak_memory_bytes": peak, "schedules": written,
+        }));
+    }
+    Ok(())
+}
+
+fn read_replay(path: &Path) -> Result<Replay, CliError> {
+    let bad = |problem: String| CheckpointError::Settings {
+        path: path.into(),
+        problem,
+    };
+    let mut source = checkpoint::open(path)?;
+    let shape = |name: &str, axes: usize| {
+        let found = source
+            .get(name)
+            .map(|e| e.shape.clone())
+            .filter(|s| s.len() == axes && !s.contains(&0));
+        found.ok_or_else(|| bad(format!("expected a tensor `{name}` with {axes} axes (a replay holds `noise` [passes,B,C,H,W], `labels` [passes,B] and `router_init` [T,N])")))
+    };
+    let (noise, labels, router) = (
+        shape("noise", 5)?,
+        shape("labels", 2)?,
+        shape("router_init", 2)?,
+    );
+    if noise[..2] != labels[..] {
+        return Err(bad(format!(
+            "its `noise` is {noise:?}, its `labels` is {labels:?}"
+        ))
+        .into());
+    }
+    let values: Vec<usize> = source
+        .read_i64("labels")?
+        .into_iter()
+        .map(|y| usize::try_from(y).map_err(|_| bad(format!("its label {y} is negative"))))
+        .collect::<Result<_, _>>()?;
+    Ok(Replay {
+        noise: source.read_f32("noise")?,
+        labels: values.chunks(labels[1]).map(<[usize]>::to_vec).collect(),
+        router: Router::new(router[0], router[1], source.read_f32("router_init")?)?,
+    })
+}

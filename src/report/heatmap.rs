@@ -1,0 +1,261 @@
+//! A schedule as a picture: scores or compute/reuse by step and block, λ and MACs beside them, and the curves
+//! of the training that made it.
+
+use std::{path::Path, sync::Once};
+
+use image::RgbImage;
+use plotters::{
+    coord::Shift,
+    prelude::*,
+    style::{FontStyle, register_font},
+};
+
+use super::{ReportError, write_png};
+use crate::schedule::{ModelShape, ScheduleFile};
+
+/// How a training went, a value a pass.
+#[derive(Debug, Clone, Default)]
+pub struct Curves {
+    pub loss: Vec<f64>,
+    pub cur: Vec<f64>,
+    pub target_cur: Option<f64>,
+}
+
+const WIDTH: u32 = 1180;
+const INK: RGBColor = RGBColor(50, 50, 60);
+const GRID: RGBColor = RGBColor(225, 225, 230);
+const REUSE: RGBColor = RGBColor(250, 226, 200);
+const LINE: RGBColor = RGBColor(33, 102, 172);
+const MARK: RGBColor = RGBColor(214, 96, 77);
+const FONT: &str = "sans-serif";
+
+type Area<'a> = DrawingArea<BitMapBackend<'a>, Shift>;
+type Drawn = Result<(), Box<dyn std::error::Error>>;
+
+/// Draws a schedule file to a PNG.
+///
+/// # Errors
+/// [`ReportError`].
+pub fn draw_schedule(
+    file: &ScheduleFile,
+    shape: &ModelShape,
+    curves: Option<&Curves>,
+    path: &Path,
+) -> Result<(), ReportError> {
+    static FONTS: Once = Once::new();
+    FONTS.call_once(|| {
+        // Failing means an unreadable font file; text then fails below with a message of its own.
+        let _ = register_font(FONT, FontStyle::Normal, dejavu::sans::regular());
+    });
+    let curves = curves.filter(|c| c.loss.len() > 1);
+    let rows = file.run.steps as u32;
+    let panel = (rows * 14).clamp(180, 620) + 90;
+    let height = 40 + panel + if curves.is_some() { 260 } else { 0 };
+    let mut buffer = vec![255; (WIDTH * height * 3) as usize];
+    draw(file, shape, curves, panel, (WIDTH, height), &mut buffer).map_err(|e| {
+        ReportError::Draw {
+            path: path.into(),
+            message: e.to_string(),
+        }
+    })?;
+    let image = RgbImage::from_raw(WIDTH, height, buffer).ok_or_else(|| ReportError::Draw {
+        path: path.into(),
+        message: "the picture has another size than its buffer".into(),
+    })?;
+    write_png(&image, path)
+}
+
+fn draw(
+    file: &ScheduleFile,
+    shape: &ModelShape,
+    curves: Option<&Curves>,
+    panel: u32,
+    size: (u32, u32),
+    buffer: &mut [u8],
+) -> Drawn {
+    let root = BitMapBackend::with_buffer(buffer, size).into_drawing_area();
+    root.fill(&WHITE)?;
+    let schedule = file.schedule()?;
+    let title = format!(
+        "{}: {} steps, CUR {:.1} %, MACs ratio {:.2}×{}",
+        file.policy.name,
+        file.run.steps,
+        100.0 * schedule.cur(),
+        shape.macs_ratio(&schedule),
+        file.threshold
+            .map_or(String::new(), |t| format!(", threshold {t:.3}")),
+    );
+    root.draw(&Text::new(
+        title,
+        (16, 10),
+        (FONT, 20).into_font().color(&INK),
+    ))?;
+    let (_, body) = root.split_vertically(40);
+    let (panels, below) = body.split_vertically(panel);
+    let (maps, side) = panels.split_horizontally(820);
+    for (kind, area) in maps.split_evenly((1, 2)).iter().enumerate() {
+        heat_map(file, area, kind)?;
+    }
+    let (lambda, macs) = side.split_horizontally(180);
+    let values = file.lambda.clone().unwrap_or_default();
+    let largest = values.iter().copied().fold(0.0, f64::max);
+    let relative = values
+        .iter()
+        .map(|v| {
+            if largest > 0.0 {
+                (v / largest).sqrt()
+            } else {
+                0.0
+            }
+        })
+        .collect();
+    side_bars(&lambda, "λ (square root)", relative, file.run.steps, MARK)?;
+    let full = shape.full_macs(1) as f64;
+    let cost = shape.macs();
+    let share = (0..schedule.steps())
+        .map(|s| {
+            let branch = |n: usize| {
+                if n.is_multiple_of(2) {
+                    cost.attention
+                } else {
+                    cost.mlp
+                }
+            };
+            let computed = schedule.row(s).iter().enumerate().filter(|(_, c)| **c);
+            (cost.fixed + computed.map(|(n, _)| branch(n)).sum::<u64>()) as f64 / full
+        })
+        .collect();
+    side_bars(&macs, "MACs of the step", share, file.run.steps, LINE)?;
+    if let Some(curves) = curves {
+        let parts = below.split_evenly((1, 2));
+        let logs = curves.loss.iter().map(|l| l.max(1e-12).log10()).collect();
+        line(&parts[0], "log10 of the mean loss, by pass", logs, None)?;
+        let cur = curves.cur.iter().map(|c| 100.0 * c).collect();
+        line(
+            &parts[1],
+            "CUR % at τ, by pass",
+            cur,
+            curves.target_cur.map(|c| 100.0 * c),
+        )?;
+    }
+    root.present()?;
+    Ok(())
+}
+
+/// Steps × blocks of one kind of branch; step 0 at the top.
+fn heat_map(file: &ScheduleFile, area: &Area<'_>, kind: usize) -> Drawn {
+    let (steps, blocks) = (file.run.steps, file.model.blocks);
+    let name = ["attention", "MLP"][kind];
+    let mut chart = ChartBuilder::on(area)
+        .caption(name, (FONT, 16).into_font().color(&INK))
+        .margin(8)
+        .x_label_area_size(34)
+        .y_label_area_size(44)
+        .build_cartesian_2d(0f64..blocks as f64, steps as f64..0f64)?;
+    chart
+        .configure_mesh()
+        .disable_mesh()
+        .x_desc("block")
+        .y_desc("step (0: noisiest)")
+        .label_style((FONT, 12).into_font().color(&INK))
+        .x_label_formatter(&|x| format!("{x:.0}"))
+        .y_label_formatter(&|y| format!("{y:.0}"))
+        .draw()?;
+    let schedule = file.schedule()?;
+    let router = file.router()?;
+    for s in 0..steps {
+        let scores = router.as_ref().map(|r| r.scores(s));
+        for b in 0..blocks {
+            let n = 2 * b + kind;
+            let score = scores.as_ref().map(|r| r[n]);
+            let colour = if schedule.computes(s, n) {
+                shade(score.unwrap_or(1.0))
+            } else {
+                reuse_shade(score, file.threshold)
+            };
+            let (x, y) = (b as f64, s as f64);
+            chart.draw_series([Rectangle::new(
+                [(x + 0.04, y + 0.05), (x + 0.96, y + 0.95)],
+                colour.filled(),
+            )])?;
+        }
+    }
+    Ok(())
+}
+
+/// Computed: the higher the score, the darker.
+fn shade(score: f64) -> RGBColor {
+    let mix = |from: u8, to: u8| {
+        (f64::from(from) + (f64::from(to) - f64::from(from)) * score.clamp(0.0, 1.0)) as u8
+    };
+    RGBColor(mix(198, 8), mix(219, 48), mix(239, 107))
+}
+
+/// Reused: the further below the threshold, the stronger.
+fn reuse_shade(score: Option<f64>, threshold: Option<f64>) -> RGBColor {
+    let (Some(score), Some(threshold)) = (score, threshold) else {
+        return REUSE;
+    };
+    let depth = 1.0 - (score / threshold.max(1e-9)).clamp(0.0, 1.0);
+    let mix = |from: f64, to: f64| (from + (to - from) * depth) as u8;
+    RGBColor(mix(253.0, 244.0), mix(240.0, 165.0), mix(226.0, 96.0))
+}
+
+/// A bar a step, values 0 to 1, step 0 at the top.
+fn side_bars(
+    area: &Area<'_>,
+    caption: &str,
+    values: Vec<f64>,
+    steps: usize,
+    colour: RGBColor,
+) -> Drawn {
+    let mut chart = ChartBuilder::on(area)
+        .caption(caption, (FONT, 14).into_font().color(&INK))
+        .margin(8)
+        .x_label_area_size(34)
+        .build_cartesian_2d(0f64..1f64, steps as f64..0f64)?;
+    chart
+        .configure_mesh()
+        .disable_mesh()
+        .disable_y_axis()
+        .x_labels(3)
+        .label_style((FONT, 11).into_font().color(&INK))
+        .draw()?;
+    chart.draw_series(values.iter().enumerate().map(|(s, v)| {
+        Rectangle::new(
+            [(0.0, s as f64 + 0.15), (v.clamp(0.0, 1.0), s as f64 + 0.85)],
+            colour.filled(),
+        )
+    }))?;
+    Ok(())
+}
+
+fn line(area: &Area<'_>, caption: &str, values: Vec<f64>, target: Option<f64>) -> Drawn {
+    let all = values.iter().copied().chain(target);
+    let low = all.clone().fold(f64::INFINITY, f64::min);
+    let high = all.fold(f64::NEG_INFINITY, f64::max);
+    let pad = ((high - low) * 0.08).max(1e-6);
+    let mut chart = ChartBuilder::on(area)
+        .caption(caption, (FONT, 14).into_font().color(&INK))
+        .margin(8)
+        .x_label_area_size(26)
+        .y_label_area_size(48)
+        .build_cartesian_2d(0f64..(values.len() - 1) as f64, low - pad..high + pad)?;
+    chart
+        .configure_mesh()
+        .light_line_style(WHITE)
+        .bold_line_style(GRID)
+        .label_style((FONT, 11).into_font().color(&INK))
+        .draw()?;
+    if let Some(target) = target {
+        chart.draw_series(LineSeries::new(
+            [(0.0, target), ((values.len() - 1) as f64, target)],
+            MARK,
+        ))?;
+    }
+    chart.draw_series(LineSeries::new(
+        values.iter().enumerate().map(|(i, v)| (i as f64, *v)),
+        LINE.stroke_width(2),
+    ))?;
+    Ok(())
+}

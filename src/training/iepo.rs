@@ -1,0 +1,163 @@
+//! IEPO: how much reuse at step `s` hurts the final image, `λ_s`.
+//!
+//! Both proxies name `T` full trajectories. Each shares its beginning with the run that the router rules
+//! everywhere, so that run is walked once, and from every step of it one other run branches off to the end:
+//! `T + T(T−1)/2` passes instead of `T²`, and never more than two walks in memory.
+
+use std::{fmt, str::FromStr};
+
+use burn::tensor::Tensor;
+use serde::{Deserialize, Serialize};
+
+use super::{
+    TrainingError,
+    walk::{StepConditions, Treatment, Walk, Walker},
+};
+use crate::schedule::Router;
+
+/// What stands for the error in the final image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Proxy {
+    /// The paper's: the router everywhere, against the same with step `s` computed in full.
+    #[default]
+    LeaveOneOut,
+    /// The release's code: before against after step `s` was handed to the router, in execution order.
+    Progressive,
+    /// `λ = 1`: SDT alone.
+    None,
+}
+
+impl FromStr for Proxy {
+    type Err = String;
+    fn from_str(name: &str) -> Result<Self, String> {
+        match name {
+            "leave-one-out" => Ok(Self::LeaveOneOut),
+            "progressive" => Ok(Self::Progressive),
+            "none" => Ok(Self::None),
+            _ => Err("expected leave-one-out, progressive, or none (SDT alone)".into()),
+        }
+    }
+}
+
+impl fmt::Display for Proxy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::LeaveOneOut => "leave-one-out",
+            Self::Progressive => "progressive",
+            Self::None => "none",
+        })
+    }
+}
+
+/// `λ_s` of every step on one micro-batch at step 0; `λ_0` is 0, since step 0 is never trained.
+pub(super) fn lambda(
+    walker: &mut Walker<'_>,
+    proxy: Proxy,
+    router: &Router,
+    start: &Walk,
+    conditions: &StepConditions,
+) -> Result<Vec<f64>, TrainingError> {
+    let steps = walker.trajectory.len();
+    if proxy == Proxy::None {
+        return Ok(vec![1.0; steps]);
+    }
+    let scores: Vec<Vec<f64>> = (0..steps).map(|s| router.scores(s)).collect();
+    let mut main = start.clone();
+    walker.step(0, &mut main, conditions, Treatment::Full);
+    // `finals[s]`: leave-one-out, step s in full; progressive, steps up to s by the router and the rest in full.
+    let mut finals: Vec<Option<Tensor<4>>> = vec![None; steps];
+    if proxy == Proxy::Progressive {
+        finals[0] = Some(rest_in_full(walker, main.clone(), 1, conditions));
+    }
+    for s in 1..steps {
+        if proxy == Proxy::LeaveOneOut {
+            let mut other = main.clone();
+            walker.step(s, &mut other, conditions, Treatment::Full);
+            for later in s + 1..steps {
+                walker.step(
+                    later,
+                    &mut other,
+                    conditions,
+                    Treatment::Soft(&scores[later]),
+                );
+            }
+            finals[s] = Some(other.x);
+        }
+        walker.step(s, &mut main, conditions, Treatment::Soft(&scores[s]));
+        if proxy == Proxy::Progressive && s + 1 < steps {
+            finals[s] = Some(rest_in_full(walker, main.clone(), s + 1, conditions));
+        }
+    }
+    let ruled = main.x;
+    if proxy == Proxy::Progressive {
+        finals[steps - 1] = Some(ruled.clone());
+    }
+    let mut lambda = vec![0.0; steps];
+    for s in 1..steps {
+        let reference = if proxy == Proxy::LeaveOneOut {
+            Some(&ruled)
+        } else {
+            finals[s - 1].as_ref()
+        };
+        if let (Some(a), Some(b)) = (reference, &finals[s]) {
+            lambda[s] = mean_square(a.clone() - b.clone())?;
+        }
+    }
+    Ok(lambda)
+}
+
+fn rest_in_full(
+    walker: &mut Walker<'_>,
+    mut walk: Walk,
+    from: usize,
+    conditions: &StepConditions,
+) -> Tensor<4> {
+    for s in from..walker.trajectory.len() {
+        // Nothing after this reads the cache.
+        walker.step(s, &mut walk, conditions, Treatment::Teacher);
+    }
+    walk.x
+}
+
+fn mean_square(difference: Tensor<4>) -> Result<f64, TrainingError> {
+    (difference.clone() * difference)
+        .mean()
+        .try_into_scalar::<f32>()
+        .map(f64::from)
+        .map_err(|e| TrainingError::Device(e.to_string()))
+}
+
+/// `λ` the long way: every trajectory from its start. For tests.
+#[cfg(test)]
+pub(super) fn lambda_long(
+    walker: &mut Walker<'_>,
+    proxy: Proxy,
+    router: &Router,
+    start: &Walk,
+    conditions: &StepConditions,
+) -> Result<Vec<f64>, TrainingError> {
+    let steps = walker.trajectory.len();
+    let scores: Vec<Vec<f64>> = (0..steps).map(|s| router.scores(s)).collect();
+    let mut run = |ruled: &dyn Fn(usize) -> bool| {
+        let mut walk = start.clone();
+        for s in 0..steps {
+            let how = if s > 0 && ruled(s) {
+                Treatment::Soft(&scores[s])
+            } else {
+                Treatment::Full
+            };
+            walker.step(s, &mut walk, conditions, how);
+        }
+        walk.x
+    };
+    let mut lambda = vec![0.0; steps];
+    for s in 1..steps {
+        let (a, b) = match proxy {
+            Proxy::LeaveOneOut => (run(&|_| true), run(&|k| k != s)),
+            _ => (run(&|k| k < s), run(&|k| k <= s)),
+        };
+        lambda[s] = mean_square(a - b)?;
+    }
+    Ok(lambda)
+}

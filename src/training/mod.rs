@@ -1,0 +1,74 @@
+//! Training a router: HarmoniCa (arXiv 2410.01723), image-free, step by step along the real denoising path.
+//!
+//! - [`sdt`]: Step-Wise Denoising Training, the loop over passes and steps
+//! - [`iepo`]: the Image Error Proxy-Guided Objective, `λ_s`
+//! - [`budget`]: steering β to a target
+//! - [`run`]: a resumable run in a folder
+
+pub mod adamw;
+pub mod budget;
+pub mod iepo;
+pub mod run;
+pub mod sdt;
+pub mod student;
+mod walk;
+
+pub use adamw::AdamWParts;
+pub use budget::Budget;
+pub use iepo::Proxy;
+pub use run::{PassSummary, RouterRun, RouterRunOptions, RunFolder};
+pub use sdt::{Iteration, Replay, Sdt, SdtSettings, TrainingState};
+
+use crate::{
+    checkpoint::CheckpointError, diffusion::DiffusionError, report::ReportError,
+    schedule::ScheduleError,
+};
+
+/// Why training could not start or go on.
+#[derive(Debug, thiserror::Error)]
+pub enum TrainingError {
+    #[error(transparent)]
+    Diffusion(#[from] DiffusionError),
+    #[error(transparent)]
+    Schedule(#[from] ScheduleError),
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    #[error(transparent)]
+    Report(#[from] ReportError),
+    /// A setting out of range.
+    #[error("--{flag} is {value}, expected {expected}")]
+    Setting {
+        flag: &'static str,
+        value: String,
+        expected: &'static str,
+    },
+    /// Settings that contradict a run's own.
+    #[error("{} was trained with {flag} {found}, this command says {asked}; resume with the same settings, or choose another --out", path.display())]
+    Resume {
+        path: std::path::PathBuf,
+        flag: String,
+        found: String,
+        asked: String,
+    },
+    /// A fresh start where a run lies already.
+    #[error("{} holds a run already; pass --resume to go on with it, or choose another --out", path.display())]
+    Exists { path: std::path::PathBuf },
+    /// Nothing to resume.
+    #[error("{} holds no run to resume: there is no router.safetensors; leave --resume away to start one", path.display())]
+    NothingToResume { path: std::path::PathBuf },
+    /// The loss is not finite.
+    #[error(
+        "the loss of pass {pass}, step {step} is {loss}: the weights are damaged, or the settings are too extreme"
+    )]
+    NotFinite { pass: usize, step: usize, loss: f64 },
+    /// The device failed.
+    #[error("the device failed while training: {0}")]
+    Device(String),
+    /// A file of the run could not be written or read.
+    #[error("cannot {action} {}: {source}", path.display())]
+    Io {
+        action: &'static str,
+        path: std::path::PathBuf,
+        source: std::io::Error,
+    },
+}

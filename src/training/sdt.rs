@@ -1,0 +1,578 @@
+//! SDT: Step-Wise Denoising Training.
+//!
+//! One *pass* walks a batch of noise down the whole trajectory. At every step but the first, the student mixes
+//! fresh and cached features by the router's scores, is compared with the full model at the student's own
+//! `x_t`, and one AdamW step moves that step's row of the router.
+
+use std::ops::ControlFlow;
+
+use serde::{Deserialize, Serialize};
+
+use super::{
+    TrainingError,
+    adamw::AdamW,
+    budget::{Budget, first_beta},
+    iepo::{self, Proxy},
+    student::student_step,
+    walk::{StepConditions, Treatment, Walk, Walker},
+};
+use crate::{
+    diffusion::ImageNoise,
+    dit::Dit,
+    sampler::{Settings, model_shape},
+    schedule::{LOGIT_LIMIT, ModelShape, Router},
+};
+
+/// Every setting of SDT and IEPO.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SdtSettings {
+    /// Passes to train for.
+    pub passes: usize,
+    /// Images a pass; guidance doubles what the network sees.
+    pub batch: usize,
+    /// Images in the network at a time.
+    pub micro_batch: usize,
+    pub learning_rate: f64,
+    /// Threshold `τ`.
+    pub tau: f64,
+    /// `C`: λ is refreshed at the start of pass `p` when `p·T` is a multiple of it.
+    pub lambda_every: usize,
+    pub proxy: Proxy,
+    /// β, or what steers it.
+    pub budget: Budget,
+    pub seed: u64,
+    /// Keep only the blocks' inputs in the forward pass.
+    pub gradient_checkpointing: bool,
+}
+
+impl SdtSettings {
+    /// # Errors
+    /// [`TrainingError::Setting`] for the first setting out of range.
+    pub fn check(&self) -> Result<(), TrainingError> {
+        let setting = |flag, value: String, expected| {
+            Err(TrainingError::Setting {
+                flag,
+                value,
+                expected,
+            })
+        };
+        for (flag, value) in [
+            ("passes", self.passes),
+            ("batch", self.batch),
+            ("micro-batch", self.micro_batch),
+            ("lambda-every", self.lambda_every),
+        ] {
+            if value == 0 {
+                return setting(flag, "0".into(), "a whole number of at least 1");
+            }
+        }
+        if !(self.learning_rate.is_finite() && self.learning_rate > 0.0) {
+            return setting(
+                "lr",
+                self.learning_rate.to_string(),
+                "a finite number above 0",
+            );
+        }
+        if !(self.tau > 0.0 && self.tau < 1.0) {
+            return setting("tau", self.tau.to_string(), "a number between 0 and 1");
+        }
+        self.budget.check()
+    }
+}
+
+/// Everything that training changes; enough to go on bit for bit.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TrainingState {
+    /// Passes done.
+    pub pass: usize,
+    pub router: Router,
+    pub optimizer: AdamW,
+    /// `λ_s` as refreshed last.
+    pub lambda: Vec<f64>,
+    pub beta: f64,
+}
+
+/// Fixed noise, labels and initial logits instead of drawn ones.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Replay {
+    /// `[passes, B, C, H, W]`
+    pub noise: Vec<f32>,
+    /// `[passes][B]`
+    pub labels: Vec<Vec<usize>>,
+    pub router: Router,
+}
+
+/// One trained step.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Iteration {
+    pub pass: usize,
+    pub step: usize,
+    /// Mean of `(ε* − ε̂)²` over the network's whole guided output.
+    pub mse: f64,
+    /// `Σ_i r_{s,i}`
+    pub score_sum: f64,
+    pub lambda: f64,
+    /// `λ_s·mse + β·Σ_i r_{s,i}`
+    pub loss: f64,
+}
+
+/// A router in training.
+pub struct Sdt<'m> {
+    walker: Walker<'m>,
+    settings: SdtSettings,
+    shape: ModelShape,
+    replay: Option<Replay>,
+    state: TrainingState,
+}
+
+impl<'m> Sdt<'m> {
+    /// A fresh router (logits from N(0, 1), step 0 pinned at 5), or the replay's.
+    ///
+    /// # Errors
+    /// [`TrainingError`] for settings that make no sense or a replay that does not fit.
+    pub fn new(
+        model: &'m Dit,
+        run: Settings,
+        settings: SdtSettings,
+        replay: Option<Replay>,
+    ) -> Result<Self, TrainingError> {
+        let (steps, branches) = (run.steps, 2 * model.config().blocks);
+        let router = match &replay {
+            Some(replay) => replay.router.clone(),
+            None => initial_router(steps, branches, settings.seed)?,
+        };
+        let beta = match settings.budget {
+            Budget::Beta(beta) => beta,
+            _ => 0.0,
+        };
+        let state = TrainingState {
+            pass: 0,
+            router,
+            optimizer: AdamW::new(steps, branches),
+            lambda: vec![1.0; steps],
+            beta,
+        };
+        Self::resume(model, run, settings, replay, state)
+    }
+
+    /// Goes on from a state.
+    ///
+    /// # Errors
+    /// As [`Sdt::new`].
+    pub fn resume(
+        model: &'m Dit,
+        run: Settings,
+        settings: SdtSettings,
+        replay: Option<Replay>,
+        state: TrainingState,
+    ) -> Result<Self, TrainingError> {
+        settings.check()?;
+        let trajectory = run.trajectory()?;
+        let (steps, branches) = (trajectory.len(), 2 * model.config().blocks);
+        if (state.router.steps(), state.router.branches()) != (steps, branches) {
+            return Err(TrainingError::Setting {
+                flag: "steps",
+                value: steps.to_string(),
+                expected: "the number of steps and branches that the router has",
+            });
+        }
+        let walker = Walker {
+            model,
+            settings: run,
+            trajectory,
+            tau: settings.tau,
+            forwards: 0,
+        };
+        Ok(Self {
+            walker,
+            settings,
+            shape: model_shape(model.config()),
+            replay,
+            state,
+        })
+    }
+
+    /// What training has reached.
+    pub fn state(&self) -> &TrainingState {
+        &self.state
+    }
+
+    /// The settings.
+    pub fn settings(&self) -> &SdtSettings {
+        &self.settings
+    }
+
+    /// Whether all passes are done.
+    pub fn is_done(&self) -> bool {
+        self.state.pass >= self.settings.passes
+    }
+
+    /// Runs one pass; `each` sees every trained step and may break, which undoes the pass.
+    ///
+    /// Returns whether the pass was finished.
+    ///
+    /// # Errors
+    /// [`TrainingError::NotFinite`], [`TrainingError::Device`]; the state is that before the pass then.
+    pub fn pass(
+        &mut self,
+        each: &mut dyn FnMut(&Iteration) -> ControlFlow<()>,
+    ) -> Result<bool, TrainingError> {
+        let before = self.state.clone();
+        let finished = self.run_pass(each);
+        if !matches!(finished, Ok(true)) {
+            self.state = before;
+        }
+        finished
+    }
+
+    fn run_pass(
+        &mut self,
+        each: &mut dyn FnMut(&Iteration) -> ControlFlow<()>,
+    ) -> Result<bool, TrainingError> {
+        let pass = self.state.pass;
+        let steps = self.walker.trajectory.len();
+        let (noise, labels) = self.draw(pass);
+        let image = noise.len() / labels.len();
+        let mut walks: Vec<(Walk, StepConditions, f64)> = Vec::new();
+        for (noise, part) in noise
+            .chunks(image * self.settings.micro_batch)
+            .zip(labels.chunks(self.settings.micro_batch))
+        {
+            let share = part.len() as f64 / labels.len() as f64;
+            walks.push((
+                self.walker.start(noise),
+                self.walker.conditions(part),
+                share,
+            ));
+        }
+
+        if (pass * steps).is_multiple_of(self.settings.lambda_every) {
+            let mut lambda = vec![0.0; steps];
+            for (walk, conditions, share) in &walks {
+                let part = iepo::lambda(
+                    &mut self.walker,
+                    self.settings.proxy,
+                    &self.state.router,
+                    walk,
+                    conditions,
+                )?;
+                lambda
+                    .iter_mut()
+                    .zip(part)
+                    .for_each(|(sum, l)| *sum += share * l);
+            }
+            self.state.lambda = lambda;
+        }
+
+        for (walk, conditions, _) in &mut walks {
+            self.walker.step(0, walk, conditions, Treatment::Full);
+        }
+        let mut weighted = Vec::new();
+        for s in 1..steps {
+            let scores = self.state.router.scores(s);
+            let (mut mse, mut gradient) = (0.0, vec![0.0; scores.len()]);
+            for (walk, conditions, share) in &mut walks {
+                let student = student_step(
+                    &mut self.walker,
+                    s,
+                    walk,
+                    conditions,
+                    &scores,
+                    self.settings.gradient_checkpointing,
+                )?;
+                mse += *share * student.mse;
+                gradient
+                    .iter_mut()
+                    .zip(&student.gradient)
+                    .for_each(|(sum, g)| *sum += *share * g);
+                walk.cache = student.cache;
+                self.walker.advance(s, walk, student.output);
+            }
+            let lambda = self.state.lambda[s];
+            gradient.iter_mut().for_each(|g| *g *= lambda);
+            let mut sizes: Vec<f64> = gradient.iter().map(|g| g.abs()).collect();
+            let steered = self.settings.budget.target().is_some();
+            let beta = if steered && pass == 0 {
+                first_beta(&mut sizes)
+            } else {
+                self.state.beta
+            };
+            weighted.append(&mut sizes);
+
+            let score_sum: f64 = scores.iter().sum();
+            let loss = lambda * mse + beta * score_sum;
+            if !loss.is_finite() {
+                return Err(TrainingError::NotFinite {
+                    pass,
+                    step: s,
+                    loss,
+                });
+            }
+            for (g, r) in gradient.iter_mut().zip(&scores) {
+                *g = (*g + beta) * r * (1.0 - r);
+            }
+            self.update(s, &gradient)?;
+            let iteration = Iteration {
+                pass,
+                step: s,
+                mse,
+                score_sum,
+                lambda,
+                loss,
+            };
+            if each(&iteration).is_break() {
+                return Ok(false);
+            }
+        }
+        self.state.pass += 1;
+        if self.settings.budget.target().is_some() {
+            let beta = if pass == 0 {
+                first_beta(&mut weighted)
+            } else {
+                self.state.beta
+            };
+            let progress = self.state.pass as f64 / self.settings.passes as f64;
+            self.state.beta = self.settings.budget.next_beta(
+                beta,
+                &self.state.router,
+                self.settings.tau,
+                &self.shape,
+                progress,
+            )?;
+        }
+        Ok(true)
+    }
+
+    /// One AdamW step on row `s`, then the clamp of all logits.
+    fn update(&mut self, s: usize, gradient: &[f64]) -> Result<(), TrainingError> {
+        let mut logits = self.state.router.logits().to_vec();
+        let branches = self.state.router.branches();
+        let row = &mut logits[s * branches..(s + 1) * branches];
+        self.state
+            .optimizer
+            .step(s, self.settings.learning_rate, gradient, row);
+        logits
+            .iter_mut()
+            .for_each(|l| *l = l.clamp(-LOGIT_LIMIT, LOGIT_LIMIT));
+        self.state.router = Router::new(self.state.router.steps(), branches, logits)?;
+        Ok(())
+    }
+
+    /// Noise and labels of a pass, from the pass's own random streams, so that nothing need be remembered.
+    fn draw(&self, pass: usize) -> (Vec<f32>, Vec<usize>) {
+        let config = self.walker.model.config();
+        if let Some(replay) = &self.replay {
+            let size = replay.noise.len() / replay.labels.len();
+            return (
+                replay.noise[pass * size..(pass + 1) * size].to_vec(),
+                replay.labels[pass].clone(),
+            );
+        }
+        let size = config.image_shape().iter().product();
+        let (mut noise, mut labels) = (Vec::new(), Vec::new());
+        for image in 0..self.settings.batch {
+            let mut stream = ImageNoise::new(
+                self.settings.seed,
+                (pass * self.settings.batch + image) as u64,
+            );
+            stream.fill(size, &mut noise);
+            labels.push(stream.below(config.classes));
+        }
+        (noise, labels)
+    }
+}
+
+impl Replay {
+    /// Whether the replay fits the model, the run and the number of passes.
+    ///
+    /// # Errors
+    /// [`TrainingError::Setting`].
+    pub fn check(&self, model: &Dit, passes: usize) -> Result<(), TrainingError> {
+        let setting = |value: String, expected| {
+            Err(TrainingError::Setting {
+                flag: "replay",
+                value,
+                expected,
+            })
+        };
+        let size: usize = model.config().image_shape().iter().product();
+        let images: usize = self.labels.iter().map(Vec::len).sum();
+        if self.labels.is_empty() || images == 0 || self.noise.len() != images * size {
+            return setting(
+                format!("{} numbers of noise for {images} labels", self.noise.len()),
+                "noise [passes,B,C,H,W] and labels [passes,B] of the model's shape",
+            );
+        }
+        if passes > self.labels.len() {
+            return setting(
+                format!("{} passes long", self.labels.len()),
+                "at least --passes passes",
+            );
+        }
+        match self
+            .labels
+            .iter()
+            .flatten()
+            .find(|y| **y > model.config().classes)
+        {
+            Some(label) => setting(
+                format!("a file with label {label}"),
+                "labels within the model's classes",
+            ),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Logits from N(0, 1), step 0 pinned.
+fn initial_router(steps: usize, branches: usize, seed: u64) -> Result<Router, TrainingError> {
+    let mut logits = vec![LOGIT_LIMIT; branches];
+    // The last stream of the seed; images use the first ones.
+    ImageNoise::new(seed, u64::MAX).fill(steps.saturating_sub(1) * branches, &mut logits);
+    logits
+        .iter_mut()
+        .for_each(|l| *l = l.clamp(-LOGIT_LIMIT, LOGIT_LIMIT));
+    Ok(Router::new(steps, branches, logits)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        checkpoint::random_model,
+        diffusion::{Guidance, GuidedChannels, Solver},
+        dit::DitConfig,
+        training::{iepo::lambda_long, walk::Walker},
+    };
+
+    fn tiny() -> DitConfig {
+        DitConfig {
+            input_size: [8, 8],
+            patch: 4,
+            channels: 4,
+            hidden: 16,
+            blocks: 2,
+            heads: 2,
+            classes: 3,
+            learned_sigma: true,
+            timestep_shift: 0,
+            mlp_norm_eps: 1e-6,
+        }
+    }
+
+    fn run(steps: usize) -> Settings {
+        let guidance = Guidance::new(1.5, GuidedChannels::Three).unwrap();
+        Settings {
+            steps,
+            solver: Solver::ddim(0.0).unwrap(),
+            guidance,
+            clip_x0: true,
+        }
+    }
+
+    fn settings(passes: usize) -> SdtSettings {
+        SdtSettings {
+            passes,
+            batch: 3,
+            micro_batch: 3,
+            learning_rate: 0.05,
+            tau: 0.1,
+            lambda_every: 8,
+            proxy: Proxy::LeaveOneOut,
+            budget: Budget::Beta(1e-3),
+            seed: 4,
+            gradient_checkpointing: false,
+        }
+    }
+
+    fn train(model: &Dit, settings: SdtSettings) -> (Vec<Iteration>, TrainingState) {
+        let mut sdt = Sdt::new(model, run(4), settings, None).unwrap();
+        let mut trace = Vec::new();
+        while !sdt.is_done() {
+            assert!(
+                sdt.pass(&mut |i| {
+                    trace.push(*i);
+                    ControlFlow::Continue(())
+                })
+                .unwrap()
+            );
+        }
+        (trace, sdt.state().clone())
+    }
+
+    #[test]
+    fn lambda_with_shared_prefixes_is_lambda_the_long_way_for_about_half_the_passes() {
+        let (model, _) = random_model(&tiny(), 1, &burn::tensor::Device::flex()).unwrap();
+        for (steps, limit) in [(10, 0.55), (20, 0.55)] {
+            let mut walker = Walker {
+                model: &model,
+                settings: run(steps),
+                trajectory: run(steps).trajectory().unwrap(),
+                tau: 0.1,
+                forwards: 0,
+            };
+            let router = initial_router(steps, 4, 9).unwrap();
+            let mut noise = Vec::new();
+            ImageNoise::new(2, 0).fill(2 * 4 * 8 * 8, &mut noise);
+            let conditions = walker.conditions(&[0, 2]);
+            for proxy in [Proxy::LeaveOneOut, Proxy::Progressive] {
+                let start = walker.start(&noise);
+                walker.forwards = 0;
+                let short = iepo::lambda(&mut walker, proxy, &router, &start, &conditions).unwrap();
+                let passes = std::mem::take(&mut walker.forwards);
+                assert!(
+                    passes as f64 <= limit * (steps * steps) as f64,
+                    "{proxy}: {passes} of {}",
+                    steps * steps
+                );
+                let long = lambda_long(&mut walker, proxy, &router, &start, &conditions).unwrap();
+                assert_eq!(short, long, "{proxy}");
+                assert!(short[1..].iter().all(|l| *l > 0.0));
+            }
+        }
+    }
+
+    #[test]
+    fn micro_batches_and_checkpointing_change_nothing_but_rounding() {
+        let (model, _) = random_model(&tiny(), 1, &burn::tensor::Device::flex()).unwrap();
+        let (trace, state) = train(&model, settings(3));
+        for (micro_batch, gradient_checkpointing) in [(1, false), (2, true), (3, true)] {
+            let (other, end) = train(
+                &model,
+                SdtSettings {
+                    micro_batch,
+                    gradient_checkpointing,
+                    ..settings(3)
+                },
+            );
+            for (a, b) in trace.iter().zip(&other) {
+                assert!((a.loss / b.loss - 1.0).abs() < 1e-3, "{a:?} {b:?}");
+            }
+            let worst = crate::metrics::max_abs_error(state.router.logits(), end.router.logits());
+            assert!(
+                worst < 1e-3,
+                "micro-batch {micro_batch}, checkpointing {gradient_checkpointing}: {worst}"
+            );
+        }
+    }
+
+    #[test]
+    fn an_interrupted_pass_leaves_no_trace() {
+        let (model, _) = random_model(&tiny(), 1, &burn::tensor::Device::flex()).unwrap();
+        let (_, expected) = train(&model, settings(2));
+        let mut sdt = Sdt::new(&model, run(4), settings(2), None).unwrap();
+        assert!(
+            !sdt.pass(&mut |i| if i.step == 2 {
+                ControlFlow::Break(())
+            } else {
+                ControlFlow::Continue(())
+            })
+            .unwrap()
+        );
+        assert_eq!(sdt.state().pass, 0);
+        while !sdt.is_done() {
+            sdt.pass(&mut |_| ControlFlow::Continue(())).unwrap();
+        }
+        assert_eq!(*sdt.state(), expected);
+    }
+}
