@@ -413,14 +413,17 @@ impl TensorSource {
     }
 }
 
-/// Reads the tensors of a small safetensors file by name: `(shape, values)`.
+/// A tensor's shape and its row-major values.
+pub type ShapeAndValues = (Vec<usize>, Vec<f32>);
+
+/// Reads the tensors of a small safetensors file by name.
 ///
 /// # Errors
 /// As [`open`] and [`TensorSource::read_f32`]; a missing tensor names what the file holds instead.
 pub fn read_named_tensors(
     path: &Path,
     names: &[&str],
-) -> Result<Vec<(Vec<usize>, Vec<f32>)>, CheckpointError> {
+) -> Result<Vec<ShapeAndValues>, CheckpointError> {
     let mut source = open(path)?;
     names
         .iter()

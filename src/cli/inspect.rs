@@ -5,11 +5,15 @@ use std::path::PathBuf;
 use serde_json::json;
 
 use super::{Context, error::CliError, options::print_json};
-use crate::checkpoint::{self, LoadOptions, TensorEntry};
+use crate::{
+    checkpoint::{self, LoadOptions, ReleasedRouter, TensorEntry},
+    schedule::{ReleasedKind, router_from_release},
+    training::TrainingSummary,
+};
 
 #[derive(clap::Args, Debug)]
 pub(super) struct Args {
-    /// A .pt or .safetensors file, or a diffusers folder
+    /// A .pt or .safetensors file, a diffusers folder, a router checkpoint, or a *.schedule.json
     file: PathBuf,
     /// Attention heads, where a bare .pt cannot tell
     #[arg(long, value_name = "N")]
@@ -23,6 +27,15 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
+    if args.file.extension().is_some_and(|e| e == "json") {
+        return super::schedule::show(&args.file, None, args.json, context);
+    }
+    if let Some(router) = TrainingSummary::read(&args.file)? {
+        return show_router(&router, args.json);
+    }
+    if let Ok(router) = ReleasedRouter::read(&args.file) {
+        return show_released(&router, args.json);
+    }
     let source = checkpoint::open(&args.file)?;
     let entries: Vec<&TensorEntry> = source.entries().collect();
     let bytes: usize = entries.iter().map(|e| e.bytes()).sum();
@@ -117,4 +130,69 @@ fn preview(names: &[String]) -> String {
         names if names.len() <= 6 => format!(": {}", names.join(", ")),
         names => format!(": {}, …", names[..6].join(", ")),
     }
+}
+
+/// The training state in `router.safetensors`.
+fn show_router(router: &TrainingSummary, as_json: bool) -> Result<(), CliError> {
+    let schedule = router.router.threshold(router.settings.tau)?;
+    if as_json {
+        print_json(&json!({
+            "kind": "router in training", "pass": router.pass, "settings": router.settings, "beta": router.beta,
+            "lambda": router.lambda, "steps": schedule.steps(), "branches": schedule.branches(), "cur": schedule.cur(),
+        }));
+        return Ok(());
+    }
+    println!(
+        "router in training: {} of {} passes",
+        router.pass, router.settings.passes
+    );
+    println!(
+        "  table       {} steps × {} branches, CUR {:.1} % at τ {}",
+        schedule.steps(),
+        schedule.branches(),
+        100.0 * schedule.cur(),
+        router.settings.tau
+    );
+    println!(
+        "  proxy       {}, λ from {:.2e} to {:.2e}",
+        router.settings.proxy,
+        smallest(&router.lambda),
+        largest(&router.lambda)
+    );
+    println!(
+        "  beta        {:.3e}, learning rate {}",
+        router.beta, router.settings.learning_rate
+    );
+    Ok(())
+}
+
+/// A router that another project released.
+fn show_released(released: &ReleasedRouter, as_json: bool) -> Result<(), CliError> {
+    let kind = ReleasedKind::guess(&released.rows);
+    let schedule = kind.schedule(&released.rows, 0.1)?;
+    let router = router_from_release(&released.rows)?;
+    if as_json {
+        print_json(&json!({
+            "kind": kind.policy_name(), "steps": schedule.steps(), "branches": schedule.branches(),
+            "cur": schedule.cur(), "logits": router.logits(),
+        }));
+        return Ok(());
+    }
+    println!("released router, by its form {}'s", kind.policy_name());
+    println!(
+        "  table       {} steps × {} branches, CUR {:.1} % at τ 0.1",
+        schedule.steps(),
+        schedule.branches(),
+        100.0 * schedule.cur()
+    );
+    println!("  use         harmonica schedule import FILE --model MODEL --out FILE.schedule.json");
+    Ok(())
+}
+
+fn smallest(lambda: &[f64]) -> f64 {
+    lambda.iter().skip(1).copied().fold(f64::INFINITY, f64::min)
+}
+
+fn largest(lambda: &[f64]) -> f64 {
+    lambda.iter().skip(1).copied().fold(0.0, f64::max)
 }

@@ -3,6 +3,7 @@
 //! Results for people and progress go to stderr; stdout carries results to pipe, with `--json` exactly one
 //! JSON document.
 
+mod compare;
 mod convert;
 mod devices;
 mod error;
@@ -51,6 +52,8 @@ enum Command {
     /// Train a cache router for a model
     #[command(subcommand)]
     Train(Train),
+    /// Measure schedules against the uncached run: one seed set, error and cost of each
+    Compare(Box<compare::Args>),
     /// Draw, make, import or compare schedules
     Schedule(schedule::Args),
     /// Show what a weight, router or schedule file holds
@@ -112,6 +115,7 @@ pub fn main() -> ExitCode {
         Command::Devices(args) => devices::run(args, &context),
         Command::Sample(args) => sample::run(*args, &context),
         Command::Train(Train::Router(args)) => train_router::run(*args, &context),
+        Command::Compare(args) => compare::run(*args, &context),
         Command::Schedule(args) => schedule::run(args, &context),
         Command::Inspect(args) => inspect::run(args, &context),
         Command::Convert(args) => convert::run(args, &context),

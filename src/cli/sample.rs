@@ -116,7 +116,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
     );
     let started = Instant::now();
     let mut values = Vec::new();
-    while let Some(event) = steps.next() {
+    for event in steps.by_ref() {
         match event? {
             Event::Step { images, .. } => bar.inc(images as u64),
             Event::Images { x0, .. } => values.extend(x0),

@@ -194,7 +194,12 @@ fn shape_of(file: &ScheduleFile) -> ModelShape {
     }
 }
 
-fn show(path: &Path, png: Option<&Path>, as_json: bool, context: &Context) -> Result<(), CliError> {
+pub(super) fn show(
+    path: &Path,
+    png: Option<&Path>,
+    as_json: bool,
+    context: &Context,
+) -> Result<(), CliError> {
     let file = ScheduleFile::read(path)?;
     let schedule = file.schedule()?;
     let shape = shape_of(&file);

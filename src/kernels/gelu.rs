@@ -11,7 +11,7 @@ use super::{
 };
 
 /// `2·√(2/π)`
-const TWICE_SQRT_2_OVER_PI: f32 = 1.595_769_1;
+const TWICE_SQRT_2_OVER_PI: f32 = 1.595_769;
 const CUBIC: f32 = 0.044_715;
 
 /// GELU (tanh form) of every element.

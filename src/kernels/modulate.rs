@@ -61,8 +61,8 @@ pub fn modulate_gradient_cpu(
             let normal = |i: usize| (x[i] - mean) * deviation;
             let mean_g = sum((0..dim).map(g)) / dim as f32;
             let mean_product = sum((0..dim).map(|i| g(i) * normal(i))) / dim as f32;
-            for i in 0..dim {
-                out[i] = (g(i) - mean_g - normal(i) * mean_product) * deviation;
+            for (i, out) in out.iter_mut().enumerate() {
+                *out = (g(i) - mean_g - normal(i) * mean_product) * deviation;
             }
         }
     });

@@ -36,6 +36,14 @@ pub fn to_u8(value: f32) -> u8 {
     ((value.clamp(-1.0, 1.0) + 1.0) * 127.5).round() as u8
 }
 
+/// Mean of a sample and the standard error of that mean.
+pub fn mean_and_error(values: &[f64]) -> (f64, f64) {
+    let n = values.len().max(1) as f64;
+    let mean = values.iter().sum::<f64>() / n;
+    let variance = values.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / (n - 1.0).max(1.0);
+    (mean, (variance / n).sqrt())
+}
+
 /// Peak resident memory of this process, where the system tells (Linux).
 pub fn peak_memory_bytes() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
@@ -49,6 +57,8 @@ mod tests {
 
     #[test]
     fn known_values() {
+        let (mean, error) = mean_and_error(&[1.0, 2.0, 3.0]);
+        assert!((mean - 2.0).abs() < 1e-12 && (error - (1.0f64 / 3.0).sqrt()).abs() < 1e-12);
         assert_eq!(mse(&[1.0, -1.0], &[1.0, 1.0]), 2.0);
         assert_eq!(psnr(&[0.0], &[0.0]), f64::INFINITY);
         assert!((psnr(&[0.0], &[0.2]) - 20.0).abs() < 1e-5);

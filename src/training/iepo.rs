@@ -74,13 +74,8 @@ pub(super) fn lambda(
         if proxy == Proxy::LeaveOneOut {
             let mut other = main.clone();
             walker.step(s, &mut other, conditions, Treatment::Full);
-            for later in s + 1..steps {
-                walker.step(
-                    later,
-                    &mut other,
-                    conditions,
-                    Treatment::Soft(&scores[later]),
-                );
+            for (later, scores) in scores.iter().enumerate().skip(s + 1) {
+                walker.step(later, &mut other, conditions, Treatment::Soft(scores));
             }
             finals[s] = Some(other.x);
         }
@@ -141,9 +136,9 @@ pub(super) fn lambda_long(
     let scores: Vec<Vec<f64>> = (0..steps).map(|s| router.scores(s)).collect();
     let mut run = |ruled: &dyn Fn(usize) -> bool| {
         let mut walk = start.clone();
-        for s in 0..steps {
+        for (s, scores) in scores.iter().enumerate() {
             let how = if s > 0 && ruled(s) {
-                Treatment::Soft(&scores[s])
+                Treatment::Soft(scores)
             } else {
                 Treatment::Full
             };
@@ -152,12 +147,12 @@ pub(super) fn lambda_long(
         walk.x
     };
     let mut lambda = vec![0.0; steps];
-    for s in 1..steps {
+    for (s, lambda) in lambda.iter_mut().enumerate().skip(1) {
         let (a, b) = match proxy {
             Proxy::LeaveOneOut => (run(&|_| true), run(&|k| k != s)),
             _ => (run(&|k| k < s), run(&|k| k <= s)),
         };
-        lambda[s] = mean_square(a - b)?;
+        *lambda = mean_square(a - b)?;
     }
     Ok(lambda)
 }

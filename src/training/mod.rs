@@ -16,7 +16,7 @@ mod walk;
 pub use adamw::AdamWParts;
 pub use budget::Budget;
 pub use iepo::Proxy;
-pub use run::{PassSummary, RouterRun, RouterRunOptions, RunFolder};
+pub use run::{PassSummary, RouterRun, RouterRunOptions, RunFolder, TrainingSummary};
 pub use sdt::{Iteration, Replay, Sdt, SdtSettings, TrainingState};
 
 use crate::{

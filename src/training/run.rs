@@ -337,6 +337,45 @@ impl<'m> RouterRun<'m> {
     }
 }
 
+/// What a `router.safetensors` of ours holds.
+pub struct TrainingSummary {
+    pub pass: usize,
+    pub settings: SdtSettings,
+    pub router: Router,
+    pub lambda: Vec<f64>,
+    pub beta: f64,
+}
+
+impl TrainingSummary {
+    /// `None` where the file is something else.
+    ///
+    /// # Errors
+    /// [`TrainingError`] for a training state that is damaged.
+    pub fn read(path: &Path) -> Result<Option<Self>, TrainingError> {
+        if path.extension().is_none_or(|e| e != "safetensors") {
+            return Ok(None);
+        }
+        if checkpoint::open(path)?.get("adamw.first_moment").is_none() {
+            return Ok(None);
+        }
+        let (saved, state) = load_state(path)?;
+        let TrainingState {
+            pass,
+            router,
+            lambda,
+            beta,
+            ..
+        } = state;
+        Ok(Some(Self {
+            pass,
+            settings: saved.settings,
+            router,
+            lambda,
+            beta,
+        }))
+    }
+}
+
 fn load_state(path: &Path) -> Result<(Saved, TrainingState), TrainingError> {
     let damaged = |problem: String| checkpoint::CheckpointError::Damaged {
         path: path.into(),

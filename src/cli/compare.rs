@@ -1,0 +1,223 @@
+//! `harmonica compare`
+
+use std::time::Instant;
+
+use comfy_table::{CellAlignment, Table, presets};
+use serde_json::{Value, json};
+
+use super::{
+    Context,
+    error::CliError,
+    options::{DeviceArgs, ModelArgs, RunArgs, print_json, progress},
+    schedules::resolve,
+};
+use crate::{
+    checkpoint::{ModelInfo, ModelSpec},
+    dit::Dit,
+    metrics::{mean_and_error, mse, psnr_from_mse},
+    sampler::{Event, Request, Sampler, Settings, batch_for, model_shape},
+    schedule::Schedule,
+};
+
+#[derive(clap::Args, Debug)]
+pub(super) struct Args {
+    #[command(flatten)]
+    model: ModelArgs,
+    #[command(flatten)]
+    device: DeviceArgs,
+    #[command(flatten)]
+    run: RunArgs,
+    /// Schedules to compare with the uncached run: files, policies, or steps:K (no reuse, K steps)
+    #[arg(long, value_name = "A,B,…", value_delimiter = ',', required = true)]
+    schedules: Vec<String>,
+    /// Images, of all classes in turn
+    #[arg(long, default_value_t = 64)]
+    count: usize,
+    /// Seed of the noise
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Use schedule files that were made for another model or run
+    #[arg(long)]
+    force: bool,
+    /// One JSON document on stdout
+    #[arg(long)]
+    json: bool,
+}
+
+/// Something to compare: settings and a table.
+struct Entry {
+    name: String,
+    settings: Settings,
+    schedule: Schedule,
+}
+
+pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
+    if args.count == 0 {
+        return Err(CliError::Usage(
+            "--count is 0, expected at least 1 image".into(),
+        ));
+    }
+    let engine = args.device.open(context)?;
+    let (model, info) = args.model.load(&engine)?;
+    let settings = args
+        .run
+        .settings(args.model.spec()? == ModelSpec::Bundled, &info)?;
+    let mut entries = vec![entry("none", args.force, &info, &settings, context)?];
+    for spec in &args.schedules {
+        entries.push(entry(spec, args.force, &info, &settings, context)?);
+    }
+
+    let shape = model_shape(&info.config);
+    let full = shape.full_macs(settings.steps) as f64;
+    let labels: Vec<usize> = (0..args.count).map(|i| i % info.config.classes).collect();
+    let total: usize = entries.iter().map(|e| e.settings.steps * args.count).sum();
+    let bar = progress(context, total as u64, "image steps");
+    let mut reference: Vec<f32> = Vec::new();
+    let mut rows: Vec<Value> = Vec::new();
+    for entry in &entries {
+        let started = Instant::now();
+        let images = draw(
+            &model,
+            &info,
+            entry,
+            &labels,
+            args.seed,
+            &mut |n| bar.inc(n),
+            context,
+        )?;
+        let seconds = started.elapsed().as_secs_f64();
+        if reference.is_empty() {
+            reference.clone_from(&images);
+        }
+        let size = images.len() / labels.len();
+        let errors: Vec<f64> = images
+            .chunks(size)
+            .zip(reference.chunks(size))
+            .map(|(a, b)| mse(a, b))
+            .collect();
+        let (mean, error) = mean_and_error(&errors);
+        rows.push(json!({
+            "schedule": entry.name, "steps": entry.settings.steps, "cur": entry.schedule.cur(),
+            "macs_ratio": full / shape.run_macs(&entry.schedule) as f64, "mse": mean, "mse_standard_error": error,
+            "psnr": psnr_from_mse(mean), "seconds": seconds,
+        }));
+    }
+    bar.finish_and_clear();
+    let report = engine.report();
+    if args.json {
+        print_json(&json!({
+            "device": report.device, "backend": report.backend, "model": info.config.name(), "images": args.count,
+            "seed": args.seed, "steps": settings.steps, "guidance": settings.guidance.scale(), "rows": rows,
+        }));
+        return Ok(());
+    }
+    println!("{}", table(&rows));
+    context.say(format!(
+        "error to the uncached {}-step images over {} images (mean ± standard error), {} on {}",
+        settings.steps,
+        args.count,
+        info.config.name(),
+        report.device
+    ));
+    Ok(())
+}
+
+fn entry(
+    spec: &str,
+    force: bool,
+    info: &ModelInfo,
+    settings: &Settings,
+    context: &Context,
+) -> Result<Entry, CliError> {
+    if let Some(steps) = spec.strip_prefix("steps:") {
+        let steps = steps.parse().map_err(|_| {
+            CliError::Usage(format!("`{spec}`: expected steps:K with a whole number K"))
+        })?;
+        let settings = Settings { steps, ..*settings };
+        settings.trajectory()?;
+        let schedule = Schedule::full(steps, 2 * info.config.blocks)?;
+        return Ok(Entry {
+            name: spec.into(),
+            settings,
+            schedule,
+        });
+    }
+    let chosen = resolve(spec, force, info, settings, context)?;
+    Ok(Entry {
+        name: chosen.name,
+        settings: *settings,
+        schedule: chosen.schedule,
+    })
+}
+
+fn draw(
+    model: &Dit,
+    info: &ModelInfo,
+    entry: &Entry,
+    labels: &[usize],
+    seed: u64,
+    step: &mut dyn FnMut(u64),
+    context: &Context,
+) -> Result<Vec<f32>, CliError> {
+    let batch =
+        batch_for(&info.config, entry.settings.guidance.is_active(), 1 << 30).min(labels.len());
+    let sampler = Sampler::new(model, entry.settings, Some(entry.schedule.clone()))?;
+    let request = Request {
+        labels: labels.to_vec(),
+        seed,
+        noise: None,
+        batch,
+    };
+    let mut all = Vec::new();
+    for event in sampler.run(request)? {
+        context.check_interrupt()?;
+        match event? {
+            Event::Step { images, .. } => step(images as u64),
+            Event::Images { x0, .. } => all.extend(x0),
+        }
+    }
+    Ok(all)
+}
+
+fn table(rows: &[Value]) -> Table {
+    let mut table = Table::new();
+    table.load_preset(presets::ASCII_MARKDOWN);
+    table.set_header([
+        "schedule",
+        "steps",
+        "CUR %",
+        "MACs ratio",
+        "MSE ×1000",
+        "PSNR dB",
+        "seconds",
+    ]);
+    for row in rows {
+        let number = |key: &str| row[key].as_f64().unwrap_or(f64::NAN);
+        let exact = number("mse") == 0.0;
+        table.add_row([
+            row["schedule"].as_str().unwrap_or_default().to_owned(),
+            row["steps"].to_string(),
+            format!("{:.1}", 100.0 * number("cur")),
+            format!("{:.2}", number("macs_ratio")),
+            if exact {
+                "0".into()
+            } else {
+                format!(
+                    "{:.2} ± {:.2}",
+                    1e3 * number("mse"),
+                    1e3 * number("mse_standard_error")
+                )
+            },
+            if exact {
+                "–".into()
+            } else {
+                format!("{:.2}", number("psnr"))
+            },
+            format!("{:.1}", number("seconds")),
+        ]);
+    }
+    for column in table.column_iter_mut().skip(1) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    table
+}
