@@ -28,6 +28,6 @@ run=(); command -v mold >/dev/null && run=(mold -run)
 if [ "${1:-}" = --all ]; then
   cargo fmt --check
   cargo clippy --release --all-targets --quiet -- -D warnings
-  RUSTDOCFLAGS="-D warnings" cargo doc --release --no-deps --document-private-items --quiet
+  RUSTDOCFLAGS="-D warnings" cargo doc --release --no-deps --quiet
 fi
 "${run[@]}" cargo test --release --locked

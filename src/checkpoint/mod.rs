@@ -21,7 +21,7 @@ pub use fingerprint::Fingerprint;
 pub use load::{
     Description, LoadOptions, ModelInfo, ModelSpec, describe, load_model, model_info, random_model,
 };
-pub use pickle::{Pickle, Value, ValueId};
+pub use pickle::{Pickle, Problem, Value, ValueId};
 pub use router::ReleasedRouter;
 pub use save::{
     ClassNames, METADATA_KEY, NamedTensor, SaveOptions, StoredDtype, save_model, write_tensors,

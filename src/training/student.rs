@@ -177,3 +177,83 @@ fn scalar<const D: usize>(value: Tensor<D>) -> Result<f64, TrainingError> {
         .map(f64::from)
         .map_err(|e| TrainingError::Device(e.to_string()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        checkpoint::random_model,
+        device::{Api, DeviceChoice, Engine},
+        diffusion::{Guidance, GuidedChannels, ImageNoise, Solver},
+        dit::DitConfig,
+        sampler::Settings,
+        training::walk::Treatment,
+    };
+
+    /// Router gradients against central differences of the loss, on both devices.
+    #[test]
+    fn gradients_match_finite_differences() {
+        let vulkan = Engine::open(DeviceChoice::Api(Api::Vulkan))
+            .unwrap_or_else(|e| panic!("this test needs a Vulkan driver: {e}"))
+            .engine;
+        let config = DitConfig {
+            input_size: [8, 8],
+            patch: 4,
+            channels: 4,
+            hidden: 16,
+            blocks: 2,
+            heads: 2,
+            classes: 3,
+            learned_sigma: true,
+            timestep_shift: 0,
+            mlp_norm_eps: 1e-6,
+        };
+        for engine in [Engine::cpu(), vulkan] {
+            let (model, _) = random_model(&config, 7, engine.device()).unwrap();
+            let settings = Settings {
+                steps: 4,
+                solver: Solver::ddim(0.0).unwrap(),
+                guidance: Guidance::new(1.5, GuidedChannels::Three).unwrap(),
+                clip_x0: true,
+            };
+            let trajectory = settings.trajectory().unwrap();
+            let mut walker = Walker {
+                model: &model,
+                settings,
+                trajectory,
+                tau: 0.1,
+                forwards: 0,
+            };
+            let mut noise = Vec::new();
+            ImageNoise::new(3, 0).fill(2 * 4 * 8 * 8, &mut noise);
+            let conditions = walker.conditions(&[0, 2]);
+            let mut walk = walker.start(&noise);
+            walker.step(0, &mut walk, &conditions, Treatment::Full);
+            let scores = [0.3, 0.8, 0.05, 0.5];
+            let mut at = |scores: &[f64], checkpoint: bool| {
+                student_step(&mut walker, 1, &walk, &conditions, scores, checkpoint).unwrap()
+            };
+            let backend = &engine.report().backend;
+            for checkpoint in [false, true] {
+                let gradient = at(&scores, checkpoint).gradient;
+                let largest = gradient.iter().fold(0.0f64, |m, g| m.max(g.abs()));
+                for n in 0..4 {
+                    let shifted = |by: f64| {
+                        let mut scores = scores;
+                        scores[n] += by;
+                        scores
+                    };
+                    let h = 0.02;
+                    let difference =
+                        (at(&shifted(h), false).mse - at(&shifted(-h), false).mse) / (2.0 * h);
+                    let error = (gradient[n] - difference).abs() / largest;
+                    assert!(
+                        error < 0.01,
+                        "{backend}, branch {n}: {} against {difference}",
+                        gradient[n]
+                    );
+                }
+            }
+        }
+    }
+}

@@ -7,4 +7,6 @@ mod devices;
 mod forward;
 mod large_model;
 mod sampling;
+mod schedules;
 mod solver;
+mod training;

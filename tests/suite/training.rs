@@ -1,0 +1,369 @@
+//! Router training: against the independent trace, resumed, killed, steered.
+
+use std::{
+    path::Path,
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+use harmonica::checkpoint::{self, read_named_tensors};
+
+use crate::common::{golden, harmonica, harmonica_json, tensor};
+
+fn train(out: &Path, flags: &[&str]) -> Vec<String> {
+    let tiny = golden("tiny-a.pt");
+    let fixed = [
+        "train",
+        "router",
+        "--model",
+        tiny.to_str().unwrap(),
+        "--heads",
+        "4",
+        "--device",
+        "cpu",
+        "--out",
+        out.to_str().unwrap(),
+    ];
+    fixed.iter().chain(flags).map(|s| s.to_string()).collect()
+}
+
+fn run(arguments: &[String]) -> std::process::Output {
+    harmonica(&arguments.iter().map(String::as_str).collect::<Vec<_>>())
+}
+
+fn succeed(arguments: &[String]) {
+    let out = run(arguments);
+    assert!(
+        out.status.success(),
+        "{arguments:?}: {}",
+        String::from_utf8_lossy(&out.stderr)
+    );
+}
+
+fn log(folder: &Path) -> Vec<serde_json::Value> {
+    let text = std::fs::read_to_string(folder.join("train.jsonl")).unwrap();
+    text.lines()
+        .map(|l| serde_json::from_str(l).unwrap())
+        .collect()
+}
+
+/// 540 iterations of PyTorch, number by number, for both proxies and for SDT alone.
+#[test]
+fn an_independent_trace_is_reproduced() {
+    for file in ["sdt-loo", "sdt-progressive", "sdt-plain"] {
+        let folder = tempfile::tempdir().unwrap();
+        let path = golden(&format!("{file}.safetensors"));
+        let source = checkpoint::open(&path).unwrap();
+        let setting = |name: &str| source.metadata()[name].clone();
+        let extra = folder.path().join("again.jsonl");
+        let out = folder.path().join("run");
+        succeed(&train(
+            &out,
+            &[
+                "--replay",
+                path.to_str().unwrap(),
+                "--log",
+                extra.to_str().unwrap(),
+                "--clip-x0",
+                "off",
+                "--beta",
+                &setting("beta"),
+                "--lr",
+                &setting("lr"),
+                "--tau",
+                &setting("tau"),
+                "--guidance",
+                &setting("guidance"),
+                "--lambda-every",
+                &setting("lambda_every"),
+                "--proxy",
+                &setting("proxy"),
+            ],
+        ));
+        let (shape, trace) = read_f64(&path, "trace");
+        let ours = log(&out);
+        assert_eq!((ours.len(), shape[1]), (540, 6));
+        let mut worst: f64 = 0.0;
+        for (line, expected) in ours.iter().zip(trace.chunks(6)) {
+            for (key, expected) in ["pass", "step", "mse", "score_sum", "lambda", "loss"]
+                .iter()
+                .zip(expected)
+            {
+                let found = line[key].as_f64().unwrap();
+                let error = (found - expected).abs() / expected.abs().max(1e-12);
+                assert!(
+                    error < 1e-3,
+                    "{file}: {key} is {found}, expected {expected} in {line}"
+                );
+                worst = worst.max(error);
+            }
+        }
+        let logits = read_named_tensors(&out.join("router.safetensors"), &["logits"])
+            .unwrap()
+            .remove(0)
+            .1;
+        let off = harmonica::metrics::max_abs_error(
+            &logits,
+            &tensor(&format!("{file}.safetensors"), "router_final").1,
+        );
+        println!("{file}: trace within {worst:.1e} relative, logits within {off:.1e}");
+        assert!(off < 0.002, "{file}: {off}");
+        assert_eq!(
+            std::fs::read(&extra).unwrap(),
+            std::fs::read(out.join("train.jsonl")).unwrap()
+        );
+        assert!(image::open(out.join("router.png")).unwrap().width() > 500);
+    }
+}
+
+/// Doubles, which the library reads as f32: read whole here, since λ spans many orders.
+fn read_f64(path: &Path, name: &str) -> (Vec<usize>, Vec<f64>) {
+    let bytes = std::fs::read(path).unwrap();
+    let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let view = file.tensor(name).unwrap();
+    let values = view
+        .data()
+        .as_chunks::<8>()
+        .0
+        .iter()
+        .map(|b| f64::from_le_bytes(*b))
+        .collect();
+    (view.shape().to_vec(), values)
+}
+
+const LONG: [&str; 12] = [
+    "--steps",
+    "6",
+    "--passes",
+    "120",
+    "--batch",
+    "2",
+    "--target-cur",
+    "0.4",
+    "--save-every",
+    "3",
+    "--lambda-every",
+    "60",
+];
+
+#[test]
+fn a_killed_run_resumes_bit_for_bit() {
+    let folder = tempfile::tempdir().unwrap();
+    let whole = folder.path().join("whole");
+    let started = std::time::Instant::now();
+    succeed(&train(&whole, &LONG));
+    let full = started.elapsed();
+    let killed = folder.path().join("killed");
+    let mut kills = 0;
+    for attempt in 0..200u32 {
+        let mut arguments = train(&killed, &LONG);
+        if killed.join("router.safetensors").exists() {
+            arguments.push("--resume".into());
+        }
+        let mut child = Command::new(env!("CARGO_BIN_EXE_harmonica"))
+            .args(&arguments)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        if kills < 10 {
+            std::thread::sleep(
+                full.mul_f64(0.08 + 0.012 * f64::from(attempt * 7 % 10))
+                    .max(Duration::from_millis(20)),
+            );
+            if child.try_wait().unwrap().is_none() {
+                child.kill().unwrap();
+                kills += 1;
+            }
+            child.wait().unwrap();
+        } else {
+            assert!(child.wait().unwrap().success());
+            break;
+        }
+    }
+    assert!(kills >= 5, "the run ended after {kills} kills");
+    let mut last = train(&killed, &LONG);
+    last.push("--resume".into());
+    succeed(&last);
+    for file in ["train.jsonl", "router.safetensors", "router.schedule.json"] {
+        assert!(
+            std::fs::read(whole.join(file)).unwrap() == std::fs::read(killed.join(file)).unwrap(),
+            "{file} differs after {kills} kills"
+        );
+    }
+    println!("{kills} kills, the same losses, logits and schedule");
+}
+
+#[cfg(unix)]
+#[test]
+fn ctrl_c_saves_and_ends_with_130() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("run");
+    let flags = [
+        "--steps",
+        "10",
+        "--passes",
+        "100000",
+        "--batch",
+        "2",
+        "--beta",
+        "1e-4",
+        "--save-every",
+        "100000",
+    ];
+    let child = Command::new(env!("CARGO_BIN_EXE_harmonica"))
+        .args(train(&out, &flags))
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    std::thread::sleep(Duration::from_millis(1500));
+    let kill = Command::new("kill")
+        .args(["-INT", &child.id().to_string()])
+        .status()
+        .unwrap();
+    assert!(kill.success());
+    let out_text = child.wait_with_output().unwrap();
+    assert_eq!(
+        out_text.status.code(),
+        Some(130),
+        "{}",
+        String::from_utf8_lossy(&out_text.stderr)
+    );
+    let saved = harmonica_json(&[
+        "inspect",
+        out.join("router.safetensors").to_str().unwrap(),
+        "--json",
+    ]);
+    let passes = saved["pass"].as_u64().unwrap();
+    assert!(passes > 0);
+    assert_eq!(log(&out).len() as u64, passes * 9);
+}
+
+#[test]
+fn the_budget_lands_on_its_target_and_emits_a_dial() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("run");
+    let report = {
+        let mut arguments = train(
+            &out,
+            &[
+                "--steps",
+                "10",
+                "--passes",
+                "60",
+                "--batch",
+                "2",
+                "--target-cur",
+                "0.5,0.25",
+                "--json",
+            ],
+        );
+        arguments.push("-q".into());
+        harmonica_json(&arguments.iter().map(String::as_str).collect::<Vec<_>>())
+    };
+    // 40 branch evaluations: the nearest a table can come is within half of 1/40.
+    for (schedule, target) in report["schedules"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .zip([0.5, 0.25])
+    {
+        let cur = schedule["cur"].as_f64().unwrap();
+        assert!(
+            (cur - target).abs() <= 0.01 * target + 1e-9,
+            "{cur} for {target}"
+        );
+    }
+    let beta = log(&out).last().unwrap()["loss"].as_f64().unwrap();
+    assert!(beta.is_finite());
+    let speedup = folder.path().join("speedup");
+    succeed(&train(
+        &speedup,
+        &[
+            "--steps",
+            "10",
+            "--passes",
+            "30",
+            "--batch",
+            "2",
+            "--target-speedup",
+            "1.3",
+        ],
+    ));
+    let shown = harmonica_json(&[
+        "schedule",
+        "show",
+        speedup.join("router.schedule.json").to_str().unwrap(),
+        "--json",
+    ]);
+    let ratio = shown["macs_ratio"].as_f64().unwrap();
+    assert!((ratio / 1.3 - 1.0).abs() < 0.03, "{ratio}");
+}
+
+#[test]
+fn wrong_training_settings_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("run");
+    let short = [
+        "--steps", "3", "--passes", "1", "--batch", "1", "--beta", "1e-4",
+    ];
+    let said = |flags: &[&str]| {
+        let out = run(&train(&out, flags));
+        let text = String::from_utf8_lossy(&out.stderr).into_owned();
+        (
+            out.status.code(),
+            text.lines()
+                .rfind(|l| l.starts_with("error"))
+                .unwrap_or_default()
+                .to_owned(),
+        )
+    };
+    let refused = |flags: &[&str], text: &str| {
+        let (code, line) = said(flags);
+        assert!(
+            code == Some(2) && line.contains(text),
+            "{flags:?}: {code:?} {line}"
+        );
+    };
+    refused(&["--resume"], "holds no run to resume");
+    refused(
+        &["--passes", "0"],
+        "--passes is 0, expected a whole number of at least 1",
+    );
+    refused(
+        &["--tau", "1"],
+        "--tau is 1, expected a number between 0 and 1",
+    );
+    refused(
+        &["--lr", "NaN"],
+        "--lr is NaN, expected a finite number above 0",
+    );
+    refused(
+        &["--target-cur", "1.2"],
+        "--target-cur is 1.2, expected a number between 0 and 1",
+    );
+    refused(&["--steps", "1"], "a router needs at least 2 steps");
+    refused(
+        &["--solver", "ddpm"],
+        "routers are trained along the deterministic ddim solver",
+    );
+    refused(
+        &["--beta", "1", "--target-cur", "0.5"],
+        "cannot be used with",
+    );
+    refused(
+        &["--proxy", "fid"],
+        "expected leave-one-out, progressive, or none",
+    );
+    succeed(&train(&out, &short));
+    refused(&short, "holds a run already; pass --resume");
+    let other = [
+        "--steps", "3", "--passes", "2", "--batch", "1", "--beta", "1e-3", "--resume",
+    ];
+    refused(&other, "was trained with --budget");
+    let more = [
+        "--steps", "3", "--passes", "2", "--batch", "1", "--beta", "1e-4", "--resume",
+    ];
+    succeed(&train(&out, &more));
+    assert_eq!(log(&out).len(), 4);
+}
