@@ -1,4 +1,62 @@
-//! harmonica
+//! Diffusion Transformers with learned feature caching (HarmoniCa, arXiv 2410.01723), on any vendor's GPU.
+//!
+//! A DiT makes an image in 10 to 50 passes through the same network, and from pass to pass most branches
+//! hardly change. A *router* of one logit a step and branch learns, without any images, which attention and
+//! MLP branches may be reused; its threshold is a [`schedule::Schedule`], and the [`sampler`] does no work for
+//! what the schedule reuses.
+//!
+//! # From a checkpoint to images
+//!
+//! ```no_run
+//! use harmonica::{
+//!     checkpoint::{LoadOptions, ModelSpec, load_model},
+//!     device::{DeviceChoice, Engine},
+//!     diffusion::{Guidance, GuidedChannels, Solver},
+//!     sampler::{Event, Request, Sampler, Settings},
+//! };
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let engine = Engine::open(DeviceChoice::Auto)?.engine;
+//! let (model, info) = load_model(&ModelSpec::Bundled, LoadOptions::default(), engine.device())?;
+//! let settings = Settings {
+//!     steps: 20,
+//!     solver: Solver::ddim(0.0)?,
+//!     guidance: Guidance::new(3.0, GuidedChannels::Three)?,
+//!     clip_x0: info.clip_x0,
+//! };
+//! let sampler = Sampler::new(&model, settings, None)?;
+//! let request = Request { labels: vec![6, 7], seed: 0, noise: None, batch: 2 };
+//! // A run is an iterator that does one step a poll: stop polling to pause, drop it to cancel.
+//! for event in sampler.run(request)? {
+//!     match event? {
+//!         Event::Step { step, .. } => println!("step {step}"),
+//!         Event::Images { x0, .. } => println!("{} values in [-1, 1]", x0.len()),
+//!     }
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # The rooms
+//!
+//! Lower rooms never import higher ones.
+//!
+//! | room | what lives there |
+//! | --- | --- |
+//! | [`schedule`] | the boolean table, its file, CUR and MACs, router logits, importers' index conversion |
+//! | [`policy`] | ways to choose what to reuse, one file each |
+//! | [`plan`] | the compiler: schedule and shape to ops, slots and exact figures |
+//! | [`diffusion`] | noise schedule, respacing, guidance, solvers, seeded noise |
+//! | [`device`] | adapter choice and reports, sharing the host's device |
+//! | [`kernels`] | operations burn does not run well by itself, with CPU form and gradient |
+//! | [`dit`] | the transformer, its branches callable one by one |
+//! | [`checkpoint`] | reading published weight files and writing ours |
+//! | [`sampler`] | the denoising loop under a schedule |
+//! | [`training`] | SDT, IEPO, the budget, resumable runs |
+//! | [`metrics`], [`report`] | numbers about images; pictures about numbers |
+//! | [`cli`] | the command, one file a subcommand |
+#![forbid(unsafe_code)]
+
 pub mod checkpoint;
 pub mod cli;
 pub mod device;
@@ -7,6 +65,7 @@ pub mod dit;
 pub mod files;
 pub mod kernels;
 pub mod metrics;
+pub mod plan;
 pub mod policy;
 pub mod report;
 pub mod sampler;

@@ -15,6 +15,7 @@ use super::{
 };
 use crate::{
     checkpoint::{self, CheckpointError, ModelInfo, ModelSpec, write_tensors},
+    device::LaunchCount,
     report::{Tile, columns_for, grid, image_from_values, write_png},
     sampler::{Event, Request, Sampler, batch_for},
 };
@@ -108,6 +109,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
         noise,
         batch,
     };
+    let launches = LaunchCount::start();
     let mut steps = sampler.run(request)?;
     let bar = progress(
         context,
@@ -129,6 +131,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
     let seconds = started.elapsed().as_secs_f64();
     bar.finish_and_clear();
     let totals = steps.totals();
+    let dispatches = launches.finish(&engine);
 
     if let Some(path) = &args.save_tensors {
         let [c, h, w] = info.config.image_shape();
@@ -167,7 +170,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
             "steps": settings.steps, "images": labels.len(), "batch": batch,
             "seconds_load": seconds_load, "seconds_sampling": seconds,
             "schedule": chosen.name, "cur": sampler.schedule().cur(), "macs_full": totals.macs_full, "macs": totals.macs,
-            "peak_cache_bytes": totals.peak_cache_bytes, "out": args.out,
+            "peak_cache_bytes": totals.peak_cache_bytes, "dispatches": dispatches, "out": args.out,
         }));
     }
     Ok(())

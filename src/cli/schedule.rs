@@ -13,6 +13,7 @@ use super::{
 };
 use crate::{
     checkpoint::{ModelInfo, ModelSpec, ReleasedRouter, model_info},
+    plan::compile,
     policy::Policy,
     report::draw_schedule,
     sampler::{Settings, model_identity, model_shape, run_settings},
@@ -33,6 +34,9 @@ enum Command {
     Show {
         /// A *.schedule.json file
         file: PathBuf,
+        /// Print the compiled work: a line a step, `→ s3` stores a feature, `[… ← s3]` is a span of reuse
+        #[arg(long)]
+        plan: bool,
         /// Also draw it as a picture
         #[arg(long, value_name = "FILE.png")]
         png: Option<PathBuf>,
@@ -81,7 +85,18 @@ enum Command {
 
 pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
     match args.command {
-        Command::Show { file, png, json } => show(&file, png.as_deref(), json, context),
+        Command::Show {
+            file,
+            plan,
+            png,
+            json,
+        } => {
+            show(&file, png.as_deref(), json, context)?;
+            if plan && !json {
+                show_plan(&file)?;
+            }
+            Ok(())
+        }
         Command::Make {
             policy,
             model,
@@ -240,6 +255,26 @@ pub(super) fn show(
     println!(
         "{}",
         picture(&file.compute, file.lambda.as_deref(), &file.run.timesteps)
+    );
+    Ok(())
+}
+
+/// The ops of every step and their exact figures, for one image.
+fn show_plan(path: &Path) -> Result<(), CliError> {
+    let file = ScheduleFile::read(path)?;
+    let plan = compile(&file.schedule()?, &shape_of(&file));
+    let figures = plan.accounting();
+    let megabytes = |bytes: u64| bytes as f64 / 1e6;
+    println!("\n{plan}");
+    println!(
+        "{} computed, {} reused in {} spans; cache: {} slots of {:.2} MB, {:.1} MB written, {:.1} MB read an image",
+        figures.computed,
+        figures.reused,
+        figures.spans,
+        figures.slots,
+        megabytes(figures.feature_bytes),
+        megabytes(figures.bytes_written()),
+        megabytes(figures.bytes_read()),
     );
     Ok(())
 }

@@ -35,9 +35,9 @@ pub(super) struct Args {
     #[command(flatten)]
     run: RunArgs,
     /// Folder of the run: router.safetensors, *.schedule.json, train.jsonl, router.png
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", default_value = "router")]
     out: PathBuf,
-    /// Passes over the whole trajectory [default: 120, or all of --replay]
+    /// Passes over the whole trajectory [default: 80, or all of --replay]
     #[arg(long, value_name = "N")]
     passes: Option<usize>,
     /// Images a pass (guidance doubles what the network sees) [default: 4]
@@ -146,7 +146,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
         )));
     }
     let settings = SdtSettings {
-        passes: args.passes.or(replayed.map(|r| r.0)).unwrap_or(120),
+        passes: args.passes.or(replayed.map(|r| r.0)).unwrap_or(80),
         batch,
         micro_batch: args.micro_batch.unwrap_or_else(|| {
             batch_for(&info.config, run.guidance.is_active(), MICRO_BATCH_BUDGET).min(batch.max(1))

@@ -5,9 +5,11 @@
 
 mod adapters;
 mod engine;
+mod launches;
 
 pub use adapters::{AdapterReport, Api, DeviceChoice, adapter_vendor, adapters, choose};
 pub use engine::{Choice, DeviceReport, Engine};
+pub use launches::LaunchCount;
 
 /// Why no device came up.
 #[derive(Debug, thiserror::Error)]

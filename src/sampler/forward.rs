@@ -1,25 +1,25 @@
-//! One pass through the network under a row of a schedule.
+//! One pass through the network under a step of a plan.
 
 use burn::tensor::Tensor;
 
 use crate::{
     dit::{Branch, Conditioning, Dit},
-    schedule::Schedule,
+    plan::{Op, Slot},
 };
 
-/// The stored features of a batch: at most one a branch, present only while a later step will read it.
+/// The stored features of a batch, in the slots that a plan names.
 #[derive(Debug, Default)]
 pub struct FeatureStore {
-    features: Vec<Option<Tensor<3>>>,
+    slots: Vec<Option<Tensor<3>>>,
     bytes: usize,
     peak_bytes: usize,
 }
 
 impl FeatureStore {
-    /// An empty store for `branches` branches.
-    pub fn new(branches: usize) -> Self {
+    /// An empty store of `slots` slots.
+    pub fn new(slots: usize) -> Self {
         Self {
-            features: vec![None; branches],
+            slots: vec![None; slots],
             bytes: 0,
             peak_bytes: 0,
         }
@@ -30,19 +30,23 @@ impl FeatureStore {
         self.peak_bytes
     }
 
-    fn write(&mut self, n: usize, feature: Tensor<3>) {
-        self.release(n);
+    fn write(&mut self, slot: Slot, feature: Tensor<3>) {
+        self.release(slot);
         self.bytes += size(&feature);
         self.peak_bytes = self.peak_bytes.max(self.bytes);
-        self.features[n] = Some(feature);
+        self.slots[slot] = Some(feature);
     }
 
-    fn read(&self, n: usize) -> Option<Tensor<3>> {
-        self.features[n].clone()
+    fn read(&mut self, slot: Slot, last: bool) -> Option<Tensor<3>> {
+        let feature = self.slots[slot].clone();
+        if last {
+            self.release(slot);
+        }
+        feature
     }
 
-    fn release(&mut self, n: usize) {
-        if let Some(old) = self.features[n].take() {
+    fn release(&mut self, slot: Slot) {
+        if let Some(old) = self.slots[slot].take() {
             self.bytes -= size(&old);
         }
     }
@@ -52,13 +56,12 @@ fn size(feature: &Tensor<3>) -> usize {
     4 * feature.dims().iter().product::<usize>()
 }
 
-/// The network's output `[B, C_out, H, W]` for `x` `[B, C, H, W]` at step `s` of a schedule.
+/// The network's output `[B, C_out, H, W]` for `x` `[B/copies, C, H, W]` under one step's ops.
 ///
-/// A branch that the schedule reuses issues no work but `x + gate ⊙ feature`.
-pub(super) fn scheduled_forward(
+/// A reused branch issues no work but `x + gate ⊙ feature`.
+pub(super) fn planned_forward(
     model: &Dit,
-    schedule: &Schedule,
-    s: usize,
+    ops: &[Op],
     x: Tensor<4>,
     copies: usize,
     conditioning: &Conditioning,
@@ -68,29 +71,28 @@ pub(super) fn scheduled_forward(
     if copies > 1 {
         x = x.repeat_dim(0, copies);
     }
-    for (b, block) in model.blocks.iter().enumerate() {
-        for (kind, branch) in Branch::BLOCK.into_iter().enumerate() {
-            let n = 2 * b + kind;
-            let modulation = conditioning.branch(b, branch);
-            let stored = if schedule.computes(s, n) {
-                None
-            } else {
-                store.read(n)
-            };
-            let feature = match stored {
-                Some(feature) => feature,
-                None => {
-                    let feature = block.branch(branch, x.clone(), &modulation);
-                    if schedule.is_reused_after(s, n) {
-                        store.write(n, feature.clone());
-                    }
-                    feature
+    for op in ops {
+        match op {
+            Op::Compute { branch: n, write } => {
+                let branch = Branch::BLOCK[n % 2];
+                let modulation = conditioning.branch(n / 2, branch);
+                let feature = model.blocks[n / 2].branch(branch, x.clone(), &modulation);
+                if let Some(slot) = write {
+                    store.write(*slot, feature.clone());
                 }
-            };
-            if !schedule.is_reused_after(s, n) {
-                store.release(n);
+                x = modulation.add(x, feature);
             }
-            x = modulation.add(x, feature);
+            Op::Reuse(span) => {
+                for read in span {
+                    let n = read.branch;
+                    // A plan reads no slot before it is written (a property test of the compiler).
+                    if let Some(feature) = store.read(read.slot, read.last) {
+                        x = conditioning
+                            .branch(n / 2, Branch::BLOCK[n % 2])
+                            .add(x, feature);
+                    }
+                }
+            }
         }
     }
     model.unembed(x, conditioning)

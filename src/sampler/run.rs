@@ -4,12 +4,13 @@ use burn::tensor::{Tensor, TensorData};
 
 use super::{
     SampleError, Settings,
-    forward::{FeatureStore, scheduled_forward},
+    forward::{FeatureStore, planned_forward},
     model_shape,
 };
 use crate::{
     diffusion::{ImageNoise, Trajectory},
     dit::Dit,
+    plan::{Plan, compile},
     schedule::Schedule,
 };
 
@@ -33,6 +34,7 @@ pub struct Sampler<'m> {
     settings: Settings,
     trajectory: Trajectory,
     schedule: Schedule,
+    plan: Plan,
 }
 
 /// What a run did, for all its images together.
@@ -90,17 +92,24 @@ impl<'m> Sampler<'m> {
             }
             .into());
         }
+        let plan = compile(&schedule, &model_shape(model.config()));
         Ok(Self {
             model,
             settings,
             trajectory,
             schedule,
+            plan,
         })
     }
 
     /// The schedule in use.
     pub fn schedule(&self) -> &Schedule {
         &self.schedule
+    }
+
+    /// What the run will do, op by op.
+    pub fn plan(&self) -> &Plan {
+        &self.plan
     }
 
     /// Starts a run; the work is done by polling it.
@@ -183,7 +192,7 @@ impl Run<'_, '_> {
     /// What the whole run costs, and the cache it has needed so far.
     pub fn totals(&self) -> Totals {
         let sampler = self.sampler;
-        let shape = model_shape(sampler.model.config());
+        let figures = sampler.plan.accounting();
         let passes = self.request.labels.len() as u64
             * if sampler.settings.guidance.is_active() {
                 2
@@ -191,8 +200,8 @@ impl Run<'_, '_> {
                 1
             };
         Totals {
-            macs: passes * shape.run_macs(&sampler.schedule),
-            macs_full: passes * shape.full_macs(sampler.settings.steps),
+            macs: passes * figures.macs,
+            macs_full: passes * figures.macs_full,
             peak_cache_bytes: self.peak_cache_bytes,
         }
     }
@@ -221,7 +230,7 @@ impl Run<'_, '_> {
             noise,
             x: Tensor::from_data(data, &self.sampler.model.device()),
             step: 0,
-            store: FeatureStore::new(self.sampler.schedule.branches()),
+            store: FeatureStore::new(self.sampler.plan.slots()),
         }
     }
 
@@ -231,7 +240,8 @@ impl Run<'_, '_> {
             model,
             settings,
             trajectory,
-            schedule,
+            plan,
+            ..
         } = self.sampler;
         let coefficients = &trajectory.steps()[batch.step];
         let channels = model.config().channels;
@@ -243,10 +253,9 @@ impl Run<'_, '_> {
         let timesteps = vec![coefficients.timestep as f32; labels.len()];
         let conditioning = model.condition(&timesteps, &labels);
         let copies = if guided { 2 } else { 1 };
-        let output = scheduled_forward(
+        let output = planned_forward(
             model,
-            schedule,
-            batch.step,
+            &plan.steps()[batch.step],
             batch.x.clone(),
             copies,
             &conditioning,

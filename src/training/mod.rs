@@ -14,7 +14,7 @@ pub mod student;
 mod walk;
 
 pub use adamw::AdamWParts;
-pub use budget::Budget;
+pub use budget::{Budget, Steering};
 pub use iepo::Proxy;
 pub use run::{PassSummary, RouterRun, RouterRunOptions, RunFolder, TrainingSummary};
 pub use sdt::{Iteration, Replay, Sdt, SdtSettings, TrainingState};

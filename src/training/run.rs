@@ -14,7 +14,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::{
-    AdamWParts, Budget, Iteration, Replay, Sdt, SdtSettings, TrainingError, TrainingState,
+    AdamWParts, Budget, Iteration, Replay, Sdt, SdtSettings, Steering, TrainingError, TrainingState,
 };
 use crate::{
     checkpoint::{self, ModelInfo, write_tensors_with_metadata},
@@ -75,6 +75,7 @@ struct Saved {
     optimizer_steps: Vec<u32>,
     lambda: Vec<f64>,
     beta: f64,
+    beta_correction: f64,
     history: Vec<PassSummary>,
 }
 
@@ -294,6 +295,7 @@ impl<'m> RouterRun<'m> {
             optimizer_steps: steps.to_vec(),
             lambda: state.lambda.clone(),
             beta: state.beta,
+            beta_correction: state.steering.correction,
             history: self.history.clone(),
         };
         let shape = vec![state.router.steps(), state.router.branches()];
@@ -303,7 +305,8 @@ impl<'m> RouterRun<'m> {
             &[
                 ("logits", shape.clone(), state.router.logits().to_vec()),
                 ("adamw.first_moment", shape.clone(), first.to_vec()),
-                ("adamw.second_moment", shape, second.to_vec()),
+                ("adamw.second_moment", shape.clone(), second.to_vec()),
+                ("marginal_values", shape, state.steering.values.clone()),
             ],
             &metadata,
         )?;
@@ -406,6 +409,7 @@ fn load_state(path: &Path) -> Result<(Saved, TrainingState), TrainingError> {
         tensor("adamw.first_moment")?,
         tensor("adamw.second_moment")?,
     );
+    let values = tensor("marginal_values")?;
     if saved.optimizer_steps.len() != steps || saved.lambda.len() != steps {
         return Err(damaged(format!("it has not {steps} step counts and lambdas")).into());
     }
@@ -417,6 +421,10 @@ fn load_state(path: &Path) -> Result<(Saved, TrainingState), TrainingError> {
         optimizer,
         lambda: saved.lambda.clone(),
         beta: saved.beta,
+        steering: Steering {
+            values,
+            correction: saved.beta_correction,
+        },
     };
     Ok((saved, state))
 }

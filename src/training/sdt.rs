@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     TrainingError,
     adamw::AdamW,
-    budget::{Budget, first_beta},
+    budget::{Budget, Steering},
     iepo::{self, Proxy},
     student::student_step,
     walk::{StepConditions, Treatment, Walk, Walker},
@@ -90,6 +90,8 @@ pub struct TrainingState {
     /// `λ_s` as refreshed last.
     pub lambda: Vec<f64>,
     pub beta: f64,
+    /// What steering β remembers.
+    pub steering: Steering,
 }
 
 /// Fixed noise, labels and initial logits instead of drawn ones.
@@ -151,6 +153,7 @@ impl<'m> Sdt<'m> {
             optimizer: AdamW::new(steps, branches),
             lambda: vec![1.0; steps],
             beta,
+            steering: Steering::new(steps, branches),
         };
         Self::resume(model, run, settings, replay, state)
     }
@@ -267,7 +270,6 @@ impl<'m> Sdt<'m> {
         for (walk, conditions, _) in &mut walks {
             self.walker.step(0, walk, conditions, Treatment::Full);
         }
-        let mut weighted = Vec::new();
         for s in 1..steps {
             let scores = self.state.router.scores(s);
             let (mut mse, mut gradient) = (0.0, vec![0.0; scores.len()]);
@@ -290,14 +292,16 @@ impl<'m> Sdt<'m> {
             }
             let lambda = self.state.lambda[s];
             gradient.iter_mut().for_each(|g| *g *= lambda);
-            let mut sizes: Vec<f64> = gradient.iter().map(|g| g.abs()).collect();
             let steered = self.settings.budget.target().is_some();
-            let beta = if steered && pass == 0 {
-                first_beta(&mut sizes)
-            } else {
-                self.state.beta
+            if steered {
+                self.state
+                    .steering
+                    .observe(s, &gradient, &scores, self.settings.tau, pass == 0);
+            }
+            let beta = match steered && pass == 0 {
+                true => self.state.steering.first_beta(s, scores.len()),
+                false => self.state.beta,
             };
-            weighted.append(&mut sizes);
 
             let score_sum: f64 = scores.iter().sum();
             let loss = lambda * mse + beta * score_sum;
@@ -325,21 +329,15 @@ impl<'m> Sdt<'m> {
             }
         }
         self.state.pass += 1;
-        if self.settings.budget.target().is_some() {
-            let beta = if pass == 0 {
-                first_beta(&mut weighted)
-            } else {
-                self.state.beta
-            };
-            let progress = self.state.pass as f64 / self.settings.passes as f64;
-            self.state.beta = self.settings.budget.next_beta(
-                beta,
-                &self.state.router,
-                self.settings.tau,
-                &self.shape,
-                progress,
-            )?;
-        }
+        let progress = self.state.pass as f64 / self.settings.passes as f64;
+        self.state.beta = self.settings.budget.next_beta(
+            self.state.beta,
+            &mut self.state.steering,
+            &self.state.router,
+            self.settings.tau,
+            &self.shape,
+            progress,
+        )?;
         Ok(true)
     }
 
