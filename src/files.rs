@@ -16,6 +16,12 @@ pub fn write_atomically<E>(
     error: impl Fn(io::Error) -> E,
     write: impl FnOnce(&mut dyn Write) -> Result<(), E>,
 ) -> Result<(), E> {
+    if is_special(out) {
+        // A pipe or device is written to, never replaced.
+        let mut file = BufWriter::new(File::create(out).map_err(&error)?);
+        write(&mut file)?;
+        return file.flush().map_err(&error);
+    }
     let folder = match out.parent() {
         Some(folder) if folder != Path::new("") => folder.to_path_buf(),
         _ => PathBuf::from("."),
@@ -42,6 +48,33 @@ pub fn write_atomically<E>(
         let _ = folder.sync_all();
     }
     Ok(())
+}
+
+/// Whether something other than a file or folder lies at `path`.
+fn is_special(path: &Path) -> bool {
+    std::fs::metadata(path).is_ok_and(|m| !m.is_file() && !m.is_dir())
+}
+
+/// Whether a file can be written at `path`, before hours of work end in finding out. Makes missing folders.
+///
+/// # Errors
+/// The system's.
+pub fn check_writable(path: &Path) -> io::Result<()> {
+    if is_special(path) {
+        return Ok(());
+    }
+    if path.is_dir() {
+        return Err(io::Error::new(
+            io::ErrorKind::IsADirectory,
+            "it is a folder",
+        ));
+    }
+    let folder = match path.parent() {
+        Some(folder) if folder != Path::new("") => folder,
+        _ => Path::new("."),
+    };
+    std::fs::create_dir_all(folder)?;
+    tempfile::tempfile_in(folder).map(drop)
 }
 
 /// Writes bytes with [`write_atomically`].

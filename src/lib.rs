@@ -52,8 +52,9 @@
 //! | [`dit`] | the transformer, its branches callable one by one |
 //! | [`checkpoint`] | reading published weight files and writing ours |
 //! | [`sampler`] | the denoising loop under a schedule |
-//! | [`training`] | SDT, IEPO, the budget, resumable runs |
+//! | [`files`] | files that are never half-written |
 //! | [`metrics`], [`report`] | numbers about images; pictures about numbers |
+//! | [`training`] | SDT, IEPO, the budget, resumable runs |
 //! | [`cli`] | the command, one file a subcommand |
 #![forbid(unsafe_code)]
 

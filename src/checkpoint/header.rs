@@ -1,7 +1,7 @@
 //! The safetensors header, read strictly.
 //!
 //! The `safetensors` crate keeps the last of two equal keys and wants the whole file in memory;
-//! a header from outside is checked here field by field instead. Writing goes through the crate.
+//! a header from outside is checked here field by field instead.
 
 use std::{collections::BTreeMap, fmt, io::Read, path::Path};
 

@@ -120,6 +120,11 @@ impl ModelInfo {
         self.config.channels == 3
     }
 
+    /// Whether the weights are random ones, made for measuring.
+    pub fn is_random(&self) -> bool {
+        self.source.starts_with("random")
+    }
+
     /// The name of a class, `#7` where it has none.
     pub fn class_name(&self, class: usize) -> String {
         self.class_names
@@ -218,6 +223,15 @@ pub fn describe(
                     problem: format!(
                         "--heads {heads} contradicts the file, which says {}",
                         m.config.heads
+                    ),
+                });
+            }
+            if let Some(size) = options.input_size.filter(|s| *s != m.config.input_size) {
+                return Err(CheckpointError::Settings {
+                    path: path.into(),
+                    problem: format!(
+                        "--input-size {size:?} contradicts the file, which says {:?}",
+                        m.config.input_size
                     ),
                 });
             }
@@ -623,6 +637,7 @@ fn build(
     }
     let fingerprint = fingerprint.finish();
     weights.check_fingerprint(spec, &fingerprint)?;
+    tracing::debug!(model = %config.name(), %fingerprint, "loaded {spec}");
 
     // `layout::expected` and the names below are two spellings of one list; a slip is a bug, not bad input.
     let mut matrix = |name: &str| {

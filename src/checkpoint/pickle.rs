@@ -41,13 +41,18 @@ pub struct Pickle {
 }
 
 /// Names a checkpoint may mention. `argparse.Namespace` holds the settings of a training run and stays opaque.
-const ALLOWED: [&str; 6] = [
+const ALLOWED: [&str; 11] = [
     "collections.OrderedDict",
     "torch._utils._rebuild_tensor_v2",
     "torch._utils._rebuild_parameter",
     "torch.Size",
     "argparse.Namespace",
     "torch.storage.UntypedStorage",
+    "torch.device",
+    "torch.float32",
+    "torch.float16",
+    "torch.bfloat16",
+    "pathlib.PosixPath",
 ];
 
 fn is_allowed(name: &str) -> bool {
@@ -362,9 +367,10 @@ impl Machine<'_> {
         let [count] = self.take::<1>()?;
         let bytes = self.slice(count.into())?;
         if bytes.len() > 8 {
-            return Err(Problem::Refused(
-                "its pickle holds an integer of more than 64 bits".into(),
-            ));
+            // Too wide to mean a size; seeds and the like stay as bytes.
+            let wide = bytes.to_vec();
+            self.push(Value::Bytes(wide));
+            return Ok(());
         }
         let negative = bytes.last().is_some_and(|b| b & 0x80 != 0);
         let mut wide = if negative { [0xff; 8] } else { [0; 8] };

@@ -149,13 +149,7 @@ pub fn open(path: &Path) -> Result<TensorSource, CheckpointError> {
     };
     match &magic[..got] {
         [] => Err(unknown("it is empty")),
-        [b'P', b'K', ..] => open_torch(path),
-        // A pickle outside a zip: protocol mark and version.
-        [0x80, 2..=5, ..] => Err(CheckpointError::UnknownFormat {
-            path: path.into(),
-            found: "it is a bare pickle, as PyTorch before 1.6 wrote (load it in PyTorch and torch.save it again)".into(),
-        }),
-        [b'\x89', b'P', b'N', b'G', ..] => Err(unknown("it is a PNG picture")),
+        // First, since any eight bytes can be the length of a safetensors header.
         [_, _, _, _, _, _, _, _, b'{'] => {
             let mut source = open_safetensors(path, vec![path.into()])?;
             let config = path.with_file_name("config.json");
@@ -164,6 +158,13 @@ pub fn open(path: &Path) -> Result<TensorSource, CheckpointError> {
             }
             Ok(source)
         }
+        [b'P', b'K', ..] => open_torch(path),
+        // A pickle outside a zip: protocol mark and version.
+        [0x80, 2..=5, ..] => Err(CheckpointError::UnknownFormat {
+            path: path.into(),
+            found: "it is a bare pickle, as PyTorch before 1.6 wrote (load it in PyTorch and torch.save it again)".into(),
+        }),
+        [b'\x89', b'P', b'N', b'G', ..] => Err(unknown("it is a PNG picture")),
         _ => Err(unknown("its first bytes are neither a zip archive's nor a safetensors header's")),
     }
 }
@@ -368,7 +369,13 @@ impl TensorSource {
     pub fn read_i64(&mut self, name: &str) -> Result<Vec<i64>, CheckpointError> {
         let entry = self.entry(name)?;
         if !matches!(entry.dtype, Dtype::I64 | Dtype::I32 | Dtype::U8) {
-            return Err(self.wrong_dtype(&entry));
+            return Err(CheckpointError::Settings {
+                path: self.path.clone(),
+                problem: format!(
+                    "tensor `{name}` is {}, expected I64, I32 or U8",
+                    entry.dtype
+                ),
+            });
         }
         let bytes = self.read_bytes(&entry)?;
         Ok(match entry.dtype {

@@ -28,8 +28,6 @@ pub struct TorchFile {
     root: String,
     pickle: Pickle,
     tensors: HashMap<String, StoredTensor>,
-    /// The dict the tensors were found under, if they were wrapped.
-    wrapper: Option<&'static str>,
 }
 
 #[derive(Debug, Clone)]
@@ -94,20 +92,9 @@ impl TorchFile {
             root,
             pickle,
             tensors: HashMap::new(),
-            wrapper: None,
         };
         file.find_tensors()?;
         Ok(file)
-    }
-
-    /// The outermost value and everything it refers to.
-    pub fn pickle(&self) -> &Pickle {
-        &self.pickle
-    }
-
-    /// `ema`, `model` or `state_dict`, if the weights lay under one of these.
-    pub fn wrapper(&self) -> Option<&'static str> {
-        self.wrapper
     }
 
     /// The tensors of the state dict.
@@ -171,7 +158,7 @@ impl TorchFile {
             if let Some(inner) = self.pickle.lookup(dict, wrapper)
                 && self.pickle.entries(inner).is_some()
             {
-                (dict, self.wrapper) = (inner, Some(wrapper));
+                dict = inner;
                 break;
             }
         }

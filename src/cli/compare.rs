@@ -9,6 +9,7 @@ use super::{
     Context,
     error::CliError,
     options::{DeviceArgs, ModelArgs, RunArgs, print_json, progress},
+    sample::MAX_COUNT,
     schedules::resolve,
 };
 use crate::{
@@ -57,14 +58,20 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
             "--count is 0, expected at least 1 image".into(),
         ));
     }
+    if args.count > MAX_COUNT {
+        return Err(CliError::Usage(format!(
+            "--count is {}, expected at most {MAX_COUNT} images",
+            args.count
+        )));
+    }
     let engine = args.device.open(context)?;
     let (model, info) = args.model.load(&engine)?;
     let settings = args
         .run
         .settings(args.model.spec()? == ModelSpec::Bundled, &info)?;
-    let mut entries = vec![entry("none", args.force, &info, &settings, context)?];
+    let mut entries = vec![entry("none", args.force, &info, &settings)?];
     for spec in &args.schedules {
-        entries.push(entry(spec, args.force, &info, &settings, context)?);
+        entries.push(entry(spec, args.force, &info, &settings)?);
     }
 
     let shape = model_shape(&info.config);
@@ -111,7 +118,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
         }));
         return Ok(());
     }
-    println!("{}", table(&rows));
+    out!("{}", table(&rows));
     context.say(format!(
         "error to the uncached {}-step images over {} images (mean ± standard error), {} on {}",
         settings.steps,
@@ -127,7 +134,6 @@ fn entry(
     force: bool,
     info: &ModelInfo,
     settings: &Settings,
-    context: &Context,
 ) -> Result<Entry, CliError> {
     if let Some(steps) = spec.strip_prefix("steps:") {
         let steps = steps.parse().map_err(|_| {
@@ -142,7 +148,7 @@ fn entry(
             schedule,
         });
     }
-    let chosen = resolve(spec, force, info, settings, context)?;
+    let chosen = resolve(spec, force, info, settings)?;
     Ok(Entry {
         name: chosen.name,
         settings: *settings,

@@ -56,7 +56,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
         "",
         "",
     ]);
-    println!("{table}");
+    out!("{table}");
     context.say("→ is what --device auto takes; software adapters run only when asked for");
     if found.is_empty() {
         context.say(

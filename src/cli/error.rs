@@ -40,6 +40,7 @@ impl CliError {
             Self::Usage(_)
             | Self::Diffusion(_)
             | Self::Policy(_)
+            | Self::Schedule(ScheduleError::Number { .. })
             | Self::Device(DeviceError::Unknown { .. } | DeviceError::NoSuchIndex { .. })
             | Self::Sample(
                 SampleError::Diffusion(_)

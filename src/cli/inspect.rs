@@ -18,6 +18,9 @@ pub(super) struct Args {
     /// Attention heads, where a bare .pt cannot tell
     #[arg(long, value_name = "N")]
     heads: Option<usize>,
+    /// Input size, where the file's tokens form no square
+    #[arg(long, value_name = "HEIGHTxWIDTH", value_parser = super::options::parse_size)]
+    input_size: Option<[usize; 2]>,
     /// List every tensor
     #[arg(long)]
     tensors: bool,
@@ -41,7 +44,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
     let bytes: usize = entries.iter().map(|e| e.bytes()).sum();
     let options = LoadOptions {
         heads: args.heads,
-        input_size: None,
+        input_size: args.input_size,
     };
     let description = checkpoint::describe(&source, options);
     if args.json {
@@ -66,8 +69,8 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
         }));
         return Ok(());
     }
-    println!("{}", args.file.display());
-    println!(
+    out!("{}", args.file.display());
+    out!(
         "  container   {}, {} tensors, {:.1} MB",
         source.format().describe(),
         entries.len(),
@@ -76,19 +79,19 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
     match &description {
         Ok(d) => {
             let c = &d.config;
-            println!(
+            out!(
                 "  model       {}, {:.1} M parameters",
                 c.name(),
                 c.parameters() as f64 / 1e6
             );
-            println!(
+            out!(
                 "  input       {}×{}×{} in {} tokens",
                 c.channels,
                 c.input_size[0],
                 c.input_size[1],
                 c.tokens()
             );
-            println!(
+            out!(
                 "  output      {} channels{}",
                 c.out_channels(),
                 if c.learned_sigma {
@@ -97,8 +100,8 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
                     ""
                 }
             );
-            println!("  classes     {}{}", c.classes, preview(&d.class_names));
-            println!(
+            out!("  classes     {}{}", c.classes, preview(&d.class_names));
+            out!(
                 "  names       {}{}",
                 d.naming,
                 if d.own_embedders {
@@ -107,16 +110,16 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
                     ""
                 }
             );
-            println!("  clip x0     {}", if d.clip_x0 { "on" } else { "off" });
+            out!("  clip x0     {}", if d.clip_x0 { "on" } else { "off" });
             if let Some(fingerprint) = &d.fingerprint {
-                println!("  fingerprint {fingerprint}");
+                out!("  fingerprint {fingerprint}");
             }
         }
-        Err(e) => println!("  not a model that can be sampled: {e}"),
+        Err(e) => out!("  not a model that can be sampled: {e}"),
     }
     if args.tensors {
         for e in entries {
-            println!("  {:<48} {:>5} {:?}", e.name, e.dtype.to_string(), e.shape);
+            out!("  {:<48} {:>5} {:?}", e.name, e.dtype.to_string(), e.shape);
         }
     } else {
         context.say("  (--tensors lists every tensor)");
@@ -142,26 +145,28 @@ fn show_router(router: &TrainingSummary, as_json: bool) -> Result<(), CliError> 
         }));
         return Ok(());
     }
-    println!(
+    out!(
         "router in training: {} of {} passes",
-        router.pass, router.settings.passes
+        router.pass,
+        router.settings.passes
     );
-    println!(
+    out!(
         "  table       {} steps × {} branches, CUR {:.1} % at τ {}",
         schedule.steps(),
         schedule.branches(),
         100.0 * schedule.cur(),
         router.settings.tau
     );
-    println!(
+    out!(
         "  proxy       {}, λ from {:.2e} to {:.2e}",
         router.settings.proxy,
         smallest(&router.lambda),
         largest(&router.lambda)
     );
-    println!(
+    out!(
         "  beta        {:.3e}, learning rate {}",
-        router.beta, router.settings.learning_rate
+        router.beta,
+        router.settings.learning_rate
     );
     Ok(())
 }
@@ -178,14 +183,14 @@ fn show_released(released: &ReleasedRouter, as_json: bool) -> Result<(), CliErro
         }));
         return Ok(());
     }
-    println!("released router, by its form {}'s", kind.policy_name());
-    println!(
+    out!("released router, by its form {}'s", kind.policy_name());
+    out!(
         "  table       {} steps × {} branches, CUR {:.1} % at τ 0.1",
         schedule.steps(),
         schedule.branches(),
         100.0 * schedule.cur()
     );
-    println!("  use         harmonica schedule import FILE --model MODEL --out FILE.schedule.json");
+    out!("  use         harmonica schedule import FILE --model MODEL --out FILE.schedule.json");
     Ok(())
 }
 

@@ -3,6 +3,11 @@
 //! Results for people and progress go to stderr; stdout carries results to pipe, with `--json` exactly one
 //! JSON document.
 
+/// A line on stdout.
+macro_rules! out {
+    ($($part:tt)*) => { $crate::cli::print_line(format_args!($($part)*)) };
+}
+
 mod compare;
 mod convert;
 mod devices;
@@ -90,6 +95,12 @@ impl Context {
             eprintln!("{line}");
         }
     }
+}
+
+/// Whoever reads stdout may stop reading: that ends the output, not the program.
+fn print_line(line: std::fmt::Arguments<'_>) {
+    use std::io::Write;
+    let _ = writeln!(std::io::stdout(), "{line}");
 }
 
 /// Runs the command line of this process.

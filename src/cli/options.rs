@@ -76,7 +76,7 @@ impl ModelArgs {
     }
 }
 
-fn parse_size(text: &str) -> Result<[usize; 2], String> {
+pub(super) fn parse_size(text: &str) -> Result<[usize; 2], String> {
     let sides: Option<Vec<usize>> = text.split('x').map(|side| side.parse().ok()).collect();
     match sides.as_deref() {
         Some([height, width]) => Ok([*height, *width]),
@@ -176,5 +176,5 @@ pub(super) fn progress(context: &Context, length: u64, unit: &str) -> ProgressBa
 
 /// Prints the one JSON document of `--json`.
 pub(super) fn print_json(value: &serde_json::Value) {
-    println!("{value:#}");
+    out!("{value:#}");
 }

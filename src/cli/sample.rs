@@ -16,12 +16,15 @@ use super::{
 use crate::{
     checkpoint::{self, CheckpointError, ModelInfo, ModelSpec, write_tensors},
     device::LaunchCount,
-    report::{Tile, columns_for, grid, image_from_values, write_png},
+    files::check_writable,
+    report::{ReportError, Tile, columns_for, grid, image_from_values, write_png},
     sampler::{Event, Request, Sampler, batch_for},
 };
 
 /// Memory for activations and cache when the batch is chosen by itself.
 const BATCH_BUDGET: u64 = 1 << 30;
+/// More images than a run keeps in memory.
+pub(super) const MAX_COUNT: usize = 100_000;
 /// Without `--classes` or `--count`, a model of many classes shows this many of them.
 const DEFAULT_COUNT: usize = 46;
 
@@ -97,11 +100,25 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
         None => (None, choose_labels(&args.classes, args.count, &info)?),
     };
 
+    // A place that cannot be written is found out before the work, not after it.
+    let single = is_png(&args.out);
+    let first_file = if single {
+        args.out.clone()
+    } else {
+        args.out.join("image.png")
+    };
+    for path in std::iter::once(&first_file).chain(&args.save_tensors) {
+        check_writable(path).map_err(|source| ReportError::Io {
+            path: path.clone(),
+            source,
+        })?;
+    }
+
     let batch = args.batch.unwrap_or_else(|| {
         batch_for(&info.config, settings.guidance.is_active(), BATCH_BUDGET)
             .min(labels.len().max(1))
     });
-    let chosen = args.schedule.resolve(&info, &settings, context)?;
+    let chosen = args.schedule.resolve(&info, &settings)?;
     let sampler = Sampler::new(&model, settings, Some(chosen.schedule))?;
     let request = Request {
         labels: labels.clone(),
@@ -196,6 +213,11 @@ fn choose_labels(
         classes.iter().map(by_name).collect::<Result<Vec<_>, _>>()?
     };
     let count = count.unwrap_or(chosen.len());
+    if count > MAX_COUNT {
+        return Err(CliError::Usage(format!(
+            "--count is {count}, expected at most {MAX_COUNT} images a run"
+        )));
+    }
     if count == 0 {
         return Err(CliError::Usage(
             "--count is 0, expected at least 1 image".into(),
@@ -272,6 +294,11 @@ fn read_noise(path: &Path, info: &ModelInfo) -> Result<Noise, CliError> {
     Ok((noise, labels))
 }
 
+fn is_png(out: &Path) -> bool {
+    out.extension()
+        .is_some_and(|e| e.eq_ignore_ascii_case("png"))
+}
+
 /// One grid, or a folder of single pictures.
 fn write_pictures(
     out: &Path,
@@ -284,10 +311,7 @@ fn write_pictures(
     let images = values
         .chunks(size)
         .map(|image| image_from_values(image, shape));
-    if out
-        .extension()
-        .is_some_and(|e| e.eq_ignore_ascii_case("png"))
-    {
+    if is_png(out) {
         let tiles: Vec<_> = images
             .zip(labels)
             .map(|(image, &label)| Tile {

@@ -17,9 +17,7 @@ use crate::{
     policy::Policy,
     report::draw_schedule,
     sampler::{Settings, model_identity, model_shape, run_settings},
-    schedule::{
-        Measured, ModelShape, PolicyRecord, ReleasedKind, ScheduleFile, router_from_release,
-    },
+    schedule::{Measured, PolicyRecord, ReleasedKind, ScheduleFile, router_from_release},
 };
 
 #[derive(clap::Args, Debug)]
@@ -125,7 +123,14 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
             }
             run.steps = Some(steps);
             let (info, settings) = model_and_run(&model, &run)?;
-            let kind = kind.unwrap_or_else(|| ReleasedKind::guess(&released.rows));
+            let kind = kind.unwrap_or_else(|| {
+                let guess = ReleasedKind::guess(&released.rows);
+                context.say(format!(
+                    "taken for a {} router by its form (--kind says otherwise)",
+                    guess.policy_name()
+                ));
+                guess
+            });
             let file = imported(&released, kind, tau, &info, &settings)?;
             write(&file, &out, context)
         }
@@ -196,19 +201,6 @@ fn imported(
     })
 }
 
-/// The shape that a file's costs are reckoned with: patches and channels are not in the file, and their share is small.
-fn shape_of(file: &ScheduleFile) -> ModelShape {
-    ModelShape {
-        blocks: file.model.blocks,
-        hidden: file.model.hidden,
-        tokens: file.model.tokens,
-        mlp_ratio: crate::dit::MLP_RATIO,
-        patch_inputs: 16,
-        patch_outputs: 32,
-        timestep_channels: crate::dit::TIMESTEP_CHANNELS,
-    }
-}
-
 pub(super) fn show(
     path: &Path,
     png: Option<&Path>,
@@ -217,11 +209,8 @@ pub(super) fn show(
 ) -> Result<(), CliError> {
     let file = ScheduleFile::read(path)?;
     let schedule = file.schedule()?;
-    let shape = shape_of(&file);
-    let ratio = file
-        .measured
-        .as_ref()
-        .map_or_else(|| shape.macs_ratio(&schedule), |m| m.macs_ratio);
+    let shape = file.model.shape();
+    let ratio = shape.macs_ratio(&schedule);
     if let Some(png) = png {
         draw_schedule(&file, &shape, None, png)?;
         context.say(format!("drew {}", png.display()));
@@ -233,7 +222,7 @@ pub(super) fn show(
         }));
         return Ok(());
     }
-    println!(
+    out!(
         "{} for {} of {} blocks, {} steps of {}{}",
         file.policy.name,
         file.model.family,
@@ -248,11 +237,11 @@ pub(super) fn show(
                 g.scale, g.channels
             )),
     );
-    println!(
+    out!(
         "CUR {:.1} %, MACs ratio {ratio:.2}×",
         100.0 * schedule.cur()
     );
-    println!(
+    out!(
         "{}",
         picture(&file.compute, file.lambda.as_deref(), &file.run.timesteps)
     );
@@ -262,11 +251,11 @@ pub(super) fn show(
 /// The ops of every step and their exact figures, for one image.
 fn show_plan(path: &Path) -> Result<(), CliError> {
     let file = ScheduleFile::read(path)?;
-    let plan = compile(&file.schedule()?, &shape_of(&file));
+    let plan = compile(&file.schedule()?, &file.model.shape());
     let figures = plan.accounting();
     let megabytes = |bytes: u64| bytes as f64 / 1e6;
-    println!("\n{plan}");
-    println!(
+    out!("\n{plan}");
+    out!(
         "{} computed, {} reused in {} spans; cache: {} slots of {:.2} MB, {:.1} MB written, {:.1} MB read an image",
         figures.computed,
         figures.reused,
@@ -321,7 +310,7 @@ fn diff(a: &Path, b: &Path) -> Result<(), CliError> {
             y.branches()
         )));
     }
-    println!(
+    out!(
         "{}: CUR {:.1} %    {}: CUR {:.1} %",
         a.display(),
         100.0 * x.cur(),
@@ -343,9 +332,9 @@ fn diff(a: &Path, b: &Path) -> Result<(), CliError> {
             .collect();
         let count = row.chars().filter(|c| "+-".contains(*c)).count();
         differing += count;
-        println!("{s:>4}  {row}  {count}");
+        out!("{s:>4}  {row}  {count}");
     }
-    println!(
+    out!(
         "{differing} of {} differ (- computed only in the first, + only in the second)",
         x.steps() * x.branches()
     );

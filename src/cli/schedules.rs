@@ -4,7 +4,7 @@ use std::path::Path;
 
 use clap::Args;
 
-use super::{Context, error::CliError};
+use super::error::CliError;
 use crate::{
     checkpoint::ModelInfo,
     policy::Policy,
@@ -37,14 +37,9 @@ pub(super) struct Chosen {
 }
 
 impl ScheduleArgs {
-    pub fn resolve(
-        &self,
-        info: &ModelInfo,
-        settings: &Settings,
-        context: &Context,
-    ) -> Result<Chosen, CliError> {
+    pub fn resolve(&self, info: &ModelInfo, settings: &Settings) -> Result<Chosen, CliError> {
         match &self.schedule {
-            Some(spec) => resolve(spec, self.force, info, settings, context),
+            Some(spec) => resolve(spec, self.force, info, settings),
             None => learned_or_none(info, settings),
         }
     }
@@ -56,17 +51,19 @@ pub(super) fn resolve(
     force: bool,
     info: &ModelInfo,
     settings: &Settings,
-    context: &Context,
 ) -> Result<Chosen, CliError> {
     let path = Path::new(spec);
-    let is_file = path.extension().is_some_and(|e| e == "json") || path.is_file();
-    if !is_file {
-        let policy: Policy = spec.parse()?;
-        let schedule = policy.schedule(settings.steps, 2 * info.config.blocks)?;
-        return Ok(Chosen {
-            schedule,
-            name: policy.to_string(),
-        });
+    let is_file = path.extension().is_some_and(|e| e == "json");
+    match spec.parse::<Policy>() {
+        Ok(policy) => {
+            let schedule = policy.schedule(settings.steps, 2 * info.config.blocks)?;
+            return Ok(Chosen {
+                schedule,
+                name: policy.to_string(),
+            });
+        }
+        Err(unknown) if !is_file && !path.is_file() => return Err(unknown.into()),
+        Err(_) => {}
     }
     let file = ScheduleFile::read(path)?;
     let (model, run) = (model_identity(info), run_settings(info, settings)?);
@@ -74,7 +71,7 @@ pub(super) fn resolve(
         Ok(()) => {}
         Err(reason) if force => {
             file.check_shape(&model, &run)?;
-            context.say(format!("warning: --force: {reason}"));
+            eprintln!("warning: --force: {reason}");
         }
         Err(reason) => return Err(reason.into()),
     }

@@ -18,7 +18,10 @@ use crate::{
     metrics::peak_memory_bytes,
     sampler::batch_for,
     schedule::Router,
-    training::{Budget, Proxy, Replay, RouterRun, RouterRunOptions, RunFolder, SdtSettings},
+    training::{
+        Budget, Progress, Proxy, Replay, RouterRun, RouterRunOptions, RunFolder, SdtSettings,
+        TrainingSummary, budget::TOLERANCE,
+    },
 };
 
 /// Without a target or β: a good part of the work saved at little loss.
@@ -63,25 +66,26 @@ pub(super) struct Args {
     /// Learning rate [default: 0.01, as published, with --beta; 0.1 when beta is steered]
     #[arg(long)]
     lr: Option<f64>,
-    /// Threshold: compute where the score is above it
-    #[arg(long, default_value_t = 0.1)]
-    tau: f64,
-    /// Iterations (steps) between refreshes of lambda
-    #[arg(long, value_name = "C", default_value_t = 500)]
-    lambda_every: usize,
+    /// Threshold: compute where the score is above it [default: 0.1]
+    #[arg(long)]
+    tau: Option<f64>,
+    /// Iterations (steps) between refreshes of lambda [default: 500]
+    #[arg(long, value_name = "C")]
+    lambda_every: Option<usize>,
     /// Image error proxy: leave-one-out (the paper's), progressive (the release's code), or none (SDT alone)
-    #[arg(long, default_value = "leave-one-out")]
-    proxy: Proxy,
-    /// Seed of noise, labels and the first logits
-    #[arg(long, default_value_t = 0)]
-    seed: u64,
+    /// [default: leave-one-out]
+    #[arg(long)]
+    proxy: Option<Proxy>,
+    /// Seed of noise, labels and the first logits [default: 0]
+    #[arg(long)]
+    seed: Option<u64>,
     /// Keep only the blocks' inputs and run each block again on the way back: less memory, a third more time
     #[arg(long)]
     gradient_checkpointing: bool,
     /// Passes between checkpoints
     #[arg(long, value_name = "N", default_value_t = 5)]
     save_every: usize,
-    /// Go on with the run in --out
+    /// Go on with the run in --out; what is not said again stays as it was
     #[arg(long)]
     resume: bool,
     /// Take `noise` [passes,B,C,H,W], `labels` [passes,B] and `router_init` [T,N] from this file instead of drawing them
@@ -121,6 +125,12 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
         ));
     }
 
+    // A resumed run keeps the settings that this command does not name.
+    let folder = RunFolder::new(&args.out);
+    let before = match args.resume && folder.checkpoint().exists() {
+        true => TrainingSummary::read(&folder.checkpoint())?.map(|summary| summary.settings),
+        false => None,
+    };
     let mut targets: Vec<Budget> = match args.beta {
         Some(beta) => vec![Budget::Beta(beta)],
         None if !args.target_speedup.is_empty() => args
@@ -133,36 +143,62 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
             .iter()
             .map(|x| Budget::TargetCur(*x))
             .collect(),
-        None => vec![Budget::TargetCur(DEFAULT_TARGET_CUR)],
+        None => vec![
+            before
+                .as_ref()
+                .map_or(Budget::TargetCur(DEFAULT_TARGET_CUR), |b| b.budget),
+        ],
     };
     let budget = targets.remove(0);
     let replayed = replay
         .as_ref()
         .map(|r| (r.labels.len(), r.labels.first().map_or(0, Vec::len)));
-    let batch = args.batch.or(replayed.map(|r| r.1)).unwrap_or(4);
+    let batch = args
+        .batch
+        .or(replayed.map(|r| r.1))
+        .or(before.as_ref().map(|b| b.batch))
+        .unwrap_or(4);
     if let Some((_, held)) = replayed.filter(|r| r.1 != batch) {
         return Err(CliError::Usage(format!(
             "--batch contradicts --replay, which holds {held} images a pass"
         )));
     }
+    let fitting =
+        || batch_for(&info.config, run.guidance.is_active(), MICRO_BATCH_BUDGET).min(batch.max(1));
+    let published_lr = if matches!(budget, Budget::Beta(_)) {
+        0.01
+    } else {
+        0.1
+    };
+    let b = before.as_ref();
     let settings = SdtSettings {
-        passes: args.passes.or(replayed.map(|r| r.0)).unwrap_or(80),
+        passes: args
+            .passes
+            .or(replayed.map(|r| r.0))
+            .or(b.map(|b| b.passes))
+            .unwrap_or(80),
         batch,
-        micro_batch: args.micro_batch.unwrap_or_else(|| {
-            batch_for(&info.config, run.guidance.is_active(), MICRO_BATCH_BUDGET).min(batch.max(1))
-        }),
+        micro_batch: args
+            .micro_batch
+            .or(b.map(|b| b.micro_batch))
+            .unwrap_or_else(fitting),
         learning_rate: args
             .lr
-            .unwrap_or(if args.beta.is_some() { 0.01 } else { 0.1 }),
-        tau: args.tau,
-        lambda_every: args.lambda_every,
-        proxy: args.proxy,
+            .or(b.map(|b| b.learning_rate))
+            .unwrap_or(published_lr),
+        tau: args.tau.or(b.map(|b| b.tau)).unwrap_or(0.1),
+        lambda_every: args
+            .lambda_every
+            .or(b.map(|b| b.lambda_every))
+            .unwrap_or(500),
+        proxy: args.proxy.or(b.map(|b| b.proxy)).unwrap_or_default(),
         budget,
-        seed: args.seed,
-        gradient_checkpointing: args.gradient_checkpointing,
+        seed: args.seed.or(b.map(|b| b.seed)).unwrap_or(0),
+        gradient_checkpointing: args.gradient_checkpointing
+            || b.is_some_and(|b| b.gradient_checkpointing),
     };
     let options = RouterRunOptions {
-        folder: RunFolder::new(&args.out),
+        folder,
         settings: settings.clone(),
         more_targets: targets,
         replay,
@@ -178,8 +214,13 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
     bar.reset_eta();
     let started = Instant::now();
     while !training.sdt().is_done() {
-        let mut each = |_: &crate::training::Iteration| {
-            bar.inc(1);
+        let mut each = |progress: Progress| {
+            match progress {
+                Progress::Trained(_) => bar.inc(1),
+                Progress::Lambda { step } => {
+                    bar.set_message(format!("· lambda, step {step} of {}", run.steps))
+                }
+            }
             if context.check_interrupt().is_err() {
                 ControlFlow::Break(())
             } else {
@@ -212,12 +253,24 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
     for (path, file) in training.schedules()? {
         let measured = file.measured.clone().unwrap_or_default();
         context.say(format!(
-            "{}: CUR {:.1} %, MACs ratio {:.2}×, threshold {:.3}",
+            "{}: CUR {:.1} %, MACs ratio {:.2}×, threshold {}",
             path.display(),
             100.0 * measured.cur,
             measured.macs_ratio,
-            file.threshold.unwrap_or(settings.tau),
+            file.threshold
+                .map_or("by rank".into(), |t| format!("{t:.3}")),
         ));
+        if let Some(off) = file
+            .policy
+            .parameters
+            .as_ref()
+            .and_then(|p| off_target(p, measured.cur, measured.macs_ratio))
+        {
+            context.say(format!(
+                "warning: {:.1} % off its target; a table of this size comes no nearer",
+                100.0 * off
+            ));
+        }
         written.push(json!({ "file": path, "cur": measured.cur, "macs_ratio": measured.macs_ratio, "threshold": file.threshold }));
     }
     let peak = peak_memory_bytes();
@@ -236,6 +289,18 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
         }));
     }
     Ok(())
+}
+
+/// How far a schedule is off its target, where that is more than the tolerance.
+fn off_target(target: &serde_json::Value, cur: f64, macs_ratio: f64) -> Option<f64> {
+    let miss = |key: &str, reached: f64| {
+        target
+            .get(key)?
+            .as_f64()
+            .map(|wanted| (reached / wanted - 1.0).abs())
+    };
+    let off = miss("target-cur", cur).or_else(|| miss("target-speedup", macs_ratio))?;
+    (off > TOLERANCE).then_some(off)
 }
 
 fn read_replay(path: &Path) -> Result<Replay, CliError> {
@@ -270,6 +335,7 @@ fn read_replay(path: &Path) -> Result<Replay, CliError> {
     Ok(Replay {
         noise: source.read_f32("noise")?,
         labels: values.chunks(labels[1]).map(<[usize]>::to_vec).collect(),
+        image_shape: [noise[2], noise[3], noise[4]],
         router: Router::new(router[0], router[1], source.read_f32("router_init")?)?,
     })
 }

@@ -1,9 +1,7 @@
 //! An open device.
 
-use burn::tensor::{
-    Device,
-    wgpu::{WgpuInitError, WgpuSetup},
-};
+use burn::tensor::Device;
+use burn_wgpu::{WgpuInitError, WgpuSetup};
 use serde::Serialize;
 
 use super::{
@@ -97,12 +95,12 @@ impl Engine {
         let (instance, mut found) = adapters::enumerate(apis);
         let reports: Vec<AdapterReport> = found.iter().map(|a| a.report.clone()).collect();
         let Some(index) = choose(choice, &reports)? else {
-            let notice = match reports.first() {
+            let notice = match reports.iter().find(|a| a.is_software()) {
                 Some(software) => format!(
-                    "no GPU here, only the software adapter {}; running on the CPU (--device {} would use it)",
+                    "no usable GPU here, only the software adapter {}; running on the CPU (--device {} would use it)",
                     software.name, software.index
                 ),
-                None => "no GPU here; running on the CPU".to_owned(),
+                None => "no usable GPU here; running on the CPU".to_owned(),
             };
             return Ok(Choice {
                 engine: Self::cpu(),
@@ -118,6 +116,7 @@ impl Engine {
             max_buffer_bytes: Some(adapter.report.max_buffer_bytes),
         };
         let device = open_adapter(instance, adapter.handle, &adapter.report)?;
+        tracing::debug!(adapter = %report.device, backend = %report.backend, "opened");
         Ok(Choice {
             engine: Self { device, report },
             notice: None,
@@ -132,11 +131,6 @@ impl Engine {
     /// What it runs on.
     pub fn report(&self) -> &DeviceReport {
         &self.report
-    }
-
-    /// Whether this is the CPU backend.
-    pub fn is_cpu(&self) -> bool {
-        self.report.backend == "cpu"
     }
 }
 

@@ -37,6 +37,9 @@ pub struct DitConfig {
     pub mlp_norm_eps: f64,
 }
 
+/// More tokens than any DiT has: attention would need 16 GiB a head.
+const MAX_TOKENS: usize = 1 << 16;
+
 /// Epsilon of every LayerNorm in the DiT release.
 pub const NORM_EPS: f64 = 1e-6;
 
@@ -144,6 +147,14 @@ impl DitConfig {
             if value == 0 || value > max {
                 return Err(ConfigError::OutOfRange { field, value, max });
             }
+        }
+        let tokens = (self.input_size[0] / self.patch) * (self.input_size[1] / self.patch);
+        if tokens > MAX_TOKENS {
+            return Err(ConfigError::OutOfRange {
+                field: "number of tokens",
+                value: tokens,
+                max: MAX_TOKENS,
+            });
         }
         let multiples = [
             ("input height", self.input_size[0], "patch", self.patch),

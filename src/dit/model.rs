@@ -41,23 +41,6 @@ pub struct Conditioning {
 }
 
 impl Conditioning {
-    /// Number of `(t, y)` pairs.
-    pub fn rows(&self) -> usize {
-        self.last.dims()[0]
-    }
-
-    /// Rows `start..start + count`.
-    pub fn rows_of(&self, start: usize, count: usize) -> Self {
-        Self {
-            blocks: self
-                .blocks
-                .iter()
-                .map(|t| t.clone().narrow(0, start, count))
-                .collect(),
-            last: self.last.clone().narrow(0, start, count),
-        }
-    }
-
     /// The adaLN vectors of one branch of block `block`.
     pub fn branch(&self, block: usize, branch: Branch) -> Modulation {
         let first = match branch {

@@ -1,17 +1,13 @@
 //! How the operations enter burn: one extension trait, its CPU implementation, its gradients.
 
-use burn::backend::{
-    Backend, Flex,
-    autodiff::{
-        Autodiff,
-        checkpoint::{base::Checkpointer, strategy::CheckpointStrategy},
-        grads::Gradients,
-        ops::{Backward, Ops, OpsKind},
-    },
-    backend_extension,
-    tensor::FloatTensor,
-};
+use burn::backend::{Backend, Flex, backend_extension, tensor::FloatTensor};
 use burn::tensor::Device;
+use burn_autodiff::{
+    Autodiff,
+    checkpoint::{base::Checkpointer, strategy::CheckpointStrategy},
+    grads::Gradients,
+    ops::{Backward, Ops, OpsKind},
+};
 use burn_flex::FlexTensor;
 
 use super::{gated_residual, gelu, modulate};

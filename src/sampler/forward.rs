@@ -85,12 +85,14 @@ pub(super) fn planned_forward(
             Op::Reuse(span) => {
                 for read in span {
                     let n = read.branch;
-                    // A plan reads no slot before it is written (a property test of the compiler).
-                    if let Some(feature) = store.read(read.slot, read.last) {
-                        x = conditioning
-                            .branch(n / 2, Branch::BLOCK[n % 2])
-                            .add(x, feature);
-                    }
+                    let branch = Branch::BLOCK[n % 2];
+                    let modulation = conditioning.branch(n / 2, branch);
+                    // A plan reads no slot before it is written (a property test of the compiler); were one
+                    // empty, the branch would be computed.
+                    let feature = store.read(read.slot, read.last).unwrap_or_else(|| {
+                        model.blocks[n / 2].branch(branch, x.clone(), &modulation)
+                    });
+                    x = modulation.add(x, feature);
                 }
             }
         }

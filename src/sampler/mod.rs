@@ -87,7 +87,12 @@ pub fn model_identity(info: &ModelInfo) -> ModelIdentity {
         branches: 2 * config.blocks,
         hidden: config.hidden,
         tokens: config.tokens(),
-        fingerprint: Some(info.fingerprint.to_string()),
+        patch: [
+            config.patch_inputs(),
+            config.patch * config.patch * config.out_channels(),
+        ],
+        // Random weights stand for their size.
+        fingerprint: (!info.is_random()).then(|| info.fingerprint.to_string()),
     }
 }
 

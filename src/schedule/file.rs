@@ -5,7 +5,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{Router, Schedule, ScheduleError, router::check_tau};
+use super::{ModelShape, Router, Schedule, ScheduleError, router::check_tau};
 use crate::files::write_bytes_atomically;
 
 /// Largest file that is read: a schedule of 1000 steps and 8000 branches is smaller.
@@ -55,9 +55,32 @@ pub struct ModelIdentity {
     pub branches: usize,
     pub hidden: usize,
     pub tokens: usize,
+    /// Inputs of the patch embedding and outputs of the last layer, for exact costs.
+    #[serde(default = "latent_patch")]
+    pub patch: [usize; 2],
     /// Identity of the weights; absent for policies that look at shapes only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fingerprint: Option<String>,
+}
+
+/// A latent model of patch 2 with learned sigma.
+fn latent_patch() -> [usize; 2] {
+    [16, 32]
+}
+
+impl ModelIdentity {
+    /// What the cost of a run depends on.
+    pub fn shape(&self) -> ModelShape {
+        ModelShape {
+            blocks: self.blocks,
+            hidden: self.hidden,
+            tokens: self.tokens,
+            mlp_ratio: 4,
+            patch_inputs: self.patch[0],
+            patch_outputs: self.patch[1],
+            timestep_channels: 256,
+        }
+    }
 }
 
 /// The run a schedule is for.
@@ -179,6 +202,18 @@ impl ScheduleFile {
                 "it has format {}, this program reads format 1",
                 file.format
             )));
+        }
+        for (name, value, most) in [
+            ("blocks", file.model.blocks, 4096),
+            ("hidden", file.model.hidden, 1 << 16),
+            ("tokens", file.model.tokens, 1 << 16),
+            ("patch inputs", file.model.patch[0], 1 << 24),
+            ("patch outputs", file.model.patch[1], 1 << 24),
+            ("steps", file.run.steps, 1000),
+        ] {
+            if value == 0 || value > most {
+                return Err(bad(format!("{name} is {value}, expected 1 to {most}")));
+            }
         }
         if file.model.branches != 2 * file.model.blocks {
             return Err(bad(format!(

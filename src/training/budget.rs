@@ -215,6 +215,92 @@ impl Budget {
         }
         Ok(best.2)
     }
+
+    /// The schedule that a trained router makes for this target, and its threshold.
+    ///
+    /// Where no threshold lands on the target, because many scores are equal (clamped logits are), the table is
+    /// made by rank: by score, among equals by marginal value. It then has no threshold.
+    ///
+    /// # Errors
+    /// [`ScheduleError`] for a threshold out of range.
+    pub fn final_schedule(
+        &self,
+        router: &Router,
+        tau: f64,
+        shape: &ModelShape,
+        values: &[f32],
+    ) -> Result<(Schedule, Option<f64>), ScheduleError> {
+        let threshold = self.final_threshold(router, tau, shape)?;
+        let schedule = router.threshold(threshold)?;
+        let Some(target) = self.target() else {
+            return Ok((schedule, Some(threshold)));
+        };
+        let miss = |schedule: &Schedule| (self.measure(schedule, shape) / target - 1.0).abs();
+        if miss(&schedule) <= TOLERANCE {
+            return Ok((schedule, Some(threshold)));
+        }
+        let branches = router.branches();
+        let logits = router.logits();
+        let mut order: Vec<usize> = (branches..logits.len()).collect();
+        order.sort_by(|a, b| {
+            logits[*a]
+                .total_cmp(&logits[*b])
+                .then(values[*a].total_cmp(&values[*b]))
+        });
+        let table = |reused: usize| {
+            let mut compute = vec![true; logits.len()];
+            order[..reused].iter().for_each(|i| compute[*i] = false);
+            Schedule::new(router.steps(), branches, compute)
+        };
+        // The measure grows with every reused branch, so the target lies between two neighbours.
+        let (mut low, mut high) = (0, order.len());
+        while high - low > 1 {
+            let middle = usize::midpoint(low, high);
+            if self.measure(&table(middle)?, shape) <= target {
+                low = middle
+            } else {
+                high = middle
+            }
+        }
+        let (below, above) = (table(low)?, table(high)?);
+        let ranked = if miss(&below) <= miss(&above) {
+            below
+        } else {
+            above
+        };
+        if miss(&ranked) < miss(&schedule) {
+            Ok((ranked, None))
+        } else {
+            Ok((schedule, Some(threshold)))
+        }
+    }
+
+    /// Whether any schedule of this many steps can reach the target.
+    ///
+    /// # Errors
+    /// [`TrainingError::Setting`].
+    pub fn check_reachable(&self, steps: usize, shape: &ModelShape) -> Result<(), TrainingError> {
+        let Some(target) = self.target() else {
+            return Ok(());
+        };
+        let most = self.measure(
+            &Schedule::from_rule(steps, shape.branches(), |_, _| false)?,
+            shape,
+        );
+        if target <= most {
+            return Ok(());
+        }
+        let flag = if matches!(self, Self::TargetSpeedup(_)) {
+            "target-speedup"
+        } else {
+            "target-cur"
+        };
+        Err(TrainingError::Setting {
+            flag,
+            value: format!("{target} (reusing everything after step 0 gives {most:.3})"),
+            expected: "a target that some schedule reaches",
+        })
+    }
 }
 
 #[cfg(test)]
@@ -265,6 +351,28 @@ mod tests {
         let threshold = speedup.final_threshold(&router, 0.1, &SHAPE).unwrap();
         assert!(
             (speedup.measure(&router.threshold(threshold).unwrap(), &SHAPE) - 1.5).abs() < 0.05
+        );
+    }
+
+    #[test]
+    fn equal_scores_are_told_apart_by_value_and_impossible_targets_are_refused() {
+        // All of the second step is clamped: no threshold makes half of it.
+        let router = Router::new(2, 4, vec![5.0, 5.0, 5.0, 5.0, -5.0, -5.0, -5.0, -5.0]).unwrap();
+        let values = [0.0, 0.0, 0.0, 0.0, 4.0, 1.0, 3.0, 2.0];
+        let budget = Budget::TargetCur(0.25);
+        let (schedule, threshold) = budget
+            .final_schedule(&router, 0.1, &SHAPE, &values)
+            .unwrap();
+        assert_eq!(
+            (schedule.to_rows(), threshold),
+            (vec!["####".to_owned(), "#.#.".to_owned()], None)
+        );
+        assert!(Budget::TargetCur(0.6).check_reachable(2, &SHAPE).is_err());
+        assert!(Budget::TargetCur(0.5).check_reachable(2, &SHAPE).is_ok());
+        assert!(
+            Budget::TargetSpeedup(50.0)
+                .check_reachable(20, &SHAPE)
+                .is_err()
         );
     }
 

@@ -4,7 +4,7 @@
 //! everywhere, so that run is walked once, and from every step of it one other run branches off to the end:
 //! `T + T(T−1)/2` passes instead of `T²`, and never more than two walks in memory.
 
-use std::{fmt, str::FromStr};
+use std::{fmt, ops::ControlFlow, str::FromStr};
 
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
@@ -50,17 +50,19 @@ impl fmt::Display for Proxy {
     }
 }
 
-/// `λ_s` of every step on one micro-batch at step 0; `λ_0` is 0, since step 0 is never trained.
+/// `λ_s` of every step on one micro-batch at step 0; `λ_0` is 0, since step 0 is never trained. `at` is told each
+/// step and may break off, which gives `None`.
 pub(super) fn lambda(
     walker: &mut Walker<'_>,
     proxy: Proxy,
     router: &Router,
     start: &Walk,
     conditions: &StepConditions,
-) -> Result<Vec<f64>, TrainingError> {
+    at: &mut dyn FnMut(usize) -> ControlFlow<()>,
+) -> Result<Option<Vec<f64>>, TrainingError> {
     let steps = walker.trajectory.len();
     if proxy == Proxy::None {
-        return Ok(vec![1.0; steps]);
+        return Ok(Some(vec![1.0; steps]));
     }
     let scores: Vec<Vec<f64>> = (0..steps).map(|s| router.scores(s)).collect();
     let mut main = start.clone();
@@ -71,6 +73,9 @@ pub(super) fn lambda(
         finals[0] = Some(rest_in_full(walker, main.clone(), 1, conditions));
     }
     for s in 1..steps {
+        if at(s).is_break() {
+            return Ok(None);
+        }
         if proxy == Proxy::LeaveOneOut {
             let mut other = main.clone();
             walker.step(s, &mut other, conditions, Treatment::Full);
@@ -99,7 +104,7 @@ pub(super) fn lambda(
             lambda[s] = mean_square(a.clone() - b.clone())?;
         }
     }
-    Ok(lambda)
+    Ok(Some(lambda))
 }
 
 fn rest_in_full(

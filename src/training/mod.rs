@@ -17,7 +17,7 @@ pub use adamw::AdamWParts;
 pub use budget::{Budget, Steering};
 pub use iepo::Proxy;
 pub use run::{PassSummary, RouterRun, RouterRunOptions, RunFolder, TrainingSummary};
-pub use sdt::{Iteration, Replay, Sdt, SdtSettings, TrainingState};
+pub use sdt::{Iteration, Progress, Replay, Sdt, SdtSettings, TrainingState};
 
 use crate::{
     checkpoint::CheckpointError, diffusion::DiffusionError, report::ReportError,

@@ -14,7 +14,8 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::{
-    AdamWParts, Budget, Iteration, Replay, Sdt, SdtSettings, Steering, TrainingError, TrainingState,
+    AdamWParts, Budget, Iteration, Progress, Replay, Sdt, SdtSettings, Steering, TrainingError,
+    TrainingState,
 };
 use crate::{
     checkpoint::{self, ModelInfo, write_tensors_with_metadata},
@@ -76,6 +77,9 @@ struct Saved {
     lambda: Vec<f64>,
     beta: f64,
     beta_correction: f64,
+    /// Identity of the replayed noise, where there is one.
+    #[serde(default)]
+    replay: Option<String>,
     history: Vec<PassSummary>,
 }
 
@@ -105,6 +109,7 @@ pub struct RouterRun<'m> {
     save_every: usize,
     history: Vec<PassSummary>,
     extra_log: Option<PathBuf>,
+    replay: Option<String>,
 }
 
 /// What a [`RouterRun`] is made from.
@@ -155,6 +160,11 @@ impl<'m> RouterRun<'m> {
         }
         let mut targets = vec![settings.budget];
         targets.extend(more_targets);
+        let shape = model_shape(&info.config);
+        targets
+            .iter()
+            .try_for_each(|target| target.check_reachable(run.steps, &shape))?;
+        let replay_identity = replay.as_ref().map(Replay::identity);
         let there = folder.checkpoint().exists();
         let (sdt, history) = match (there, resume) {
             (true, false) => return Err(TrainingError::Exists { path: folder.path }),
@@ -163,6 +173,14 @@ impl<'m> RouterRun<'m> {
             (true, true) => {
                 let (saved, state) = load_state(&folder.checkpoint())?;
                 check_same(&folder, &saved, info, &run, &settings)?;
+                if saved.replay != replay_identity {
+                    return Err(TrainingError::Resume {
+                        path: folder.path,
+                        flag: "--replay".into(),
+                        found: saved.replay.unwrap_or_else(|| "none".into()),
+                        asked: replay_identity.unwrap_or_else(|| "none".into()),
+                    });
+                }
                 (
                     Sdt::resume(model, run, settings, replay, state)?,
                     saved.history,
@@ -178,6 +196,7 @@ impl<'m> RouterRun<'m> {
             save_every,
             history,
             extra_log: log,
+            replay: replay_identity,
         };
         for log in run.logs() {
             cut_log(&log, run.sdt.state().pass)?;
@@ -207,12 +226,14 @@ impl<'m> RouterRun<'m> {
     /// [`TrainingError`].
     pub fn pass(
         &mut self,
-        each: &mut dyn FnMut(&Iteration) -> ControlFlow<()>,
+        each: &mut dyn FnMut(Progress) -> ControlFlow<()>,
     ) -> Result<Option<PassSummary>, TrainingError> {
         let mut iterations = Vec::new();
-        let finished = self.sdt.pass(&mut |iteration| {
-            iterations.push(*iteration);
-            each(iteration)
+        let finished = self.sdt.pass(&mut |progress| {
+            if let Progress::Trained(iteration) = progress {
+                iterations.push(iteration);
+            }
+            each(progress)
         })?;
         if !finished {
             self.save()?;
@@ -248,8 +269,12 @@ impl<'m> RouterRun<'m> {
         self.targets
             .iter()
             .map(|target| {
-                let threshold = target.final_threshold(&state.router, settings.tau, &shape)?;
-                let schedule = state.router.threshold(threshold)?;
+                let (schedule, threshold) = target.final_schedule(
+                    &state.router,
+                    settings.tau,
+                    &shape,
+                    &state.steering.values,
+                )?;
                 let mut training = serde_json::to_value(settings).unwrap_or_default();
                 training["passes_done"] = state.pass.into();
                 training["final_beta"] = state.beta.into();
@@ -261,7 +286,7 @@ impl<'m> RouterRun<'m> {
                     },
                     model: model_identity(self.info),
                     run: run_settings(self.info, &self.run)?,
-                    threshold: Some(threshold),
+                    threshold,
                     compute: schedule.to_rows(),
                     logits: Some(
                         (0..state.router.steps())
@@ -296,6 +321,7 @@ impl<'m> RouterRun<'m> {
             lambda: state.lambda.clone(),
             beta: state.beta,
             beta_correction: state.steering.correction,
+            replay: self.replay.clone(),
             history: self.history.clone(),
         };
         let shape = vec![state.router.steps(), state.router.branches()];
@@ -334,9 +360,15 @@ impl<'m> RouterRun<'m> {
     }
 
     fn logs(&self) -> Vec<PathBuf> {
-        std::iter::once(self.folder.log())
-            .chain(self.extra_log.clone())
-            .collect()
+        let own = self.folder.log();
+        // The same file under another name would get every line twice.
+        let place =
+            |path: &Path| std::fs::canonicalize(path).unwrap_or_else(|_| path.to_path_buf());
+        let extra = self
+            .extra_log
+            .clone()
+            .filter(|log| place(log) != place(&own));
+        std::iter::once(own).chain(extra).collect()
     }
 }
 
@@ -462,9 +494,8 @@ fn check_same(
     let fields = |s: &SdtSettings| serde_json::to_value(s).unwrap_or_default();
     let (found, asked) = (fields(&saved.settings), fields(settings));
     for (key, value) in found.as_object().into_iter().flatten() {
-        // What a pass computes does not depend on these.
-        let free = ["micro_batch", "gradient_checkpointing"].contains(&key.as_str())
-            || (key == "passes" && matches!(settings.budget, Budget::Beta(_)));
+        // More passes are welcome.
+        let free = key == "passes";
         if asked[key] != *value && !free {
             return Err(differs(
                 &format!("--{}", key.replace('_', "-")),
@@ -488,7 +519,10 @@ fn cut_log(path: &Path, passes: usize) -> Result<(), TrainingError> {
     }
     let file = match File::open(path) {
         Ok(file) => file,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        // A log that is new to a run that is not begins here.
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            return write_bytes_atomically(path, b"").map_err(|e| io("write", e));
+        }
         Err(e) => return Err(io("read", e)),
     };
     let mut kept = Vec::new();

@@ -99,6 +99,8 @@ pub struct TrainingState {
 pub struct Replay {
     /// `[passes, B, C, H, W]`
     pub noise: Vec<f32>,
+    /// `[C, H, W]`
+    pub image_shape: [usize; 3],
     /// `[passes][B]`
     pub labels: Vec<Vec<usize>>,
     pub router: Router,
@@ -116,6 +118,18 @@ pub struct Iteration {
     pub lambda: f64,
     /// `λ_s·mse + β·Σ_i r_{s,i}`
     pub loss: f64,
+}
+
+/// What a pass tells while it runs.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Progress {
+    /// λ is being refreshed, and has come to this step.
+    Lambda {
+        /// The step.
+        step: usize,
+    },
+    /// A step was trained.
+    Trained(Iteration),
 }
 
 /// A router in training.
@@ -218,7 +232,7 @@ impl<'m> Sdt<'m> {
     /// [`TrainingError::NotFinite`], [`TrainingError::Device`]; the state is that before the pass then.
     pub fn pass(
         &mut self,
-        each: &mut dyn FnMut(&Iteration) -> ControlFlow<()>,
+        each: &mut dyn FnMut(Progress) -> ControlFlow<()>,
     ) -> Result<bool, TrainingError> {
         let before = self.state.clone();
         let finished = self.run_pass(each);
@@ -230,7 +244,7 @@ impl<'m> Sdt<'m> {
 
     fn run_pass(
         &mut self,
-        each: &mut dyn FnMut(&Iteration) -> ControlFlow<()>,
+        each: &mut dyn FnMut(Progress) -> ControlFlow<()>,
     ) -> Result<bool, TrainingError> {
         let pass = self.state.pass;
         let steps = self.walker.trajectory.len();
@@ -252,18 +266,23 @@ impl<'m> Sdt<'m> {
         if (pass * steps).is_multiple_of(self.settings.lambda_every) {
             let mut lambda = vec![0.0; steps];
             for (walk, conditions, share) in &walks {
-                let part = iepo::lambda(
+                let refreshed = iepo::lambda(
                     &mut self.walker,
                     self.settings.proxy,
                     &self.state.router,
                     walk,
                     conditions,
+                    &mut |step| each(Progress::Lambda { step }),
                 )?;
+                let Some(part) = refreshed else {
+                    return Ok(false);
+                };
                 lambda
                     .iter_mut()
                     .zip(part)
                     .for_each(|(sum, l)| *sum += share * l);
             }
+            tracing::debug!(pass, ?lambda, "refreshed lambda");
             self.state.lambda = lambda;
         }
 
@@ -312,8 +331,15 @@ impl<'m> Sdt<'m> {
                     loss,
                 });
             }
+            // λ can make the whole objective smaller than AdamW's epsilon, which would stall the logits. A steered
+            // run has no unit of its own for β, so it counts in units of β.
+            let unit = if steered {
+                beta.max(1e-300).recip()
+            } else {
+                1.0
+            };
             for (g, r) in gradient.iter_mut().zip(&scores) {
-                *g = (*g + beta) * r * (1.0 - r);
+                *g = (*g + beta) * unit * r * (1.0 - r);
             }
             self.update(s, &gradient)?;
             let iteration = Iteration {
@@ -324,7 +350,7 @@ impl<'m> Sdt<'m> {
                 lambda,
                 loss,
             };
-            if each(&iteration).is_break() {
+            if each(Progress::Trained(iteration)).is_break() {
                 return Ok(false);
             }
         }
@@ -381,6 +407,11 @@ impl<'m> Sdt<'m> {
 }
 
 impl Replay {
+    /// A hash of the noise, to know it again.
+    pub fn identity(&self) -> String {
+        blake3::hash(bytemuck::cast_slice(&self.noise)).to_hex()[..32].to_owned()
+    }
+
     /// Whether the replay fits the model, the run and the number of passes.
     ///
     /// # Errors
@@ -395,6 +426,20 @@ impl Replay {
         };
         let size: usize = model.config().image_shape().iter().product();
         let images: usize = self.labels.iter().map(Vec::len).sum();
+        if self.image_shape != model.config().image_shape() {
+            let shape = self.image_shape;
+            return setting(
+                format!("{shape:?} an image"),
+                "noise of the model's channels, height and width",
+            );
+        }
+        if self.router.branches() != 2 * model.config().blocks {
+            let branches = self.router.branches();
+            return setting(
+                format!("a router of {branches} branches"),
+                "two branches a block of the model",
+            );
+        }
         if self.labels.is_empty() || images == 0 || self.noise.len() != images * size {
             return setting(
                 format!("{} numbers of noise for {images} labels", self.noise.len()),
@@ -489,7 +534,9 @@ mod tests {
         while !sdt.is_done() {
             assert!(
                 sdt.pass(&mut |i| {
-                    trace.push(*i);
+                    if let Progress::Trained(i) = i {
+                        trace.push(i)
+                    };
                     ControlFlow::Continue(())
                 })
                 .unwrap()
@@ -516,7 +563,16 @@ mod tests {
             for proxy in [Proxy::LeaveOneOut, Proxy::Progressive] {
                 let start = walker.start(&noise);
                 walker.forwards = 0;
-                let short = iepo::lambda(&mut walker, proxy, &router, &start, &conditions).unwrap();
+                let short = iepo::lambda(
+                    &mut walker,
+                    proxy,
+                    &router,
+                    &start,
+                    &conditions,
+                    &mut |_| ControlFlow::Continue(()),
+                )
+                .unwrap()
+                .unwrap();
                 let passes = std::mem::take(&mut walker.forwards);
                 assert!(
                     passes as f64 <= limit * (steps * steps) as f64,
@@ -560,10 +616,9 @@ mod tests {
         let (_, expected) = train(&model, settings(2));
         let mut sdt = Sdt::new(&model, run(4), settings(2), None).unwrap();
         assert!(
-            !sdt.pass(&mut |i| if i.step == 2 {
-                ControlFlow::Break(())
-            } else {
-                ControlFlow::Continue(())
+            !sdt.pass(&mut |i| match i {
+                Progress::Trained(i) if i.step == 2 => ControlFlow::Break(()),
+                _ => ControlFlow::Continue(()),
             })
             .unwrap()
         );

@@ -103,6 +103,14 @@ fn every_bad_weight_file_is_refused_with_its_reason() {
         ("no DiT", w.safetensors("other.safetensors", r#"{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}"#, 4), "{} holds no DiT: it has no tensor `x_embedder.proj.weight`, but `a`"),
         ("missing tensor", w.edited("missing.safetensors", |h| h.replace("blocks.1.mlp.fc2.bias", "blocks.1.mlp.fc9.bias")), "{}: tensor `blocks.1.mlp.fc2.bias` [64] is missing (1 missing in all)"),
         ("misshapen tensor", w.edited("shape.safetensors", |h| h.replace(r#""blocks.0.attn.proj.weight":{"dtype":"F32","shape":[64,64]"#, r#""blocks.0.attn.proj.weight":{"dtype":"F32","shape":[32,128]"#)), "{}: tensor `blocks.0.attn.proj.weight` has shape [32, 128], expected [64, 64]"),
+        ("more tokens than memory", w.edited("tokens.safetensors", |h| {
+            let metadata = r#"{"__metadata__":{"harmonica":"{\"format\":1,\"family\":\"DiT\",\"config\":{\"input_size\":[16384,16384],\"patch\":8,\"channels\":4,\"hidden\":64,\"blocks\":2,\"heads\":1,\"classes\":1,\"learned_sigma\":true},\"fingerprint\":\"0\"}"},"#;
+            format!("{metadata}{}", h.trim_start_matches('{'))
+        }), "{}: it describes no DiT: number of tokens is 4194304, expected 1 to 65536"),
+        ("unknown family", w.edited("family.safetensors", |h| {
+            let metadata = r#"{"__metadata__":{"harmonica":"{\"format\":2}"},"#;
+            format!("{metadata}{}", h.trim_start_matches('{'))
+        }), "{} cannot be understood: its model description is not valid: missing field `family` at line 1 column 12"),
         ("archive cut in the middle", w.write("cut.pt", &torch[..torch.len() / 2]), "{} is damaged: it starts as a zip archive but has no valid directory (invalid Zip archive: Could not find EOCD); was it cut off?"),
         ("archive without its last byte", w.write("cut-end.pt", &torch[..torch.len() - 1]), "{} is damaged: it starts as a zip archive but has no valid directory (invalid Zip archive: Unexpected end of zip::format::blocks::Zip32CDEBlock); was it cut off?"),
         ("archive with a flipped data byte", w.write("flip.pt", &with(torch.len() / 2, 1)), "{} is damaged: its member `tiny-a/data/15` cannot be read: Invalid checksum"),
@@ -372,5 +380,39 @@ fn bad_usage_ends_with_code_2_and_its_reason() {
         wrong.len(),
         cases.len(),
         wrong.join("\n")
+    );
+}
+
+/// The first bytes of a safetensors file are a length, which may look like any other format's mark.
+#[test]
+fn a_header_length_that_looks_like_another_format_is_read() {
+    let w = Workshop(tempfile::tempdir().unwrap());
+    for length in [640usize, 896, 19280, 19280 + 65536] {
+        let mut header = r#"{"noise":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}"#.to_owned();
+        header.push_str(&" ".repeat(length - header.len()));
+        let path = w.safetensors(&format!("{length}.safetensors"), &header, 4);
+        let source = harmonica::checkpoint::open(&path).unwrap_or_else(|e| panic!("{length}: {e}"));
+        assert!(source.get("noise").is_some());
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn a_reader_that_stops_reading_ends_nothing() {
+    use std::process::{Command, Stdio};
+    let model = golden("tiny-c.safetensors");
+    let mut child = Command::new(env!("CARGO_BIN_EXE_harmonica"))
+        .args(["inspect", model.to_str().unwrap(), "--tensors"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let out = child.wait_with_output().unwrap();
+    assert_eq!(
+        out.status.code(),
+        Some(0),
+        "{}",
+        String::from_utf8_lossy(&out.stderr)
     );
 }

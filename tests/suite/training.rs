@@ -342,6 +342,10 @@ fn wrong_training_settings_are_refused() {
         &["--target-cur", "1.2"],
         "--target-cur is 1.2, expected a number between 0 and 1",
     );
+    refused(
+        &["--steps", "2", "--target-cur", "0.6"],
+        "reusing everything after step 0 gives 0.500",
+    );
     refused(&["--steps", "1"], "a router needs at least 2 steps");
     refused(
         &["--solver", "ddpm"],
@@ -366,4 +370,11 @@ fn wrong_training_settings_are_refused() {
     ];
     succeed(&train(&out, &more));
     assert_eq!(log(&out).len(), 4);
+    // What is not said again stays as it was.
+    succeed(&train(&out, &["--steps", "3", "--passes", "3", "--resume"]));
+    assert_eq!(log(&out).len(), 6);
+    refused(
+        &["--steps", "3", "--target-cur", "0.9", "--out", "elsewhere"],
+        "cannot be used multiple times",
+    );
 }
