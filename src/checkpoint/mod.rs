@@ -4,6 +4,7 @@
 //! safetensors header), then names and shapes against the network they describe. A model loads
 //! wholly or not at all.
 
+mod describe;
 mod error;
 mod fingerprint;
 mod header;
@@ -14,13 +15,14 @@ mod pickle;
 mod router;
 mod save;
 mod source;
+mod spec;
 mod torch;
+mod weights;
 
+pub use describe::{Description, describe};
 pub use error::CheckpointError;
 pub use fingerprint::Fingerprint;
-pub use load::{
-    Description, LoadOptions, ModelInfo, ModelSpec, describe, load_model, model_info, random_model,
-};
+pub use load::{load_model, model_info, random_model};
 pub use pickle::{Pickle, Problem, Value, ValueId};
 pub use router::ReleasedRouter;
 pub use save::{
@@ -28,4 +30,5 @@ pub use save::{
     write_tensors_with_metadata,
 };
 pub use source::{Dtype, Format, TensorEntry, TensorSource, open, open_bytes, read_named_tensors};
+pub use spec::{LoadOptions, ModelInfo, ModelSpec};
 pub use torch::TorchFile;

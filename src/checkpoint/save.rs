@@ -8,7 +8,8 @@ use serde_json::json;
 use super::{
     error::CheckpointError,
     fingerprint::Fingerprint,
-    load::{LoadOptions, Metadata, ModelSpec, Weights},
+    spec::{LoadOptions, Metadata, ModelSpec},
+    weights::Weights,
 };
 use crate::files::write_atomically;
 

@@ -95,6 +95,16 @@ pub enum Format {
     Safetensors,
 }
 
+impl Format {
+    /// For people.
+    pub fn describe(&self) -> &'static str {
+        match self {
+            Self::Torch => "PyTorch zip archive",
+            Self::Safetensors => "safetensors",
+        }
+    }
+}
+
 /// An open weight file: its tensors are known and checked, their data is read on demand.
 pub struct TensorSource {
     path: PathBuf,

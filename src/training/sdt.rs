@@ -479,7 +479,7 @@ fn initial_router(steps: usize, branches: usize, seed: u64) -> Result<Router, Tr
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::{
         checkpoint::random_model,
@@ -488,7 +488,7 @@ mod tests {
         training::{iepo::lambda_long, walk::Walker},
     };
 
-    fn tiny() -> DitConfig {
+    pub fn tiny() -> DitConfig {
         DitConfig {
             input_size: [8, 8],
             patch: 4,

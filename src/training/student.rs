@@ -185,7 +185,6 @@ mod tests {
         checkpoint::random_model,
         device::{Api, DeviceChoice, Engine},
         diffusion::{Guidance, GuidedChannels, ImageNoise, Solver},
-        dit::DitConfig,
         sampler::Settings,
         training::walk::Treatment,
     };
@@ -196,18 +195,7 @@ mod tests {
         let vulkan = Engine::open(DeviceChoice::Api(Api::Vulkan))
             .unwrap_or_else(|e| panic!("this test needs a Vulkan driver: {e}"))
             .engine;
-        let config = DitConfig {
-            input_size: [8, 8],
-            patch: 4,
-            channels: 4,
-            hidden: 16,
-            blocks: 2,
-            heads: 2,
-            classes: 3,
-            learned_sigma: true,
-            timestep_shift: 0,
-            mlp_norm_eps: 1e-6,
-        };
+        let config = crate::training::sdt::tests::tiny();
         for engine in [Engine::cpu(), vulkan] {
             let (model, _) = random_model(&config, 7, engine.device()).unwrap();
             let settings = Settings {

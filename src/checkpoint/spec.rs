@@ -1,0 +1,128 @@
+//! Which model, what its file may leave open, and what is known of it beside the weights.
+
+use std::{fmt, path::PathBuf, str::FromStr};
+
+use serde::{Deserialize, Serialize};
+
+use super::{error::CheckpointError, fingerprint::Fingerprint, weights::random_config};
+use crate::dit::DitConfig;
+
+/// Where a model comes from.
+#[derive(Debug, Clone, PartialEq)]
+pub enum ModelSpec {
+    /// A `.pt` or safetensors file or a diffusers folder.
+    Path(PathBuf),
+    /// The model inside the binary.
+    Bundled,
+    /// Seeded random weights of a published size, for measuring: `random:DiT-S/2@256`.
+    Random { size: String, tokens: usize },
+}
+
+impl FromStr for ModelSpec {
+    type Err = CheckpointError;
+    fn from_str(spec: &str) -> Result<Self, Self::Err> {
+        if spec == "bundled" {
+            return Ok(Self::Bundled);
+        }
+        let Some(rest) = spec.strip_prefix("random:") else {
+            return Ok(Self::Path(spec.into()));
+        };
+        let bad = |problem: &str| CheckpointError::RandomSpec {
+            spec: spec.into(),
+            problem: problem.into(),
+        };
+        let (size, tokens) = rest
+            .split_once('@')
+            .ok_or_else(|| bad("it names no token count"))?;
+        let tokens: usize = tokens
+            .parse()
+            .map_err(|_| bad("its token count is no number"))?;
+        if tokens == 0 || tokens > 1 << 16 || tokens.isqrt().pow(2) != tokens {
+            return Err(bad("its token count is no square from 1 to 65536"));
+        }
+        let spec = Self::Random {
+            size: size.into(),
+            tokens,
+        };
+        random_config(size, tokens)?;
+        Ok(spec)
+    }
+}
+
+impl fmt::Display for ModelSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Path(path) => path.display().fmt(f),
+            Self::Bundled => f.write_str("bundled"),
+            Self::Random { size, tokens } => write!(f, "random:{size}@{tokens}"),
+        }
+    }
+}
+
+/// What a file may leave open.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct LoadOptions {
+    /// Attention heads, which a `.pt` does not tell.
+    pub heads: Option<usize>,
+    /// `[height, width]` where tokens form no square.
+    pub input_size: Option<[usize; 2]>,
+}
+
+/// What the file says beside the weights.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Metadata {
+    pub format: u32,
+    pub family: String,
+    pub config: DitConfig,
+    #[serde(default)]
+    pub classes: Vec<String>,
+    #[serde(default)]
+    pub clip_x0: bool,
+    pub fingerprint: Fingerprint,
+}
+
+/// Everything about a model but its weights.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ModelInfo {
+    /// Where it came from.
+    pub source: String,
+    pub config: DitConfig,
+    /// Names of the classes, or empty.
+    pub class_names: Vec<String>,
+    /// Whether sampling clips the predicted `x_0` by default.
+    pub clip_x0: bool,
+    /// Identity of the weights.
+    pub fingerprint: Fingerprint,
+}
+
+impl ModelInfo {
+    /// Whether the network draws pixels (3 channels) rather than latents.
+    pub fn is_pixel_space(&self) -> bool {
+        self.config.channels == 3
+    }
+
+    /// Whether the weights are random ones, made for measuring.
+    pub fn is_random(&self) -> bool {
+        self.source.starts_with("random")
+    }
+
+    /// The name of a class, `#7` where it has none.
+    pub fn class_name(&self, class: usize) -> String {
+        self.class_names
+            .get(class)
+            .cloned()
+            .unwrap_or_else(|| format!("#{class}"))
+    }
+
+    /// A class by number or by name, in any case.
+    pub fn class_by_name(&self, name: &str) -> Option<usize> {
+        match name.parse::<usize>() {
+            Ok(number) => (number < self.config.classes).then_some(number),
+            Err(_) => self
+                .class_names
+                .iter()
+                .position(|n| n.eq_ignore_ascii_case(name)),
+        }
+    }
+}
