@@ -72,8 +72,8 @@ pub(super) struct Args {
     /// Iterations (steps) between refreshes of lambda [default: 500]
     #[arg(long, value_name = "C")]
     lambda_every: Option<usize>,
-    /// Image error proxy: leave-one-out (the paper's), progressive (the release's code), or none (SDT alone)
-    /// [default: leave-one-out]
+    /// What weights a step: leave-one-out (the paper's), progressive (the release's code), sensitivity (image error
+    /// per unit of output error), or none (SDT alone) [default: leave-one-out]
     #[arg(long)]
     proxy: Option<Proxy>,
     /// Seed of noise, labels and the first logits [default: 0]

@@ -24,6 +24,11 @@ pub enum Proxy {
     LeaveOneOut,
     /// The release's code: before against after step `s` was handed to the router, in execution order.
     Progressive,
+    /// Image error per unit of output error: the error in the final image that flipping step `s` causes (to full
+    /// computation where the router mostly reuses, to full reuse where it mostly computes), over the squared
+    /// difference of the network's outputs at that step. `λ_s·mse_s` is then an estimate of the image error
+    /// itself, where the other proxies multiply the step's output error in twice.
+    Sensitivity,
     /// `λ = 1`: SDT alone.
     None,
 }
@@ -34,8 +39,11 @@ impl FromStr for Proxy {
         match name {
             "leave-one-out" => Ok(Self::LeaveOneOut),
             "progressive" => Ok(Self::Progressive),
+            "sensitivity" => Ok(Self::Sensitivity),
             "none" => Ok(Self::None),
-            _ => Err("expected leave-one-out, progressive, or none (SDT alone)".into()),
+            _ => {
+                Err("expected leave-one-out, progressive, sensitivity, or none (SDT alone)".into())
+            }
         }
     }
 }
@@ -45,6 +53,7 @@ impl fmt::Display for Proxy {
         f.write_str(match self {
             Self::LeaveOneOut => "leave-one-out",
             Self::Progressive => "progressive",
+            Self::Sensitivity => "sensitivity",
             Self::None => "none",
         })
     }
@@ -69,6 +78,7 @@ pub(super) fn lambda(
     walker.step(0, &mut main, conditions, Treatment::Full);
     // `finals[s]`: leave-one-out, step s in full; progressive, steps up to s by the router and the rest in full.
     let mut finals: Vec<Option<Tensor<4>>> = vec![None; steps];
+    let mut output_errors = vec![0.0; steps];
     if proxy == Proxy::Progressive {
         finals[0] = Some(rest_in_full(walker, main.clone(), 1, conditions));
     }
@@ -76,15 +86,30 @@ pub(super) fn lambda(
         if at(s).is_break() {
             return Ok(None);
         }
-        if proxy == Proxy::LeaveOneOut {
+        // The output at s of the run that branches off, where it is asked for.
+        let mut flipped = None;
+        if matches!(proxy, Proxy::LeaveOneOut | Proxy::Sensitivity) {
             let mut other = main.clone();
-            walker.step(s, &mut other, conditions, Treatment::Full);
+            let reuse = proxy == Proxy::Sensitivity && mean(&scores[s]) > 0.5;
+            let nothing = vec![0.0; scores[s].len()];
+            let how = if reuse {
+                Treatment::Soft(&nothing)
+            } else {
+                Treatment::Full
+            };
+            let output = walker.forward(s, &mut other, conditions, how);
+            flipped = (proxy == Proxy::Sensitivity).then(|| output.clone());
+            walker.advance(s, &mut other, output);
             for (later, scores) in scores.iter().enumerate().skip(s + 1) {
                 walker.step(later, &mut other, conditions, Treatment::Soft(scores));
             }
             finals[s] = Some(other.x);
         }
-        walker.step(s, &mut main, conditions, Treatment::Soft(&scores[s]));
+        let output = walker.forward(s, &mut main, conditions, Treatment::Soft(&scores[s]));
+        if let Some(flipped) = flipped {
+            output_errors[s] = mean_square(output.clone() - flipped)?;
+        }
+        walker.advance(s, &mut main, output);
         if proxy == Proxy::Progressive && s + 1 < steps {
             finals[s] = Some(rest_in_full(walker, main.clone(), s + 1, conditions));
         }
@@ -95,13 +120,21 @@ pub(super) fn lambda(
     }
     let mut lambda = vec![0.0; steps];
     for s in 1..steps {
-        let reference = if proxy == Proxy::LeaveOneOut {
-            Some(&ruled)
-        } else {
+        let reference = if proxy == Proxy::Progressive {
             finals[s - 1].as_ref()
+        } else {
+            Some(&ruled)
         };
         if let (Some(a), Some(b)) = (reference, &finals[s]) {
             lambda[s] = mean_square(a.clone() - b.clone())?;
+        }
+        if proxy == Proxy::Sensitivity {
+            // A step that changes no output has no measurable weight.
+            lambda[s] = if output_errors[s] > 1e-12 {
+                lambda[s] / output_errors[s]
+            } else {
+                0.0
+            };
         }
     }
     Ok(Some(lambda))
@@ -118,6 +151,10 @@ fn rest_in_full(
         walker.step(s, &mut walk, conditions, Treatment::Teacher);
     }
     walk.x
+}
+
+fn mean(scores: &[f64]) -> f64 {
+    scores.iter().sum::<f64>() / scores.len().max(1) as f64
 }
 
 fn mean_square(difference: Tensor<4>) -> Result<f64, TrainingError> {

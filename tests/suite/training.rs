@@ -357,7 +357,7 @@ fn wrong_training_settings_are_refused() {
     );
     refused(
         &["--proxy", "fid"],
-        "expected leave-one-out, progressive, or none",
+        "expected leave-one-out, progressive, sensitivity, or none",
     );
     succeed(&train(&out, &short));
     refused(&short, "holds a run already; pass --resume");
