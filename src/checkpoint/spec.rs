@@ -102,6 +102,11 @@ impl ModelInfo {
         self.config.channels == 3
     }
 
+    /// Whether this is the model inside the binary.
+    pub fn is_bundled(&self) -> bool {
+        self.source == ModelSpec::Bundled.to_string()
+    }
+
     /// Whether the weights are random ones, made for measuring.
     pub fn is_random(&self) -> bool {
         self.source.starts_with("random")

@@ -12,16 +12,19 @@ use crate::{
     schedule::{ModelIdentity, PolicyRecord, Schedule, ScheduleFile},
 };
 
-/// Routers of the bundled model, trained by `harmonica train router`.
+/// Routers of the bundled model, trained by `harmonica train router`; the first one that fits a run is its default.
 #[cfg(feature = "bundled")]
-const BUNDLED: [&str; 0] = [];
+const BUNDLED: [&str; 2] = [
+    include_str!("../../assets/routers/ddim20-cur0.375.schedule.json"),
+    include_str!("../../assets/routers/ddim50-cur0.375.schedule.json"),
+];
 #[cfg(not(feature = "bundled"))]
 const BUNDLED: [&str; 0] = [];
 
 #[derive(Args, Debug)]
 pub(super) struct ScheduleArgs {
     /// What to reuse: a *.schedule.json file, none, fora:N (reuse all but every N-th step), or random:CUR[:SEED]
-    /// [default: the learned router that comes with the model and fits the run, otherwise none]
+    /// [default: none; for the bundled model its learned router, where that fits the run]
     #[arg(long, value_name = "FILE|none|POLICY[:ARGS]")]
     pub schedule: Option<String>,
     /// Use a schedule file that was made for another model or run, if its table has the right size
@@ -84,7 +87,9 @@ pub(super) fn resolve(
 /// The learned schedule that fits, or no reuse.
 fn learned_or_none(info: &ModelInfo, settings: &Settings) -> Result<Chosen, CliError> {
     let (model, run) = (model_identity(info), run_settings(info, settings)?);
-    for text in BUNDLED {
+    // A model that was named is sampled as it is, even if its weights are the bundled ones.
+    let routers = if info.is_bundled() { &BUNDLED[..] } else { &[] };
+    for text in routers {
         let file = ScheduleFile::parse(text, Path::new("the bundled router"))?;
         if file.check_fits(&model, &run).is_ok() {
             return Ok(Chosen {

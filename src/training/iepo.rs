@@ -176,6 +176,39 @@ pub(super) fn lambda_long(
 ) -> Result<Vec<f64>, TrainingError> {
     let steps = walker.trajectory.len();
     let scores: Vec<Vec<f64>> = (0..steps).map(|s| router.scores(s)).collect();
+    if proxy == Proxy::Sensitivity {
+        let nothing = vec![0.0; router.branches()];
+        let mut lambda = vec![0.0; steps];
+        for (s, lambda) in lambda.iter_mut().enumerate().skip(1) {
+            let flip = if mean(&scores[s]) > 0.5 {
+                Treatment::Soft(&nothing)
+            } else {
+                Treatment::Full
+            };
+            let mut ends = Vec::new();
+            for at_s in [Treatment::Soft(&scores[s]), flip] {
+                let mut walk = start.clone();
+                let mut output = None;
+                for (k, scores) in scores.iter().enumerate() {
+                    let how = match k {
+                        0 => Treatment::Full,
+                        k if k == s => at_s,
+                        _ => Treatment::Soft(scores),
+                    };
+                    let now = walker.forward(k, &mut walk, conditions, how);
+                    if k == s {
+                        output = Some(now.clone());
+                    }
+                    walker.advance(k, &mut walk, now);
+                }
+                ends.push((walk.x, output));
+            }
+            if let [(a, Some(x)), (b, Some(y))] = &ends[..] {
+                *lambda = mean_square(a.clone() - b.clone())? / mean_square(x.clone() - y.clone())?;
+            }
+        }
+        return Ok(lambda);
+    }
     let mut run = |ruled: &dyn Fn(usize) -> bool| {
         let mut walk = start.clone();
         for (s, scores) in scores.iter().enumerate() {

@@ -560,7 +560,7 @@ pub(super) mod tests {
             let mut noise = Vec::new();
             ImageNoise::new(2, 0).fill(2 * 4 * 8 * 8, &mut noise);
             let conditions = walker.conditions(&[0, 2]);
-            for proxy in [Proxy::LeaveOneOut, Proxy::Progressive] {
+            for proxy in [Proxy::LeaveOneOut, Proxy::Progressive, Proxy::Sensitivity] {
                 let start = walker.start(&noise);
                 walker.forwards = 0;
                 let short = iepo::lambda(

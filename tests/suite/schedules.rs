@@ -267,3 +267,67 @@ fn compare_measures_against_the_uncached_run() {
     );
     assert_eq!(rows[3]["steps"], 2);
 }
+
+#[test]
+fn the_bundled_model_uses_its_learned_router_where_it_fits() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("a.png");
+    let sample = |flags: &[&str]| {
+        let fixed = [
+            "sample",
+            "--device",
+            "cpu",
+            "--count",
+            "1",
+            "--out",
+            out.to_str().unwrap(),
+            "--json",
+        ];
+        harmonica_json(&[&fixed[..], flags].concat())
+    };
+    for steps in ["20", "50"] {
+        let report = sample(&["--steps", steps]);
+        assert_eq!(report["schedule"], "the bundled router");
+        let cur = report["cur"].as_f64().unwrap();
+        assert!(
+            (cur / 0.375 - 1.0).abs() <= 0.01,
+            "{steps} steps: CUR {cur}"
+        );
+        let ratio = report["macs_full"].as_f64().unwrap() / report["macs"].as_f64().unwrap();
+        assert!(ratio > 1.5, "{ratio}");
+    }
+    // Other steps, another solver or no guidance are runs it was not made for.
+    for flags in [
+        ["--steps", "4"],
+        ["--solver", "ddim:1"],
+        ["--guidance", "1"],
+    ] {
+        assert_eq!(sample(&flags)["schedule"], "none", "{flags:?}");
+    }
+}
+
+/// The command takes the schedule that a file describes, and its learned tables are worth their training.
+#[test]
+fn the_bundled_router_beats_a_random_table_of_its_cur() {
+    let router = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/assets/routers/ddim20-cur0.5.schedule.json"
+    );
+    let report = harmonica_json(&[
+        "compare",
+        "--device",
+        "cpu",
+        "--count",
+        "8",
+        "--schedules",
+        &format!("{router},random:0.5:1"),
+        "--json",
+    ]);
+    let mse = |row: usize| report["rows"][row]["mse"].as_f64().unwrap();
+    assert!(
+        mse(1) > 0.0 && mse(1) < 0.5 * mse(2),
+        "{} against {}",
+        mse(1),
+        mse(2)
+    );
+}
