@@ -241,6 +241,17 @@ pub(super) fn show(
         "CUR {:.1} %, MACs ratio {ratio:.2}×",
         100.0 * schedule.cur()
     );
+    if let Some(Measured {
+        mse: Some(mse),
+        psnr: Some(psnr),
+        images: Some(images),
+        ..
+    }) = &file.measured
+    {
+        out!(
+            "measured against the uncached run over {images} images: MSE {mse:.2e}, PSNR {psnr:.1} dB"
+        );
+    }
     out!(
         "{}",
         picture(&file.compute, file.lambda.as_deref(), &file.run.timesteps)
