@@ -13,7 +13,7 @@ use super::{
     schedules::resolve,
 };
 use crate::{
-    checkpoint::{ModelInfo, ModelSpec},
+    checkpoint::ModelInfo,
     dit::Dit,
     metrics::{mean_and_error, mse, psnr_from_mse},
     sampler::{Event, Request, Sampler, Settings, batch_for, model_shape},
@@ -66,9 +66,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
     }
     let engine = args.device.open(context)?;
     let (model, info) = args.model.load(&engine)?;
-    let settings = args
-        .run
-        .settings(args.model.spec()? == ModelSpec::Bundled, &info)?;
+    let settings = args.run.settings(&info)?;
     let mut entries = vec![entry("none", args.force, &info, &settings)?];
     for spec in &args.schedules {
         entries.push(entry(spec, args.force, &info, &settings)?);

@@ -130,7 +130,7 @@ pub(super) struct RunArgs {
 }
 
 impl RunArgs {
-    pub fn settings(&self, bundled: bool, info: &ModelInfo) -> Result<Settings, CliError> {
+    pub fn settings(&self, info: &ModelInfo) -> Result<Settings, CliError> {
         let mut solver: Solver = self.solver.parse()?;
         if let Some(eta) = self.eta {
             if !matches!(solver, Solver::Ddim { .. }) {
@@ -141,7 +141,9 @@ impl RunArgs {
             solver = Solver::ddim(eta)?;
         }
         let channels: GuidedChannels = self.guidance_channels.parse()?;
-        let scale = self.guidance.unwrap_or(if bundled { 3.0 } else { 1.5 });
+        let scale = self
+            .guidance
+            .unwrap_or(if info.is_bundled() { 3.0 } else { 1.5 });
         let settings = Settings {
             steps: self.steps.unwrap_or(DEFAULT_STEPS),
             solver,

@@ -14,7 +14,7 @@ use super::{
     schedules::ScheduleArgs,
 };
 use crate::{
-    checkpoint::{self, CheckpointError, ModelInfo, ModelSpec, write_tensors},
+    checkpoint::{self, CheckpointError, ModelInfo, write_tensors},
     device::LaunchCount,
     files::check_writable,
     report::{ReportError, Tile, columns_for, grid, image_from_values, write_png},
@@ -69,9 +69,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
     let started = Instant::now();
     let (model, info) = args.model.load(&engine)?;
     let seconds_load = started.elapsed().as_secs_f64();
-    let settings = args
-        .run
-        .settings(args.model.spec()? == ModelSpec::Bundled, &info)?;
+    let settings = args.run.settings(&info)?;
 
     let given = args
         .noise

@@ -12,7 +12,7 @@ use super::{
     schedules::policy_file,
 };
 use crate::{
-    checkpoint::{ModelInfo, ModelSpec, ReleasedRouter, model_info},
+    checkpoint::{ModelInfo, ReleasedRouter, model_info},
     plan::compile,
     policy::Policy,
     report::draw_schedule,
@@ -140,7 +140,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
 
 fn model_and_run(model: &ModelArgs, run: &RunArgs) -> Result<(ModelInfo, Settings), CliError> {
     let info = model_info(&model.spec()?, model.load_options())?;
-    let settings = run.settings(model.spec()? == ModelSpec::Bundled, &info)?;
+    let settings = run.settings(&info)?;
     Ok((info, settings))
 }
 
@@ -193,11 +193,7 @@ fn imported(
         logits: explained.then_some(rows),
         lambda: None,
         training: None,
-        measured: Some(Measured {
-            cur: schedule.cur(),
-            macs_ratio: model_shape(&info.config).macs_ratio(&schedule),
-            ..Default::default()
-        }),
+        measured: Some(Measured::of(&schedule, &model_shape(&info.config))),
     })
 }
 

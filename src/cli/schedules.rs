@@ -9,7 +9,7 @@ use crate::{
     checkpoint::ModelInfo,
     policy::Policy,
     sampler::{Settings, model_identity, model_shape, run_settings},
-    schedule::{ModelIdentity, PolicyRecord, Schedule, ScheduleFile},
+    schedule::{Measured, ModelIdentity, PolicyRecord, Schedule, ScheduleFile},
 };
 
 /// Routers of the bundled model, trained by `harmonica train router`; the first one that fits a run is its default.
@@ -59,11 +59,7 @@ pub(super) fn resolve(
     let is_file = path.extension().is_some_and(|e| e == "json");
     match spec.parse::<Policy>() {
         Ok(policy) => {
-            let schedule = policy.schedule(settings.steps, 2 * info.config.blocks)?;
-            return Ok(Chosen {
-                schedule,
-                name: policy.to_string(),
-            });
+            return from_policy(&policy, info, settings);
         }
         Err(unknown) if !is_file && !path.is_file() => return Err(unknown.into()),
         Err(_) => {}
@@ -98,14 +94,13 @@ fn learned_or_none(info: &ModelInfo, settings: &Settings) -> Result<Chosen, CliE
             });
         }
     }
-    resolve_none(info, settings)
+    from_policy(&Policy::None, info, settings)
 }
 
-fn resolve_none(info: &ModelInfo, settings: &Settings) -> Result<Chosen, CliError> {
-    let schedule = Policy::None.schedule(settings.steps, 2 * info.config.blocks)?;
+fn from_policy(policy: &Policy, info: &ModelInfo, settings: &Settings) -> Result<Chosen, CliError> {
     Ok(Chosen {
-        schedule,
-        name: "none".into(),
+        schedule: policy.schedule(settings.steps, 2 * info.config.blocks)?,
+        name: policy.to_string(),
     })
 }
 
@@ -115,12 +110,12 @@ pub(super) fn policy_file(
     info: &ModelInfo,
     settings: &Settings,
 ) -> Result<ScheduleFile, CliError> {
-    let schedule = policy.schedule(settings.steps, 2 * info.config.blocks)?;
+    let Chosen { schedule, name } = from_policy(policy, info, settings)?;
     Ok(ScheduleFile {
         format: 1,
         policy: PolicyRecord {
             name: policy.name().into(),
-            parameters: Some(policy.to_string().into()),
+            parameters: Some(name.into()),
         },
         model: ModelIdentity {
             fingerprint: None,
@@ -132,10 +127,6 @@ pub(super) fn policy_file(
         logits: None,
         lambda: None,
         training: None,
-        measured: Some(crate::schedule::Measured {
-            cur: schedule.cur(),
-            macs_ratio: model_shape(&info.config).macs_ratio(&schedule),
-            ..Default::default()
-        }),
+        measured: Some(Measured::of(&schedule, &model_shape(&info.config))),
     })
 }

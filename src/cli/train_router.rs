@@ -14,7 +14,7 @@ use super::{
     options::{DeviceArgs, ModelArgs, RunArgs, print_json, progress},
 };
 use crate::{
-    checkpoint::{self, CheckpointError, ModelSpec},
+    checkpoint::{self, CheckpointError},
     metrics::peak_memory_bytes,
     sampler::batch_for,
     schedule::Router,
@@ -115,7 +115,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
         }
         run_args.steps = Some(steps);
     }
-    let run = run_args.settings(args.model.spec()? == ModelSpec::Bundled, &info)?;
+    let run = run_args.settings(&info)?;
     if run.solver.is_stochastic() {
         return Err(CliError::Usage(
             "routers are trained along the deterministic ddim solver".into(),

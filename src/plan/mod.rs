@@ -92,26 +92,21 @@ impl Accounting {
 pub fn compile(schedule: &Schedule, shape: &ModelShape) -> Plan {
     let ranges = live_ranges(schedule);
     let (slot_of, slots) = liveness::assign_slots(&ranges, schedule);
+    // Where the feature of each branch that was computed last lies.
+    let mut newest: Vec<Slot> = vec![0; schedule.branches()];
     let steps = (0..schedule.steps())
         .map(|s| {
             let mut ops: Vec<Op> = Vec::new();
-            for n in 0..schedule.branches() {
+            for (n, newest) in newest.iter_mut().enumerate() {
                 if schedule.computes(s, n) {
-                    ops.push(Op::Compute {
-                        branch: n,
-                        write: slot_of.get(&(s, n)).copied(),
-                    });
+                    let write = slot_of.get(&(s, n)).copied();
+                    *newest = write.unwrap_or(*newest);
+                    ops.push(Op::Compute { branch: n, write });
                     continue;
                 }
-                // The feature read is the one computed last; the schedule's first step computes all.
-                let written = (0..s)
-                    .rev()
-                    .find(|earlier| schedule.computes(*earlier, n))
-                    .unwrap_or(0);
-                let slot = slot_of.get(&(written, n)).copied().unwrap_or_default();
                 let read = Read {
                     branch: n,
-                    slot,
+                    slot: *newest,
                     last: !schedule.is_reused_after(s, n),
                 };
                 match ops.last_mut() {

@@ -117,6 +117,17 @@ pub struct Measured {
     pub images: Option<usize>,
 }
 
+impl Measured {
+    /// The figures that follow from the table alone.
+    pub fn of(schedule: &Schedule, shape: &ModelShape) -> Self {
+        Self {
+            cur: schedule.cur(),
+            macs_ratio: shape.macs_ratio(schedule),
+            ..Self::default()
+        }
+    }
+}
+
 impl ScheduleFile {
     /// The table.
     ///

@@ -53,11 +53,11 @@ impl RunFolder {
         self.path.join("router.png")
     }
 
-    /// The schedule for one of several targets.
-    pub fn schedule(&self, target: Option<(Budget, bool)>) -> PathBuf {
+    /// The schedule for a target; `several`: named after it, since there are others.
+    pub fn schedule(&self, target: Budget, several: bool) -> PathBuf {
         let name = match target {
-            Some((Budget::TargetCur(x), true)) => format!("router-cur{x}.schedule.json"),
-            Some((Budget::TargetSpeedup(x), true)) => format!("router-speedup{x}.schedule.json"),
+            Budget::TargetCur(x) if several => format!("router-cur{x}.schedule.json"),
+            Budget::TargetSpeedup(x) if several => format!("router-speedup{x}.schedule.json"),
             _ => "router.schedule.json".to_owned(),
         };
         self.path.join(name)
@@ -171,7 +171,7 @@ impl<'m> RouterRun<'m> {
             (false, true) => return Err(TrainingError::NothingToResume { path: folder.path }),
             (false, false) => (Sdt::new(model, run, settings, replay)?, Vec::new()),
             (true, true) => {
-                let (saved, state) = load_state(&folder.checkpoint())?;
+                let (saved, state) = load_state(checkpoint::open(&folder.checkpoint())?)?;
                 check_same(&folder, &saved, info, &run, &settings)?;
                 if saved.replay != replay_identity {
                     return Err(TrainingError::Resume {
@@ -295,13 +295,9 @@ impl<'m> RouterRun<'m> {
                     ),
                     lambda: Some(state.lambda.clone()),
                     training: Some(training),
-                    measured: Some(Measured {
-                        cur: schedule.cur(),
-                        macs_ratio: shape.macs_ratio(&schedule),
-                        ..Default::default()
-                    }),
+                    measured: Some(Measured::of(&schedule, &shape)),
                 };
-                Ok((self.folder.schedule(Some((*target, several))), file))
+                Ok((self.folder.schedule(*target, several), file))
             })
             .collect()
     }
@@ -390,10 +386,11 @@ impl TrainingSummary {
         if path.extension().is_none_or(|e| e != "safetensors") {
             return Ok(None);
         }
-        if checkpoint::open(path)?.get("adamw.first_moment").is_none() {
+        let source = checkpoint::open(path)?;
+        if source.get("adamw.first_moment").is_none() {
             return Ok(None);
         }
-        let (saved, state) = load_state(path)?;
+        let (saved, state) = load_state(source)?;
         let TrainingState {
             pass,
             router,
@@ -411,12 +408,14 @@ impl TrainingSummary {
     }
 }
 
-fn load_state(path: &Path) -> Result<(Saved, TrainingState), TrainingError> {
+fn load_state(
+    mut source: checkpoint::TensorSource,
+) -> Result<(Saved, TrainingState), TrainingError> {
+    let path = source.path().to_path_buf();
     let damaged = |problem: String| checkpoint::CheckpointError::Damaged {
-        path: path.into(),
+        path: path.clone(),
         problem,
     };
-    let mut source = checkpoint::open(path)?;
     let text = source
         .metadata()
         .get(checkpoint::METADATA_KEY)
