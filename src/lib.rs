@@ -48,9 +48,10 @@
 //! | [`plan`] | the compiler: schedule and shape to ops, slots and exact figures |
 //! | [`diffusion`] | noise schedule, respacing, guidance, solvers, seeded noise |
 //! | [`device`] | adapter choice and reports, sharing the host's device |
-//! | [`kernels`] | operations burn does not run well by itself, with CPU form and gradient |
+//! | [`kernels`] | hand-written shaders with their CPU twins; forms with gradients |
 //! | [`dit`] | the transformer, its branches callable one by one |
 //! | [`checkpoint`] | reading published weight files and writing ours |
+//! | [`cache`] | the feature store: slots that a plan names |
 //! | [`sampler`] | the denoising loop under a schedule |
 //! | [`files`] | files that are never half-written |
 //! | [`metrics`], [`report`] | numbers about images; pictures about numbers |
@@ -58,6 +59,7 @@
 //! | [`cli`] | the command, one file a subcommand |
 #![forbid(unsafe_code)]
 
+pub mod cache;
 pub mod checkpoint;
 pub mod cli;
 pub mod device;

@@ -72,6 +72,14 @@ impl Guidance {
         self.scale != 1.0
     }
 
+    /// How many of `channels` image channels are guided: the first ones.
+    pub fn guided_channels(&self, channels: usize) -> usize {
+        match self.channels {
+            GuidedChannels::Three => channels.min(3),
+            GuidedChannels::All => channels,
+        }
+    }
+
     /// The guided prediction of the conditional half, `[B, C_out, H, W]`.
     ///
     /// `output` is the network's output `[2B, C_out, H, W]`, conditional half first; `channels` the
@@ -94,10 +102,7 @@ impl Guidance {
         let half = batch / 2;
         let cond = output.clone().narrow(0, 0, half);
         let uncond = output.narrow(0, half, half);
-        let count = match self.channels {
-            GuidedChannels::Three => channels.min(3),
-            GuidedChannels::All => channels,
-        };
+        let count = self.guided_channels(channels);
         let (c, u) = (
             cond.clone().narrow(1, 0, count),
             uncond.clone().narrow(1, 0, count),

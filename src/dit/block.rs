@@ -3,11 +3,11 @@
 use burn::{
     module::Module,
     nn::Linear,
-    tensor::{Tensor, activation::silu, module::attention},
+    tensor::{Tensor, module::linear},
 };
 
 use super::config::NORM_EPS;
-use crate::kernels::{gated_residual, gelu, modulate};
+use crate::kernels::{VectorAt, attention, gated_residual, gelu, modulate};
 
 /// A residual branch of a block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -23,24 +23,81 @@ impl Branch {
     pub const BLOCK: [Self; 2] = [Self::Attention, Self::Mlp];
 }
 
-/// The adaLN vectors of one branch, each `[B, 1, dim]`.
+/// The adaLN vectors of one branch: shift, scale and gate of every batch element, where they lie in a slab.
 #[derive(Debug, Clone)]
 pub struct Modulation {
-    pub shift: Tensor<3>,
-    pub scale: Tensor<3>,
-    pub gate: Tensor<3>,
+    /// `[blocks, rows, 6·dim]`
+    slab: Tensor<3>,
+    shift: VectorAt,
+    dim: usize,
 }
 
 impl Modulation {
+    /// Vectors of a branch of block `block` of the slab, those of element 0 in row `row`; elements beyond `count` rows
+    /// share the last one.
+    pub(super) fn new(
+        slab: Tensor<3>,
+        block: usize,
+        branch: Branch,
+        row: usize,
+        count: usize,
+    ) -> Self {
+        let [_, rows, width] = slab.dims();
+        let dim = width / 6;
+        let column = match branch {
+            Branch::Attention => 0,
+            Branch::Mlp => 3 * dim,
+        };
+        let shift = VectorAt {
+            start: (block * rows + row) * width + column,
+            stride: width,
+            count,
+        };
+        Self { slab, shift, dim }
+    }
+
+    /// What holds the vectors, `[blocks, rows, 6·dim]`.
+    pub(crate) fn slab(&self) -> &Tensor<3> {
+        &self.slab
+    }
+
+    /// Where the gates are in the slab.
+    pub(crate) fn gate(&self) -> VectorAt {
+        self.part(2)
+    }
+
+    /// Shift, scale and gate are neighbours.
+    fn part(&self, i: usize) -> VectorAt {
+        VectorAt {
+            start: self.shift.start + i * self.dim,
+            ..self.shift
+        }
+    }
+
     /// `LN(x)·(1 + scale) + shift`: what a branch is given. `[B, tokens, dim]`.
     fn apply(&self, x: Tensor<3>, eps: f64) -> Tensor<3> {
-        modulate(x, self.shift.clone(), self.scale.clone(), eps)
+        modulate(x, &self.slab, self.part(0), self.part(1), eps)
     }
 
     /// `x + gate ⊙ feature`: how a branch's feature, fresh or cached, joins the residual stream.
     pub fn add(self, x: Tensor<3>, feature: Tensor<3>) -> Tensor<3> {
-        gated_residual(x, self.gate, feature)
+        gated_residual(x, &self.slab, self.gate(), feature, None)
     }
+
+    /// `x + gate ⊙ (feature + bias)`.
+    pub(crate) fn add_partial(&self, x: Tensor<3>, partial: Partial) -> Tensor<3> {
+        let Partial { feature, bias } = partial;
+        gated_residual(x, &self.slab, self.gate(), feature, Some(bias))
+    }
+}
+
+/// A feature before the bias of its last layer, which is added where the feature is used anyway.
+#[derive(Debug, Clone)]
+pub(crate) struct Partial {
+    /// `[B, tokens, dim]`
+    pub feature: Tensor<3>,
+    /// `[dim]`
+    pub bias: Tensor<1>,
 }
 
 /// `x += gate_a ⊙ Attn(LN(x)(1+scale_a)+shift_a)`, then `x += gate_m ⊙ MLP(LN(x)(1+scale_m)+shift_m)`.
@@ -61,40 +118,44 @@ pub struct Block {
 }
 
 impl Block {
-    /// All adaLN vectors of the block for conditioning `c` `[n, dim]`: `[n, 6·dim]`.
-    pub fn condition(&self, c: Tensor<2>) -> Tensor<2> {
-        self.modulation.forward(silu(c))
-    }
-
     /// The feature of a branch, before its gate and the residual add: `[B, tokens, dim]`.
     pub fn branch(&self, branch: Branch, x: Tensor<3>, modulation: &Modulation) -> Tensor<3> {
-        match branch {
-            Branch::Attention => self.attention(modulation.apply(x, NORM_EPS)),
-            Branch::Mlp => self.mlp(modulation.apply(x, self.mlp_norm_eps)),
+        let Partial { feature, bias } = self.partial(branch, x, modulation);
+        feature + bias.unsqueeze()
+    }
+
+    /// The feature of a branch without its last bias.
+    pub(crate) fn partial(&self, branch: Branch, x: Tensor<3>, modulation: &Modulation) -> Partial {
+        let (feature, last) = match branch {
+            Branch::Attention => {
+                let x = modulation.apply(x, NORM_EPS);
+                let (qkv, bias) = (product(&self.qkv, x), bias(&self.qkv));
+                (attention(qkv, bias, self.heads), &self.proj)
+            }
+            Branch::Mlp => {
+                let x = modulation.apply(x, self.mlp_norm_eps);
+                (gelu(product(&self.fc1, x), bias(&self.fc1)), &self.fc2)
+            }
+        };
+        Partial {
+            feature: product(last, feature),
+            bias: bias(last),
         }
     }
+}
 
-    /// Multi-head self-attention of modulated tokens, `[B, tokens, dim]` to the same.
-    pub fn attention(&self, x: Tensor<3>) -> Tensor<3> {
-        let [batch, tokens, dim] = x.dims();
-        let head = dim / self.heads;
-        let qkv = self
-            .qkv
-            .forward(x)
-            .reshape([batch, tokens, 3, self.heads, head])
-            .permute([2, 0, 3, 1, 4]);
-        let part = |i: usize| {
-            qkv.clone()
-                .narrow(0, i, 1)
-                .reshape([batch, self.heads, tokens, head])
-        };
-        let mixed = attention(part(0), part(1), part(2), None, None, Default::default());
-        self.proj
-            .forward(mixed.swap_dims(1, 2).reshape([batch, tokens, dim]))
-    }
+/// `x·W`, without the bias: whatever comes next adds that on its way.
+pub(super) fn product<const D: usize>(layer: &Linear, x: Tensor<D>) -> Tensor<D> {
+    linear(x, layer.weight.val(), None)
+}
 
-    /// The MLP of modulated tokens, `[B, tokens, dim]` to the same.
-    pub fn mlp(&self, x: Tensor<3>) -> Tensor<3> {
-        self.fc2.forward(gelu(self.fc1.forward(x)))
+/// A layer's bias, `[outputs]`.
+pub(super) fn bias(layer: &Linear) -> Tensor<1> {
+    match &layer.bias {
+        Some(bias) => bias.val(),
+        None => {
+            let [_, outputs] = layer.weight.val().dims();
+            Tensor::zeros([outputs], &layer.weight.val().device())
+        }
     }
 }

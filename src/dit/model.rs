@@ -7,11 +7,11 @@ use burn::{
 };
 
 use super::{
-    block::{Block, Branch, Modulation},
+    block::{Block, Branch, Modulation, bias, product},
     config::{DitConfig, NORM_EPS},
     embed::{ConditionEmbedder, condition_inputs},
 };
-use crate::kernels::modulate;
+use crate::kernels::{VectorAt, modulate};
 
 /// A DiT. Made by [`crate::checkpoint::load_model`] or [`crate::checkpoint::random_model`].
 #[derive(Module, Debug)]
@@ -31,35 +31,45 @@ pub struct Dit {
     pub(crate) config: DitConfig,
 }
 
-/// Everything in a forward pass that depends on `(t, y)` alone.
+/// Everything in a forward pass that depends on `(t, y)` alone, of one step or of many.
 #[derive(Debug, Clone)]
 pub struct Conditioning {
-    /// `[n, 6·dim]` a block.
-    blocks: Vec<Tensor<2>>,
-    /// `[n, 2·dim]`
-    last: Tensor<2>,
+    /// `[blocks, rows, 6·dim]` of all blocks, or `[1, rows, 6·dim]` a block.
+    slabs: Vec<Tensor<3>>,
+    /// `[1, rows, 2·dim]`
+    last: Tensor<3>,
+    /// First row, and rows, of the step at hand.
+    row: usize,
+    count: usize,
 }
 
 impl Conditioning {
     /// The adaLN vectors of one branch of block `block`.
     pub fn branch(&self, block: usize, branch: Branch) -> Modulation {
-        let first = match branch {
-            Branch::Attention => 0,
-            Branch::Mlp => 3,
+        let (slab, block) = match self.slabs.as_slice() {
+            [all] => (all, block),
+            each => (&each[block], 0),
         };
-        let all = &self.blocks[block];
-        let [rows, width] = all.dims();
-        let dim = width / 6;
-        let part = |i: usize| {
-            all.clone()
-                .narrow(1, (first + i) * dim, dim)
-                .reshape([rows, 1, dim])
-        };
-        Modulation {
-            shift: part(0),
-            scale: part(1),
-            gate: part(2),
+        Modulation::new(slab.clone(), block, branch, self.row, self.count)
+    }
+
+    /// The same vectors, those of step `step` of a [`Dit::condition_steps`] of `count` rows a step.
+    pub fn step(&self, step: usize, count: usize) -> Self {
+        Self {
+            row: step * count,
+            count,
+            ..self.clone()
         }
+    }
+
+    /// Shift and scale of the last layer.
+    fn last(&self, dim: usize) -> [VectorAt; 2] {
+        let at = |part: usize| VectorAt {
+            start: self.row * 2 * dim + part * dim,
+            stride: 2 * dim,
+            count: self.count,
+        };
+        [at(0), at(1)]
     }
 }
 
@@ -74,10 +84,42 @@ impl Dit {
         self.positions.val().device()
     }
 
-    /// adaLN vectors of `n` pairs of timestep and label.
+    /// adaLN vectors of `n` pairs of timestep and label, one a batch element.
     ///
     /// `timesteps` and `labels` have the same length `n`; labels are at most `classes` (the null label).
     pub fn condition(&self, timesteps: &[f32], labels: &[usize]) -> Conditioning {
+        let (blocks, last) = self.adaln(timesteps, labels);
+        let count = labels.len();
+        Conditioning {
+            slabs: blocks.into_iter().map(|b| b.unsqueeze()).collect(),
+            last: last.unsqueeze(),
+            row: 0,
+            count,
+        }
+    }
+
+    /// adaLN vectors of many steps at once: every adaLN weight is read once instead of once a step.
+    ///
+    /// [`Conditioning::step`] picks a step's vectors, `labels.len()` rows. In a guided batch of `B` images, `labels` are
+    /// those of the images and the null label once: elements beyond the rows share the last.
+    pub fn condition_steps(&self, timesteps: &[f32], labels: &[usize]) -> Conditioning {
+        let times: Vec<f32> = timesteps
+            .iter()
+            .flat_map(|t| std::iter::repeat_n(*t, labels.len()))
+            .collect();
+        let all = labels.repeat(timesteps.len());
+        let (blocks, last) = self.adaln(&times, &all);
+        let blocks = blocks.into_iter().map(|b| b.unsqueeze()).collect();
+        Conditioning {
+            slabs: vec![Tensor::cat(blocks, 0)],
+            last: last.unsqueeze(),
+            row: 0,
+            count: labels.len(),
+        }
+    }
+
+    /// `[n, 6·dim]` a block, and `[n, 2·dim]` of the last layer.
+    fn adaln(&self, timesteps: &[f32], labels: &[usize]) -> (Vec<Tensor<2>>, Tensor<2>) {
         let (features, labels) = condition_inputs(
             timesteps,
             labels,
@@ -87,18 +129,16 @@ impl Dit {
         let c: Vec<_> = self
             .embedders
             .iter()
-            .map(|e| e.forward(features.clone(), labels.clone()))
+            .map(|e| silu(e.forward(features.clone(), labels.clone())))
             .collect();
         let of = |block: usize| c[block.min(c.len() - 1)].clone();
-        Conditioning {
-            blocks: self
-                .blocks
-                .iter()
-                .enumerate()
-                .map(|(b, block)| block.condition(of(b)))
+        let blocks = self.blocks.iter().enumerate();
+        (
+            blocks
+                .map(|(b, block)| block.modulation.forward(of(b)))
                 .collect(),
-            last: self.final_modulation.forward(silu(of(0))),
-        }
+            self.final_modulation.forward(of(0)),
+        )
     }
 
     /// Images `[B, C, H, W]` as tokens with positions, `[B, tokens, dim]`.
@@ -112,20 +152,28 @@ impl Dit {
         self.patch_embedder.forward(patches) + self.positions.val()
     }
 
+    /// Tokens `[B, tokens, dim]` after the last block as patches of the output before their bias,
+    /// `[B, tokens, p²·C_out]`.
+    pub(crate) fn patches(
+        &self,
+        x: Tensor<3>,
+        conditioning: &Conditioning,
+    ) -> (Tensor<3>, Tensor<1>) {
+        let [shift, scale] = conditioning.last(x.dims()[2]);
+        let x = modulate(x, &conditioning.last, shift, scale, NORM_EPS);
+        (product(&self.final_linear, x), bias(&self.final_linear))
+    }
+
     /// Tokens `[B, tokens, dim]` after the last block as network output `[B, C_out, H, W]`.
     pub fn unembed(&self, x: Tensor<3>, conditioning: &Conditioning) -> Tensor<4> {
-        let [batch, _, dim] = x.dims();
-        let last = conditioning.last.clone().reshape([batch, 2, dim]);
-        let (shift, scale) = (last.clone().narrow(1, 0, 1), last.narrow(1, 1, 1));
-        let patches = self
-            .final_linear
-            .forward(modulate(x, shift, scale, NORM_EPS));
+        let batch = x.dims()[0];
+        let (patches, bias) = self.patches(x, conditioning);
         let ([rows, columns], p, channels) = (
             self.config.grid(),
             self.config.patch,
             self.config.out_channels(),
         );
-        patches
+        (patches + bias.unsqueeze())
             .reshape([batch, rows, columns, p, p, channels])
             .permute([0, 5, 1, 3, 2, 4])
             .reshape([batch, channels, rows * p, columns * p])
@@ -138,8 +186,8 @@ impl Dit {
         for (b, block) in self.blocks.iter().enumerate() {
             for branch in Branch::BLOCK {
                 let modulation = conditioning.branch(b, branch);
-                let feature = block.branch(branch, x.clone(), &modulation);
-                x = modulation.add(x, feature);
+                let partial = block.partial(branch, x.clone(), &modulation);
+                x = modulation.add_partial(x, partial);
             }
         }
         self.unembed(x, &conditioning)

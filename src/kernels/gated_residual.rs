@@ -1,23 +1,104 @@
-//! `x + gate ⊙ feature`: how a branch's feature, fresh or cached, joins the residual stream.
+//! `x + gate ⊙ feature`: how a branch's feature joins the residual stream.
 
-use burn::{backend::Dispatch, tensor::Tensor};
+use burn::backend::{
+    Dispatch,
+    wgpu::{CubeTensor, into_contiguous},
+};
+use burn::tensor::Tensor;
 
 use super::{
+    Route, VectorAt,
+    differentiable::DifferentiableKernels,
     lanes::for_rows,
-    op::{CpuKernels, runs_on_cpu},
+    on_cpu, route,
+    sampling::SamplingKernels,
+    wgsl::{self, Info, Shader},
 };
 
-/// `x + gate ⊙ feature` for `x`, `feature` `[B, tokens, dim]` and `gate` `[B, 1, dim]`.
-pub fn gated_residual(x: Tensor<3>, gate: Tensor<3>, feature: Tensor<3>) -> Tensor<3> {
-    if runs_on_cpu(&x.device()) {
-        let [x, gate, feature] = [x, gate, feature].map(Tensor::into_dispatch);
-        return Tensor::from_dispatch(<Dispatch as CpuKernels>::gated_residual(x, gate, feature));
+/// `x + gate ⊙ (feature + bias)` for `x`, `feature` `[B, tokens, dim]`, `bias` `[dim]` (the bias of the branch's last
+/// layer) and the gates in `slab`.
+pub fn gated_residual(
+    x: Tensor<3>,
+    slab: &Tensor<3>,
+    gate: VectorAt,
+    feature: Tensor<3>,
+    bias: Option<Tensor<1>>,
+) -> Tensor<3> {
+    let route = route(&[&x.device(), &slab.device(), &feature.device()]);
+    if let (Route::Fast, Some(bias)) = (route, &bias) {
+        let slab = slab.clone().into_dispatch();
+        return Tensor::from_dispatch(<Dispatch as SamplingKernels>::gated_residual_biased(
+            x.into_dispatch(),
+            slab,
+            gate,
+            feature.into_dispatch(),
+            bias.clone().into_dispatch(),
+        ));
     }
-    x + gate * feature
+    let feature = match bias {
+        Some(bias) => feature + bias.unsqueeze(),
+        None => feature,
+    };
+    let [batch, _, dim] = x.dims();
+    let gate = gate.gather(slab, dim, batch);
+    if !on_cpu(&x.device()) {
+        return x + gate * feature;
+    }
+    let [x, gate, feature] = [x, gate, feature].map(Tensor::into_dispatch);
+    Tensor::from_dispatch(<Dispatch as DifferentiableKernels>::gated_residual(
+        x, gate, feature,
+    ))
 }
 
-/// The CPU form; `shape` is `[B, tokens, dim]`.
+pub(super) fn gated_residual_wgsl(
+    x: CubeTensor,
+    slab: CubeTensor,
+    gate: VectorAt,
+    feature: CubeTensor,
+    bias: CubeTensor,
+) -> CubeTensor {
+    let x = wgsl::owned(x);
+    let [slab, feature, bias] = [slab, feature, bias].map(into_contiguous);
+    let [batch, tokens, dim] = wgsl::dims(&x);
+    let count = batch * tokens * dim;
+    let shader = Shader::flat(
+        "gated_residual",
+        include_str!("../../shaders/gated_residual.wgsl"),
+    );
+    let info = Info::of(&[
+        count,
+        tokens * dim,
+        dim,
+        gate.stride,
+        gate.count,
+        gate.start,
+    ]);
+    wgsl::launch_flat(shader, count, &[&x, &slab, &feature, &bias], info);
+    x
+}
+
+/// The CPU twin, in place; `x` and `feature` are `[B, tokens, dim]`.
 pub fn gated_residual_cpu(
+    [_, tokens, dim]: [usize; 3],
+    x: &mut [f32],
+    (slab, gate): (&[f32], VectorAt),
+    feature: &[f32],
+    bias: &[f32],
+) {
+    for_rows(x, dim, |first, rows| {
+        for (row, x) in rows.chunks_exact_mut(dim).enumerate() {
+            let row = first + row;
+            let gate = &slab[gate.of(row / tokens)..][..dim];
+            let feature = &feature[row * dim..][..dim];
+            for i in 0..dim {
+                x[i] += gate[i] * (feature[i] + bias[i]);
+            }
+        }
+    });
+}
+
+/// The CPU form of the differentiable operation: `gate` is `[B, 1, dim]`, the bias is in the feature.
+pub(super) fn joined_cpu(
     [_, tokens, dim]: [usize; 3],
     x: &[f32],
     gate: &[f32],

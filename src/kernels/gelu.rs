@@ -2,25 +2,60 @@
 //!
 //! Since `(1 + tanh u)/2 = sigmoid(2u)`, one exponential is enough.
 
-use burn::backend::Dispatch;
+use burn::backend::{
+    Dispatch,
+    wgpu::{CubeTensor, into_contiguous},
+};
 use burn::tensor::{Tensor, activation::sigmoid};
 
 use super::{
+    Route,
+    differentiable::DifferentiableKernels,
     lanes::{exp, for_rows},
-    op::{CpuKernels, runs_on_cpu},
+    route,
+    sampling::SamplingKernels,
+    wgsl::{self, Info, Shader},
 };
 
 /// `2·√(2/π)`
 const TWICE_SQRT_2_OVER_PI: f32 = 1.595_769;
 const CUBIC: f32 = 0.044_715;
 
-/// GELU (tanh form) of every element.
-pub fn gelu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
-    if runs_on_cpu(&x.device()) {
-        return Tensor::from_dispatch(<Dispatch as CpuKernels>::gelu_tanh(x.into_dispatch()));
+/// `gelu(x + bias)` for `x` `[B, tokens, width]` and `bias` `[width]`.
+pub fn gelu(x: Tensor<3>, bias: Tensor<1>) -> Tensor<3> {
+    let route = route(&[&x.device(), &bias.device()]);
+    if route == Route::Fast {
+        let (x, bias) = (x.into_dispatch(), bias.into_dispatch());
+        return Tensor::from_dispatch(<Dispatch as SamplingKernels>::gelu_biased(x, bias));
+    }
+    let x = x + bias.unsqueeze();
+    if route == Route::DifferentiableCpu {
+        let x = x.into_dispatch();
+        return Tensor::from_dispatch(<Dispatch as DifferentiableKernels>::gelu_tanh(x));
     }
     let inner = (x.clone() * x.clone() * CUBIC + 1.0) * x.clone() * TWICE_SQRT_2_OVER_PI;
     x * sigmoid(inner)
+}
+
+pub(super) fn gelu_wgsl(x: CubeTensor, bias: CubeTensor) -> CubeTensor {
+    let (x, bias) = (wgsl::owned(x), into_contiguous(bias));
+    let count = x.meta.shape().num_elements();
+    let width = bias.meta.shape().num_elements();
+    let shader = Shader::flat("gelu", include_str!("../../shaders/gelu.wgsl"));
+    wgsl::launch_flat(shader, count, &[&x, &bias], Info::of(&[count, width]));
+    x
+}
+
+/// The CPU twin, in place: `x[i] = gelu(x[i] + bias[i mod width])`.
+pub fn gelu_biased_cpu(x: &mut [f32], bias: &[f32]) {
+    for_rows(x, bias.len(), |_, rows| {
+        for row in rows.chunks_exact_mut(bias.len()) {
+            for (x, bias) in row.iter_mut().zip(bias) {
+                let v = *x + bias;
+                *x = v * gate(v);
+            }
+        }
+    });
 }
 
 /// The CPU form: `out[i] = gelu(x[i])`.

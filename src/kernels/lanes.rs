@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 /// Numbers a thread takes at a time: enough to be worth a hand-over, small enough to balance.
-const GRAIN: usize = 16 * 1024;
+pub(super) const GRAIN: usize = 16 * 1024;
 
 /// Runs `work` on whole rows of `out`, several rows a thread: `work(first_row, rows)`.
 pub(super) fn for_rows(out: &mut [f32], width: usize, work: impl Fn(usize, &mut [f32]) + Sync) {
@@ -18,6 +18,21 @@ pub(super) fn for_rows(out: &mut [f32], width: usize, work: impl Fn(usize, &mut 
     } else {
         out.par_chunks_mut(rows * width).enumerate().for_each(run);
     }
+}
+
+/// [`for_rows`] over two outputs of the same size at once.
+pub(super) fn for_rows_of_two(
+    first: &mut [f32],
+    second: &mut [f32],
+    width: usize,
+    work: impl Fn(usize, &mut [f32], &mut [f32]) + Sync,
+) {
+    let rows = (GRAIN / width.max(1)).max(1);
+    first
+        .par_chunks_mut(rows * width)
+        .zip(second.par_chunks_mut(rows * width))
+        .enumerate()
+        .for_each(|(chunk, (a, b))| pulp::Arch::new().dispatch(|| work(chunk * rows, a, b)));
 }
 
 /// Sum of a row, in 16 lanes so that it vectorises.

@@ -1,16 +1,68 @@
-//! Operations that burn does not run well by itself, each with its CPU form and its gradient.
+//! Operations that burn does not run well by itself: hand-written shaders (`shaders/*.wgsl`), each with its CPU twin
+//! beside its launch code.
 //!
-//! On GPUs burn fuses chains of elementwise work into few dispatches, and an operation of our own would
-//! split the chain; there the composed form runs. burn's CPU backend fuses nothing and calls the
-//! scalar maths library one number at a time, so the CPU gets loops of our own: one pass over memory,
-//! vectorised for the processor at hand, on all threads.
+//! A tensor takes one of four routes:
+//! - sampling on a GPU runs the shaders, a few dispatches a branch where composed operations take twenty;
+//! - sampling on the CPU runs the twins: one pass over memory, vectorised for the processor at hand, on all
+//!   threads (burn's CPU backend fuses nothing and calls the scalar maths library one number at a time);
+//! - training on the CPU runs forms with gradients of their own;
+//! - everything else runs composed burn operations: training on GPUs, which burn fuses, and builds with burn's
+//!   SPIR-V or MSL compilers, which take no WGSL.
 
+mod attention;
+mod cache_write;
+mod differentiable;
 mod gated_residual;
 mod gelu;
 mod lanes;
 mod modulate;
-mod op;
+mod reuse_span;
+mod sampling;
+mod solver_step;
+mod vectors;
+mod wgsl;
 
+use burn::{backend::DispatchDevice, tensor::Device};
+
+pub use attention::{attention, attention_cpu};
+pub use cache_write::{SlotAt, cache_write, cache_write_cpu};
 pub use gated_residual::{gated_residual, gated_residual_cpu};
-pub use gelu::{gelu, gelu_cpu, gelu_gradient_cpu};
+pub use gelu::{gelu, gelu_biased_cpu, gelu_cpu, gelu_gradient_cpu};
 pub use modulate::{modulate, modulate_cpu, modulate_gradient_cpu};
+pub use reuse_span::{Reused, reuse_span, reuse_span_cpu};
+pub use solver_step::{DdimStep, solver_step, solver_step_cpu};
+pub use vectors::VectorAt;
+
+/// How an operation runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Route {
+    /// The shaders, or their CPU twins.
+    Fast,
+    /// The CPU forms with gradients.
+    DifferentiableCpu,
+    /// burn's own operations.
+    Composed,
+}
+
+/// Whether sampling on `device` runs the shaders or their CPU twins, rather than composed operations.
+pub fn runs_kernels(device: &Device) -> bool {
+    route(&[device]) == Route::Fast
+}
+
+/// The route of an operation on tensors of these devices.
+fn route(devices: &[&Device]) -> Route {
+    let differentiable = devices.iter().any(|device| device.is_autodiff());
+    let cpu = devices.first().is_some_and(|device| on_cpu(device));
+    let shaders = cfg!(not(any(feature = "spirv", feature = "msl")));
+    match (differentiable, cpu) {
+        (true, true) => Route::DifferentiableCpu,
+        (false, true) => Route::Fast,
+        (false, false) if shaders => Route::Fast,
+        (_, false) => Route::Composed,
+    }
+}
+
+fn on_cpu(device: &Device) -> bool {
+    let device = device.clone().inner();
+    matches!(device.as_dispatch(), DispatchDevice::Flex(_))
+}

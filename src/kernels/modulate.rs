@@ -1,29 +1,94 @@
 //! LayerNorm without weights of its own, then adaLN's scale and shift: `LN(x)·(1 + scale) + shift`.
 
-use burn::{backend::Dispatch, tensor::Tensor};
+use burn::backend::{
+    Dispatch,
+    wgpu::{CubeTensor, into_contiguous},
+};
+use burn::tensor::Tensor;
 
 use super::{
+    Route, VectorAt,
+    differentiable::DifferentiableKernels,
     lanes::{for_rows, sum},
-    op::{CpuKernels, runs_on_cpu},
+    route,
+    sampling::SamplingKernels,
+    wgsl::{self, Info, Shader},
 };
 
-/// `LN(x)·(1 + scale) + shift` for `x` `[B, tokens, dim]`, `shift` and `scale` `[B, 1, dim]`.
-pub fn modulate(x: Tensor<3>, shift: Tensor<3>, scale: Tensor<3>, eps: f64) -> Tensor<3> {
-    if runs_on_cpu(&x.device()) {
+/// `LN(x)·(1 + scale) + shift` for `x` `[B, tokens, dim]`, its vectors in `slab`.
+pub fn modulate(
+    x: Tensor<3>,
+    slab: &Tensor<3>,
+    shift: VectorAt,
+    scale: VectorAt,
+    eps: f64,
+) -> Tensor<3> {
+    let route = route(&[&x.device(), &slab.device()]);
+    if route == Route::Fast {
+        let (x, slab) = (x.into_dispatch(), slab.clone().into_dispatch());
+        return Tensor::from_dispatch(<Dispatch as SamplingKernels>::modulated(
+            x, slab, shift, scale, eps,
+        ));
+    }
+    let [batch, _, dim] = x.dims();
+    let (shift, scale) = (
+        shift.gather(slab, dim, batch),
+        scale.gather(slab, dim, batch),
+    );
+    if route == Route::DifferentiableCpu {
         let [x, shift, scale] = [x, shift, scale].map(Tensor::into_dispatch);
-        return Tensor::from_dispatch(<Dispatch as CpuKernels>::modulate(x, shift, scale, eps));
+        return Tensor::from_dispatch(<Dispatch as DifferentiableKernels>::modulate(
+            x, shift, scale, eps,
+        ));
     }
     let centred = x.clone() - x.mean_dim(2);
     let variance = (centred.clone() * centred.clone()).mean_dim(2);
     centred * (variance + eps).sqrt().recip() * (scale + 1.0) + shift
 }
 
-/// The CPU form; `shape` is `[B, tokens, dim]`.
+pub(super) fn modulate_wgsl(
+    x: CubeTensor,
+    slab: CubeTensor,
+    shift: VectorAt,
+    scale: VectorAt,
+    eps: f64,
+) -> CubeTensor {
+    /// A token is a few hundred numbers.
+    const THREADS: u32 = 64;
+    let (x, slab) = (into_contiguous(x), into_contiguous(slab));
+    let [batch, tokens, dim] = wgsl::dims(&x);
+    let out = wgsl::empty_like(&x);
+    let rows = batch * tokens;
+    let shader = Shader {
+        name: "modulate",
+        source: include_str!("../../shaders/modulate.wgsl"),
+        constants: vec![("threads", THREADS)],
+    };
+    let info = Info::of(&[
+        rows,
+        tokens,
+        dim,
+        shift.stride,
+        shift.count,
+        shift.start,
+        scale.start,
+    ]);
+    wgsl::launch(
+        shader,
+        THREADS,
+        rows,
+        &[&x, &slab, &out],
+        info.with_f32(&[eps]),
+    );
+    out
+}
+
+/// The CPU twin; `x` is `[B, tokens, dim]`.
 pub fn modulate_cpu(
     [_, tokens, dim]: [usize; 3],
     x: &[f32],
-    shift: &[f32],
-    scale: &[f32],
+    (shifts, shift_at): (&[f32], VectorAt),
+    (scales, scale_at): (&[f32], VectorAt),
     eps: f64,
     out: &mut [f32],
 ) {
@@ -31,8 +96,9 @@ pub fn modulate_cpu(
         for (row, out) in out.chunks_exact_mut(dim).enumerate() {
             let row = first + row;
             let x = &x[row * dim..][..dim];
-            let vector = row / tokens * dim;
-            let (shift, scale) = (&shift[vector..][..dim], &scale[vector..][..dim]);
+            let element = row / tokens;
+            let shift = &shifts[shift_at.of(element)..][..dim];
+            let scale = &scales[scale_at.of(element)..][..dim];
             let (mean, deviation) = moments(x, eps);
             for i in 0..dim {
                 out[i] = (x[i] - mean) * deviation * (1.0 + scale[i]) + shift[i];

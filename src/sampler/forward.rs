@@ -2,100 +2,66 @@
 
 use burn::tensor::Tensor;
 
+use super::parts::{Part, PartTimes};
 use crate::{
+    cache::FeatureStore,
     dit::{Branch, Conditioning, Dit},
-    plan::{Op, Slot},
+    plan::Op,
 };
 
-/// The stored features of a batch, in the slots that a plan names.
-#[derive(Debug, Default)]
-pub struct FeatureStore {
-    slots: Vec<Option<Tensor<3>>>,
-    bytes: usize,
-    peak_bytes: usize,
-}
-
-impl FeatureStore {
-    /// An empty store of `slots` slots.
-    pub fn new(slots: usize) -> Self {
-        Self {
-            slots: vec![None; slots],
-            bytes: 0,
-            peak_bytes: 0,
-        }
-    }
-
-    /// Bytes that the stored features took at most.
-    pub fn peak_bytes(&self) -> usize {
-        self.peak_bytes
-    }
-
-    fn write(&mut self, slot: Slot, feature: Tensor<3>) {
-        self.release(slot);
-        self.bytes += size(&feature);
-        self.peak_bytes = self.peak_bytes.max(self.bytes);
-        self.slots[slot] = Some(feature);
-    }
-
-    fn read(&mut self, slot: Slot, last: bool) -> Option<Tensor<3>> {
-        let feature = self.slots[slot].clone();
-        if last {
-            self.release(slot);
-        }
-        feature
-    }
-
-    fn release(&mut self, slot: Slot) {
-        if let Some(old) = self.slots[slot].take() {
-            self.bytes -= size(&old);
-        }
-    }
-}
-
-fn size(feature: &Tensor<3>) -> usize {
-    4 * feature.dims().iter().product::<usize>()
-}
-
-/// The network's output `[B, C_out, H, W]` for `x` `[B/copies, C, H, W]` under one step's ops.
+/// The tokens after the last block, `[copies·B, tokens, dim]`, for `x` `[B, C, H, W]` under one step's ops.
 ///
-/// A reused branch issues no work but `x + gate ⊙ feature`.
-pub(super) fn planned_forward(
+/// A reused branch issues no work but its part of `x + Σ gate ⊙ feature`.
+pub(super) fn planned_tokens(
     model: &Dit,
     ops: &[Op],
     x: Tensor<4>,
     copies: usize,
     conditioning: &Conditioning,
     store: &mut FeatureStore,
-) -> Tensor<4> {
+    mut parts: Option<&mut PartTimes>,
+) -> Tensor<3> {
+    let mut mark = |part: Part| {
+        if let Some(parts) = &mut parts {
+            parts.mark(part, &model.device());
+        }
+    };
     let mut x = model.embed(x);
     if copies > 1 {
         x = x.repeat_dim(0, copies);
     }
+    mark(Part::Embedding);
     for op in ops {
         match op {
             Op::Compute { branch: n, write } => {
                 let branch = Branch::BLOCK[n % 2];
                 let modulation = conditioning.branch(n / 2, branch);
-                let feature = model.blocks[n / 2].branch(branch, x.clone(), &modulation);
-                if let Some(slot) = write {
-                    store.write(*slot, feature.clone());
-                }
-                x = modulation.add(x, feature);
+                let partial = model.blocks[n / 2].partial(branch, x.clone(), &modulation);
+                x = match write {
+                    Some(slot) => store.write(
+                        *slot,
+                        x,
+                        (modulation.slab(), modulation.gate()),
+                        partial.feature,
+                        partial.bias,
+                    ),
+                    None => modulation.add_partial(x, partial),
+                };
+                mark(match branch {
+                    Branch::Attention => Part::Attention,
+                    Branch::Mlp => Part::Mlp,
+                });
             }
-            Op::Reuse(span) => {
-                for read in span {
-                    let n = read.branch;
-                    let branch = Branch::BLOCK[n % 2];
-                    let modulation = conditioning.branch(n / 2, branch);
-                    // A plan reads no slot before it is written (a property test of the compiler); were one
-                    // empty, the branch would be computed.
-                    let feature = store.read(read.slot, read.last).unwrap_or_else(|| {
-                        model.blocks[n / 2].branch(branch, x.clone(), &modulation)
-                    });
-                    x = modulation.add(x, feature);
-                }
+            Op::Reuse(reads) => {
+                let modulation = |n: usize| conditioning.branch(n / 2, Branch::BLOCK[n % 2]);
+                let span: Vec<_> = reads
+                    .iter()
+                    .map(|read| (modulation(read.branch).gate(), *read))
+                    .collect();
+                x = store.reuse(x, modulation(0).slab(), &span);
+                mark(Part::Reuse);
             }
         }
     }
-    model.unembed(x, conditioning)
+    x
 }

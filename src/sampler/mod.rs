@@ -4,9 +4,10 @@
 //! dropping it cancels.
 
 mod forward;
+mod parts;
 mod run;
 
-pub use forward::FeatureStore;
+pub use parts::{Part, PartTimes};
 pub use run::{Event, Request, Run, Sampler, Totals};
 
 use crate::{

@@ -4,15 +4,21 @@ use burn::tensor::{Tensor, TensorData};
 
 use super::{
     SampleError, Settings,
-    forward::{FeatureStore, planned_forward},
+    forward::planned_tokens,
     model_shape,
+    parts::{Part, PartTimes},
 };
 use crate::{
-    diffusion::{ImageNoise, Trajectory},
-    dit::Dit,
+    cache::{CacheDtype, FeatureStore},
+    diffusion::{ImageNoise, Solver, StepCoefficients, Trajectory},
+    dit::{Conditioning, Dit},
+    kernels::{DdimStep, runs_kernels, solver_step},
     plan::{Plan, compile},
     schedule::Schedule,
 };
+
+/// Bytes of adaLN vectors that are computed ahead of the steps that use them.
+const CONDITIONING_BYTES: usize = 64 << 20;
 
 /// What to sample.
 #[derive(Debug, Clone, PartialEq)]
@@ -35,6 +41,8 @@ pub struct Sampler<'m> {
     trajectory: Trajectory,
     schedule: Schedule,
     plan: Plan,
+    cache_dtype: CacheDtype,
+    conditioning_bytes: usize,
 }
 
 /// What a run did, for all its images together.
@@ -44,7 +52,7 @@ pub struct Totals {
     pub macs: u64,
     /// Multiply-accumulates of the same images without reuse.
     pub macs_full: u64,
-    /// Bytes that cached features took at most.
+    /// Bytes of the slots that features were kept in.
     pub peak_cache_bytes: usize,
 }
 
@@ -99,7 +107,25 @@ impl<'m> Sampler<'m> {
             trajectory,
             schedule,
             plan,
+            cache_dtype: CacheDtype::default(),
+            conditioning_bytes: CONDITIONING_BYTES,
         })
+    }
+
+    /// Keeps features in this form.
+    pub fn with_cache_dtype(self, cache_dtype: CacheDtype) -> Self {
+        Self {
+            cache_dtype,
+            ..self
+        }
+    }
+
+    /// Bounds the adaLN vectors that are computed ahead [default: 64 MiB]; with 0 every step computes its own.
+    pub fn with_conditioning_bytes(self, conditioning_bytes: usize) -> Self {
+        Self {
+            conditioning_bytes,
+            ..self
+        }
     }
 
     /// The schedule in use.
@@ -150,7 +176,41 @@ impl<'m> Sampler<'m> {
             batch: None,
             failed: false,
             peak_cache_bytes: 0,
+            store: None,
+            parts: None,
         })
+    }
+
+    /// Bytes of the cache for a batch of `images` images.
+    pub fn cache_bytes(&self, images: usize) -> usize {
+        let config = self.model.config();
+        let numbers = self.copies() * images * config.tokens() * config.hidden;
+        self.plan.slots() * self.cache_dtype.feature_bytes(numbers)
+    }
+
+    /// Elements of the network's batch an image: two with guidance.
+    fn copies(&self) -> usize {
+        if self.settings.guidance.is_active() {
+            2
+        } else {
+            1
+        }
+    }
+
+    /// Runs to the end, waiting for the device after each part of each step: the images, and where the time went.
+    ///
+    /// # Errors
+    /// [`SampleError`].
+    pub fn profile(&self, request: Request) -> Result<(Vec<f32>, PartTimes), SampleError> {
+        let mut run = self.run(request)?;
+        run.parts = Some(PartTimes::start());
+        let mut all = Vec::new();
+        for event in run.by_ref() {
+            if let Event::Images { x0, .. } = event? {
+                all.extend(x0);
+            }
+        }
+        Ok((all, run.parts.unwrap_or_else(PartTimes::start)))
     }
 
     /// Runs to the end: all images `[B, C, H, W]`, row-major.
@@ -168,6 +228,63 @@ impl<'m> Sampler<'m> {
     }
 }
 
+impl Sampler<'_> {
+    /// The step as one kernel, where it is deterministic DDIM on a device that runs it.
+    fn fused_step(&self, step: &StepCoefficients) -> Option<DdimStep> {
+        let Settings {
+            guidance, clip_x0, ..
+        } = self.settings;
+        let config = self.model.config();
+        let deterministic = matches!(self.settings.solver, Solver::Ddim { eta: 0.0 });
+        (deterministic && runs_kernels(&self.model.device())).then(|| DdimStep {
+            patch: config.patch,
+            out_channels: config.out_channels(),
+            guided: if guidance.is_active() {
+                guidance.guided_channels(config.channels)
+            } else {
+                0
+            },
+            guidance: guidance.scale(),
+            clip_x0,
+            alpha_bar: step.alpha_bar,
+            alpha_bar_prev: step.alpha_bar_prev,
+        })
+    }
+
+    /// Any solver's step from the network's output `[B or 2B, C_out, H, W]`.
+    fn composed_step(
+        &self,
+        step: &StepCoefficients,
+        batch: &mut Batch,
+        output: Tensor<4>,
+    ) -> Tensor<4> {
+        let Settings {
+            solver,
+            guidance,
+            clip_x0,
+            ..
+        } = self.settings;
+        let output = if guidance.is_active() {
+            guidance.guide(output, self.model.config().channels)
+        } else {
+            output
+        };
+        let noise = (solver.is_stochastic() && !step.last).then(|| {
+            let dims = batch.x.dims();
+            let mut values = Vec::with_capacity(dims.iter().product());
+            let size = values.capacity() / dims[0];
+            batch
+                .noise
+                .iter_mut()
+                .for_each(|stream| stream.fill(size, &mut values));
+            Tensor::from_data(TensorData::new(values, dims), &batch.x.device())
+        });
+        solver
+            .step(step, batch.x.clone(), output, clip_x0, noise)
+            .next
+    }
+}
+
 /// A run in progress.
 pub struct Run<'s, 'm> {
     sampler: &'s Sampler<'m>,
@@ -176,6 +293,9 @@ pub struct Run<'s, 'm> {
     batch: Option<Batch>,
     failed: bool,
     peak_cache_bytes: usize,
+    /// The last batch's slots, for the next one.
+    store: Option<FeatureStore>,
+    parts: Option<PartTimes>,
 }
 
 /// The images that are being denoised together.
@@ -186,6 +306,9 @@ struct Batch {
     x: Tensor<4>,
     step: usize,
     store: FeatureStore,
+    /// adaLN vectors of the steps `ahead..`.
+    conditioning: Option<Conditioning>,
+    ahead: std::ops::Range<usize>,
 }
 
 impl Run<'_, '_> {
@@ -193,12 +316,7 @@ impl Run<'_, '_> {
     pub fn totals(&self) -> Totals {
         let sampler = self.sampler;
         let figures = sampler.plan.accounting();
-        let passes = self.request.labels.len() as u64
-            * if sampler.settings.guidance.is_active() {
-                2
-            } else {
-                1
-            };
+        let passes = (self.request.labels.len() * sampler.copies()) as u64;
         Totals {
             macs: passes * figures.macs,
             macs_full: passes * figures.macs_full,
@@ -206,9 +324,11 @@ impl Run<'_, '_> {
         }
     }
 
-    fn start_batch(&self) -> Batch {
+    fn start_batch(&mut self) -> Batch {
         let request = &self.request;
-        let [c, h, w] = self.sampler.model.config().image_shape();
+        let sampler = self.sampler;
+        let config = sampler.model.config();
+        let [c, h, w] = config.image_shape();
         let size = c * h * w;
         let first = self.next_image;
         let count = request.batch.min(request.labels.len() - first);
@@ -224,73 +344,90 @@ impl Run<'_, '_> {
             values.copy_from_slice(&given[first * size..(first + count) * size]);
         }
         let data = TensorData::new(values, [count, c, h, w]);
+        let device = sampler.model.device();
+        let shape = [sampler.copies() * count, config.tokens(), config.hidden];
+        let store = match self.store.take().filter(|store| store.fits(shape)) {
+            Some(store) => store,
+            None => FeatureStore::new(sampler.plan.slots(), shape, sampler.cache_dtype, &device),
+        };
         Batch {
             first,
             labels: request.labels[first..first + count].to_vec(),
             noise,
-            x: Tensor::from_data(data, &self.sampler.model.device()),
+            x: Tensor::from_data(data, &device),
             step: 0,
-            store: FeatureStore::new(self.sampler.plan.slots()),
+            store,
+            conditioning: None,
+            ahead: 0..0,
+        }
+    }
+
+    /// The adaLN vectors of the batch's step, computed for as many steps as the memory bound allows.
+    fn conditioning(&mut self, batch: &mut Batch) -> Conditioning {
+        let sampler = self.sampler;
+        let config = sampler.model.config();
+        let mut labels = batch.labels.clone();
+        if sampler.settings.guidance.is_active() {
+            // The null label's vectors serve the whole unconditional half.
+            labels.push(config.classes);
+        }
+        let ready = batch.conditioning.take();
+        let conditioning = match ready.filter(|_| batch.ahead.contains(&batch.step)) {
+            Some(conditioning) => conditioning,
+            None => {
+                let row = 4 * config.hidden * (6 * config.blocks + 2);
+                let ahead = (sampler.conditioning_bytes / (row * labels.len())).max(1);
+                let end = sampler.settings.steps.min(batch.step + ahead);
+                batch.ahead = batch.step..end;
+                let steps = &sampler.trajectory.steps()[batch.ahead.clone()];
+                let timesteps: Vec<_> = steps.iter().map(|s| s.timestep as f32).collect();
+                let conditioning = sampler.model.condition_steps(&timesteps, &labels);
+                self.mark(Part::Conditioning);
+                conditioning
+            }
+        };
+        let step = conditioning.step(batch.step - batch.ahead.start, labels.len());
+        batch.conditioning = Some(conditioning);
+        step
+    }
+
+    fn mark(&mut self, part: Part) {
+        if let Some(parts) = &mut self.parts {
+            parts.mark(part, &self.sampler.model.device());
         }
     }
 
     /// One denoising step of the batch.
-    fn advance(&self, batch: &mut Batch) {
-        let Sampler {
-            model,
-            settings,
-            trajectory,
-            plan,
-            ..
-        } = self.sampler;
-        let coefficients = &trajectory.steps()[batch.step];
-        let channels = model.config().channels;
-        let guided = settings.guidance.is_active();
-        let mut labels = batch.labels.clone();
-        if guided {
-            labels.extend(vec![model.config().classes; batch.labels.len()]);
-        }
-        let timesteps = vec![coefficients.timestep as f32; labels.len()];
-        let conditioning = model.condition(&timesteps, &labels);
-        let copies = if guided { 2 } else { 1 };
-        let output = planned_forward(
-            model,
-            &plan.steps()[batch.step],
+    fn advance(&mut self, batch: &mut Batch) {
+        let conditioning = self.conditioning(batch);
+        let sampler = self.sampler;
+        let tokens = planned_tokens(
+            sampler.model,
+            &sampler.plan.steps()[batch.step],
             batch.x.clone(),
-            copies,
+            sampler.copies(),
             &conditioning,
             &mut batch.store,
+            self.parts.as_mut(),
         );
-        let output = if guided {
-            settings.guidance.guide(output, channels)
-        } else {
-            output
+        let step = &sampler.trajectory.steps()[batch.step];
+        batch.x = match sampler.fused_step(step) {
+            Some(fused) => {
+                let (patches, bias) = sampler.model.patches(tokens, &conditioning);
+                solver_step(batch.x.clone(), patches, bias, fused).0
+            }
+            None => {
+                let output = sampler.model.unembed(tokens, &conditioning);
+                sampler.composed_step(step, batch, output)
+            }
         };
-        let noise = (settings.solver.is_stochastic() && !coefficients.last).then(|| {
-            let dims = batch.x.dims();
-            let mut values = Vec::with_capacity(dims.iter().product());
-            let size = values.capacity() / dims[0];
-            batch
-                .noise
-                .iter_mut()
-                .for_each(|stream| stream.fill(size, &mut values));
-            Tensor::from_data(TensorData::new(values, dims), &batch.x.device())
-        });
-        batch.x = settings
-            .solver
-            .step(
-                coefficients,
-                batch.x.clone(),
-                output,
-                settings.clip_x0,
-                noise,
-            )
-            .next;
         batch.step += 1;
+        self.mark(Part::Solver);
     }
 
     fn finish(&mut self, batch: Batch) -> Result<Event, SampleError> {
-        self.peak_cache_bytes = self.peak_cache_bytes.max(batch.store.peak_bytes());
+        self.peak_cache_bytes = self.peak_cache_bytes.max(batch.store.bytes());
+        self.store = Some(batch.store);
         let images = batch.labels.len();
         let data = batch
             .x

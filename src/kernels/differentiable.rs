@@ -1,7 +1,8 @@
-//! How the operations enter burn: one extension trait, its CPU implementation, its gradients.
+//! Operations that training differentiates, on the CPU: one extension trait, its implementation, its gradients.
+//!
+//! GPUs differentiate the composed forms, which burn fuses.
 
 use burn::backend::{Backend, Flex, backend_extension, tensor::FloatTensor};
-use burn::tensor::Device;
 use burn_autodiff::{
     Autodiff,
     checkpoint::{base::Checkpointer, strategy::CheckpointStrategy},
@@ -10,14 +11,14 @@ use burn_autodiff::{
 };
 use burn_flex::FlexTensor;
 
-use super::{gated_residual, gelu, modulate};
+use super::{VectorAt, gated_residual, gelu, modulate};
 
-/// The operations with a CPU form of their own.
+/// The differentiable operations with a CPU form of their own.
 #[backend_extension(Flex, Autodiff)]
-pub trait CpuKernels: Backend {
+pub trait DifferentiableKernels: Backend {
     /// GELU in its tanh form.
     fn gelu_tanh(x: FloatTensor<Self>) -> FloatTensor<Self>;
-    /// Gradient of [`CpuKernels::gelu`] at `x`, times `grad`.
+    /// Gradient of [`DifferentiableKernels::gelu`] at `x`, times `grad`.
     fn gelu_tanh_gradient(x: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self>;
     /// `LN(x)·(1 + scale) + shift`; `x` `[B, tokens, dim]`, vectors `[B, 1, dim]`.
     fn modulate(
@@ -26,7 +27,7 @@ pub trait CpuKernels: Backend {
         scale: FloatTensor<Self>,
         eps: f64,
     ) -> FloatTensor<Self>;
-    /// Gradient of [`CpuKernels::modulate`] with respect to `x`.
+    /// Gradient of [`DifferentiableKernels::modulate`] with respect to `x`.
     fn modulate_gradient(
         x: FloatTensor<Self>,
         scale: FloatTensor<Self>,
@@ -41,22 +42,13 @@ pub trait CpuKernels: Backend {
     ) -> FloatTensor<Self>;
 }
 
-/// Whether tensors of this device take the CPU form.
-pub(super) fn runs_on_cpu(device: &Device) -> bool {
-    use burn::backend::DispatchDevice;
-    matches!(
-        device.clone().inner().as_dispatch(),
-        DispatchDevice::Flex(_)
-    )
-}
-
 /// `[B, tokens, dim]` of a tensor of rank 3.
-fn dims(x: &FlexTensor) -> [usize; 3] {
+pub(super) fn dims(x: &FlexTensor) -> [usize; 3] {
     let shape = x.layout().shape();
     [shape[0], shape[1], shape[2]]
 }
 
-impl CpuKernels for Flex {
+impl DifferentiableKernels for Flex {
     fn gelu_tanh(x: FlexTensor) -> FlexTensor {
         let x = x.to_contiguous();
         let mut out = FlexTensor::empty(x.layout().shape().clone(), x.dtype());
@@ -78,11 +70,17 @@ impl CpuKernels for Flex {
             scale.to_contiguous(),
         );
         let mut out = FlexTensor::empty(x.layout().shape().clone(), x.dtype());
+        let shape = dims(&x);
+        let own = VectorAt {
+            start: 0,
+            stride: shape[2],
+            count: shift.layout().shape()[0],
+        };
         modulate::modulate_cpu(
-            dims(&x),
+            shape,
             x.storage(),
-            shift.storage(),
-            scale.storage(),
+            (shift.storage(), own),
+            (scale.storage(), own),
             eps,
             out.storage_mut(),
         );
@@ -119,7 +117,7 @@ impl CpuKernels for Flex {
             feature.to_contiguous(),
         );
         let mut out = FlexTensor::empty(x.layout().shape().clone(), x.dtype());
-        gated_residual::gated_residual_cpu(
+        gated_residual::joined_cpu(
             dims(&x),
             x.storage(),
             gate.storage(),
@@ -130,11 +128,13 @@ impl CpuKernels for Flex {
     }
 }
 
-impl<B: Backend + CpuKernels, C: CheckpointStrategy> CpuKernels for Autodiff<B, C> {
+impl<B: Backend + DifferentiableKernels, C: CheckpointStrategy> DifferentiableKernels
+    for Autodiff<B, C>
+{
     fn gelu_tanh(x: FloatTensor<Self>) -> FloatTensor<Self> {
         #[derive(Debug)]
         struct Rule;
-        impl<B: Backend + CpuKernels> Backward<B, 1> for Rule {
+        impl<B: Backend + DifferentiableKernels> Backward<B, 1> for Rule {
             type State = FloatTensor<B>;
             fn backward(
                 self,
@@ -170,7 +170,7 @@ impl<B: Backend + CpuKernels, C: CheckpointStrategy> CpuKernels for Autodiff<B, 
     ) -> FloatTensor<Self> {
         #[derive(Debug)]
         struct Rule;
-        impl<B: Backend + CpuKernels> Backward<B, 3> for Rule {
+        impl<B: Backend + DifferentiableKernels> Backward<B, 3> for Rule {
             type State = (FloatTensor<B>, FloatTensor<B>, f64);
             fn backward(
                 self,

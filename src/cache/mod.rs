@@ -1,0 +1,208 @@
+//! The feature store: slots in preallocated arenas, named by a plan.
+//!
+//! Cached features live in a few large buffers of fixed address instead of one allocation each: what a run needs is
+//! known and taken before its first step, nothing fragments, a span of reused branches is one dispatch whatever its
+//! length, and features may be kept at half their size.
+
+use std::{fmt, str::FromStr};
+
+use burn::tensor::{Device, FloatDType, Tensor};
+
+use crate::{
+    kernels::{Reused, SlotAt, VectorAt, cache_write, gated_residual, reuse_span, runs_kernels},
+    plan::{Read, Slot},
+};
+
+/// Bytes of an arena: every WebGPU device binds a buffer of this size.
+const ARENA_BYTES: usize = 128 << 20;
+
+/// How features are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum CacheDtype {
+    /// As they were computed.
+    #[default]
+    F32,
+    /// Rounded to half precision, half the memory. Values beyond ±65504 end there.
+    F16,
+}
+
+/// A name that is none of the choices.
+#[derive(Debug, thiserror::Error)]
+#[error("unknown cache type `{name}`: expected f32 or f16")]
+pub struct UnknownCacheDtype {
+    name: String,
+}
+
+impl CacheDtype {
+    /// Bytes that a feature of `numbers` numbers takes.
+    pub fn feature_bytes(self, numbers: usize) -> usize {
+        4 * SlotAt::words(numbers, self == Self::F16)
+    }
+}
+
+impl FromStr for CacheDtype {
+    type Err = UnknownCacheDtype;
+    fn from_str(name: &str) -> Result<Self, Self::Err> {
+        match name {
+            "f32" => Ok(Self::F32),
+            "f16" => Ok(Self::F16),
+            _ => Err(UnknownCacheDtype { name: name.into() }),
+        }
+    }
+}
+
+impl fmt::Display for CacheDtype {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::F32 => "f32",
+            Self::F16 => "f16",
+        })
+    }
+}
+
+/// The kept features of a batch.
+#[derive(Debug)]
+pub struct FeatureStore {
+    slots: usize,
+    /// `[B, tokens, dim]` of a feature.
+    shape: [usize; 3],
+    dtype: CacheDtype,
+    kept: Kept,
+}
+
+#[derive(Debug)]
+enum Kept {
+    /// `[words]` each, `None` while a kernel writes to it.
+    Arenas(Vec<Option<Tensor<1>>>),
+    /// Where the kernels cannot run, the tensors themselves.
+    Tensors(Vec<Option<Tensor<3>>>),
+}
+
+impl FeatureStore {
+    /// Room for `slots` features of `shape` `[B, tokens, dim]`.
+    pub fn new(slots: usize, shape: [usize; 3], dtype: CacheDtype, device: &Device) -> Self {
+        let mut store = Self {
+            slots,
+            shape,
+            dtype,
+            kept: Kept::Tensors(vec![None; slots]),
+        };
+        if runs_kernels(device) {
+            let (each, words) = (store.slots_of_arena(), store.feature_words());
+            let arena = |first: usize| {
+                let words = words * each.min(slots - first);
+                Some(Tensor::empty([words], device))
+            };
+            store.kept = Kept::Arenas((0..slots).step_by(each).map(arena).collect());
+        }
+        store
+    }
+
+    /// Whether it can serve a batch of this shape.
+    pub fn fits(&self, shape: [usize; 3]) -> bool {
+        self.shape == shape
+    }
+
+    /// Bytes of all slots.
+    pub fn bytes(&self) -> usize {
+        self.slots * self.dtype.feature_bytes(self.shape.iter().product())
+    }
+
+    fn feature_words(&self) -> usize {
+        self.dtype.feature_bytes(self.shape.iter().product()) / 4
+    }
+
+    fn slots_of_arena(&self) -> usize {
+        (ARENA_BYTES / 4 / self.feature_words().max(1)).max(1)
+    }
+
+    /// The arena of a slot, and the slot's place in it.
+    fn place(&self, slot: Slot) -> (usize, SlotAt) {
+        let each = self.slots_of_arena();
+        let at = SlotAt {
+            word: slot % each * self.feature_words(),
+            packed: self.dtype == CacheDtype::F16,
+        };
+        (slot / each, at)
+    }
+
+    /// Keeps `feature + bias` in `slot` and returns `x + gate ⊙ (feature + bias)`, the gates in `slab`.
+    pub fn write(
+        &mut self,
+        slot: Slot,
+        x: Tensor<3>,
+        (slab, gate): (&Tensor<3>, VectorAt),
+        feature: Tensor<3>,
+        bias: Tensor<1>,
+    ) -> Tensor<3> {
+        let (arena, at) = self.place(slot);
+        match &mut self.kept {
+            Kept::Arenas(arenas) => {
+                // A plan names no slot beyond the store's.
+                let Some(words) = arenas.get_mut(arena).and_then(Option::take) else {
+                    return gated_residual(x, slab, gate, feature, Some(bias));
+                };
+                let (x, words) = cache_write(x, slab, gate, feature, bias, words, at);
+                arenas[arena] = Some(words);
+                x
+            }
+            Kept::Tensors(tensors) => {
+                let feature = feature + bias.unsqueeze();
+                tensors[slot] = Some(match self.dtype {
+                    CacheDtype::F32 => feature.clone(),
+                    CacheDtype::F16 => feature.clone().cast(FloatDType::F16),
+                });
+                gated_residual(x, slab, gate, feature, None)
+            }
+        }
+    }
+
+    /// `x + Σ gate ⊙ feature` over a span: one dispatch where its slots lie in one arena.
+    pub fn reuse(
+        &mut self,
+        x: Tensor<3>,
+        slab: &Tensor<3>,
+        span: &[(VectorAt, Read)],
+    ) -> Tensor<3> {
+        let place = |read: &Read| self.place(read.slot);
+        match &self.kept {
+            Kept::Arenas(arenas) => span
+                .chunk_by(|(_, a), (_, b)| place(a).0 == place(b).0)
+                .fold(x, |x, span| {
+                    let reused = span.iter().map(|(gate, read)| Reused {
+                        gate: *gate,
+                        slot: place(read).1,
+                    });
+                    match arenas.get(place(&span[0].1).0) {
+                        Some(Some(arena)) => reuse_span(x, slab, arena, reused.collect()),
+                        _ => x,
+                    }
+                }),
+            Kept::Tensors(_) => self.reuse_tensors(x, slab, span),
+        }
+    }
+
+    fn reuse_tensors(
+        &mut self,
+        x: Tensor<3>,
+        slab: &Tensor<3>,
+        span: &[(VectorAt, Read)],
+    ) -> Tensor<3> {
+        let Kept::Tensors(tensors) = &mut self.kept else {
+            return x;
+        };
+        span.iter().fold(x, |x, (gate, read)| {
+            let feature = if read.last {
+                tensors[read.slot].take()
+            } else {
+                tensors[read.slot].clone()
+            };
+            match feature {
+                Some(feature) => {
+                    gated_residual(x, slab, *gate, feature.cast(FloatDType::F32), None)
+                }
+                None => x,
+            }
+        })
+    }
+}
