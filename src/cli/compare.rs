@@ -8,11 +8,12 @@ use serde_json::{Value, json};
 use super::{
     Context,
     error::CliError,
-    options::{DeviceArgs, ModelArgs, RunArgs, print_json, progress},
+    options::{CacheArgs, DeviceArgs, ModelArgs, RunArgs, print_json, progress},
     sample::MAX_COUNT,
     schedules::resolve,
 };
 use crate::{
+    cache::CacheDtype,
     checkpoint::ModelInfo,
     dit::Dit,
     metrics::{mean_and_error, mse, psnr_from_mse},
@@ -28,6 +29,8 @@ pub(super) struct Args {
     device: DeviceArgs,
     #[command(flatten)]
     run: RunArgs,
+    #[command(flatten)]
+    cache: CacheArgs,
     /// Schedules to compare with the uncached run: files, policies, or steps:K (no reuse, K steps)
     #[arg(long, value_name = "A,B,…", value_delimiter = ',', required = true)]
     schedules: Vec<String>,
@@ -85,6 +88,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
             &model,
             &info,
             entry,
+            args.cache.cache_dtype,
             &labels,
             args.seed,
             &mut |n| bar.inc(n),
@@ -112,7 +116,8 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
     if args.json {
         print_json(&json!({
             "device": report.device, "backend": report.backend, "model": info.config.name(), "images": args.count,
-            "seed": args.seed, "steps": settings.steps, "guidance": settings.guidance.scale(), "rows": rows,
+            "seed": args.seed, "steps": settings.steps, "guidance": settings.guidance.scale(), "cache_dtype": args.cache.cache_dtype.to_string(),
+            "rows": rows,
         }));
         return Ok(());
     }
@@ -158,6 +163,7 @@ fn draw(
     model: &Dit,
     info: &ModelInfo,
     entry: &Entry,
+    cache_dtype: CacheDtype,
     labels: &[usize],
     seed: u64,
     step: &mut dyn FnMut(u64),
@@ -165,7 +171,8 @@ fn draw(
 ) -> Result<Vec<f32>, CliError> {
     let batch =
         batch_for(&info.config, entry.settings.guidance.is_active(), 1 << 30).min(labels.len());
-    let sampler = Sampler::new(model, entry.settings, Some(entry.schedule.clone()))?;
+    let sampler = Sampler::new(model, entry.settings, Some(entry.schedule.clone()))?
+        .with_cache_dtype(cache_dtype);
     let request = Request {
         labels: labels.to_vec(),
         seed,

@@ -8,6 +8,7 @@ macro_rules! out {
     ($($part:tt)*) => { $crate::cli::print_line(format_args!($($part)*)) };
 }
 
+mod bench;
 mod compare;
 mod convert;
 mod devices;
@@ -25,6 +26,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    time::Instant,
 };
 
 use clap::{Parser, Subcommand};
@@ -59,6 +61,8 @@ enum Command {
     Train(Train),
     /// Measure schedules against the uncached run: one seed set, error and cost of each
     Compare(Box<compare::Args>),
+    /// Time schedules against the uncached run, side by side, part by part
+    Bench(Box<bench::Args>),
     /// Draw, make, import or compare schedules
     Schedule(schedule::Args),
     /// Show what a weight, router or schedule file holds
@@ -76,6 +80,7 @@ enum Train {
 /// What every subcommand gets beside its arguments.
 struct Context {
     quiet: bool,
+    started: Instant,
     interrupted: Arc<AtomicBool>,
 }
 
@@ -105,6 +110,7 @@ fn print_line(line: std::fmt::Arguments<'_>) {
 
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
+    let started = Instant::now();
     let cli = Cli::parse();
     cli.verbosity.start_logging();
     let interrupted = Arc::new(AtomicBool::new(false));
@@ -120,6 +126,7 @@ pub fn main() -> ExitCode {
     }
     let context = Context {
         quiet: cli.verbosity.quiet,
+        started,
         interrupted,
     };
     let result = match cli.command {
@@ -127,6 +134,7 @@ pub fn main() -> ExitCode {
         Command::Sample(args) => sample::run(*args, &context),
         Command::Train(Train::Router(args)) => train_router::run(*args, &context),
         Command::Compare(args) => compare::run(*args, &context),
+        Command::Bench(args) => bench::run(*args, &context),
         Command::Schedule(args) => schedule::run(args, &context),
         Command::Inspect(args) => inspect::run(args, &context),
         Command::Convert(args) => convert::run(args, &context),

@@ -7,6 +7,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use super::{Context, error::CliError};
 use crate::{
+    cache::CacheDtype,
     checkpoint::{LoadOptions, ModelInfo, ModelSpec, load_model},
     device::{DeviceChoice, Engine},
     diffusion::{Guidance, GuidedChannels, Solver},
@@ -153,6 +154,14 @@ impl RunArgs {
         settings.trajectory()?;
         Ok(settings)
     }
+}
+
+/// How cached features are kept.
+#[derive(Args, Debug)]
+pub(super) struct CacheArgs {
+    /// f32, or f16 for half the cache memory
+    #[arg(long, value_name = "f32|f16", default_value = "f32")]
+    pub cache_dtype: CacheDtype,
 }
 
 pub(super) fn parse_switch(text: &str) -> Result<bool, String> {

@@ -10,7 +10,7 @@ use serde_json::json;
 use super::{
     Context,
     error::CliError,
-    options::{DeviceArgs, ModelArgs, RunArgs, print_json, progress},
+    options::{CacheArgs, DeviceArgs, ModelArgs, RunArgs, print_json, progress},
     schedules::ScheduleArgs,
 };
 use crate::{
@@ -38,6 +38,8 @@ pub(super) struct Args {
     run: RunArgs,
     #[command(flatten)]
     schedule: ScheduleArgs,
+    #[command(flatten)]
+    cache: CacheArgs,
     /// Classes to draw, by number or name, separated by commas [default: all, in turn]
     #[arg(long, value_name = "A,B,…", value_delimiter = ',')]
     classes: Vec<String>,
@@ -117,7 +119,8 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
             .min(labels.len().max(1))
     });
     let chosen = args.schedule.resolve(&info, &settings)?;
-    let sampler = Sampler::new(&model, settings, Some(chosen.schedule))?;
+    let sampler = Sampler::new(&model, settings, Some(chosen.schedule))?
+        .with_cache_dtype(args.cache.cache_dtype);
     let request = Request {
         labels: labels.clone(),
         seed: args.seed,
@@ -185,7 +188,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
             "steps": settings.steps, "images": labels.len(), "batch": batch,
             "seconds_load": seconds_load, "seconds_sampling": seconds,
             "schedule": chosen.name, "cur": sampler.schedule().cur(), "macs_full": totals.macs_full, "macs": totals.macs,
-            "peak_cache_bytes": totals.peak_cache_bytes, "dispatches": dispatches, "out": args.out,
+            "peak_cache_bytes": totals.peak_cache_bytes, "cache_dtype": args.cache.cache_dtype.to_string(), "dispatches": dispatches, "out": args.out,
         }));
     }
     Ok(())

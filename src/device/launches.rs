@@ -36,10 +36,15 @@ impl LaunchCount {
         }
     }
 
+    /// Dispatches so far, of what the device has been given already.
+    pub fn so_far(&self) -> u64 {
+        self.counter.0.load(Ordering::Relaxed)
+    }
+
     /// Waits for `engine` to finish what it was given, and tells the count.
     pub fn finish(self, engine: &Engine) -> u64 {
         // A device that fails here has failed its results too, which are reported where they are read.
         let _ = engine.device().sync();
-        self.counter.0.load(Ordering::Relaxed)
+        self.so_far()
     }
 }

@@ -7,7 +7,7 @@ mod forward;
 mod parts;
 mod run;
 
-pub use parts::{Part, PartTimes};
+pub use parts::{Part, PartTimes, PartTotal};
 pub use run::{Event, Request, Run, Sampler, Totals};
 
 use crate::{

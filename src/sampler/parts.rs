@@ -1,13 +1,14 @@
 //! Where the time of a run goes.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use burn::tensor::Device;
 use serde::Serialize;
 
+use crate::device::LaunchCount;
+
 /// A part of the work.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Part {
     /// Timestep and label embeddings and adaLN vectors.
     Conditioning,
@@ -33,22 +34,45 @@ impl Part {
         Self::Reuse,
         Self::Solver,
     ];
+
+    /// As in reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Conditioning => "conditioning",
+            Self::Embedding => "embedding",
+            Self::Attention => "attention",
+            Self::Mlp => "mlp",
+            Self::Reuse => "reuse",
+            Self::Solver => "solver",
+        }
+    }
 }
 
-/// Seconds a part, measured with a wait for the device after each: slower in sum than an undisturbed run.
-#[derive(Debug, Clone)]
+/// Time and dispatches a part, measured with a wait for the device after each: slower in sum than an undisturbed run.
 pub struct PartTimes {
-    times: [Duration; 6],
-    counts: [usize; 6],
+    parts: [PartTotal; 6],
+    launches: LaunchCount,
     last: Instant,
+    last_launches: u64,
+}
+
+/// What a part took over a run.
+#[derive(Debug, Clone, Copy, Default, Serialize)]
+pub struct PartTotal {
+    pub seconds: f64,
+    /// How often it ran.
+    pub count: u64,
+    /// Kernel dispatches; 0 on the CPU.
+    pub dispatches: u64,
 }
 
 impl PartTimes {
     pub(super) fn start() -> Self {
         Self {
-            times: [Duration::ZERO; 6],
-            counts: [0; 6],
+            parts: Default::default(),
+            launches: LaunchCount::start(),
             last: Instant::now(),
+            last_launches: 0,
         }
     }
 
@@ -56,19 +80,16 @@ impl PartTimes {
     pub(super) fn mark(&mut self, part: Part, device: &Device) {
         // A device that fails here fails its results too, which are reported where they are read.
         let _ = device.sync();
-        let now = Instant::now();
-        self.times[part as usize] += now - self.last;
-        self.counts[part as usize] += 1;
-        self.last = now;
+        let (now, launches) = (Instant::now(), self.launches.so_far());
+        let total = &mut self.parts[part as usize];
+        total.seconds += (now - self.last).as_secs_f64();
+        total.dispatches += launches - self.last_launches;
+        total.count += 1;
+        (self.last, self.last_launches) = (now, launches);
     }
 
-    /// Seconds of a part.
-    pub fn seconds(&self, part: Part) -> f64 {
-        self.times[part as usize].as_secs_f64()
-    }
-
-    /// How often the part ran.
-    pub fn count(&self, part: Part) -> usize {
-        self.counts[part as usize]
+    /// What a part took.
+    pub fn of(&self, part: Part) -> PartTotal {
+        self.parts[part as usize]
     }
 }

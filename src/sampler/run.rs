@@ -188,8 +188,24 @@ impl<'m> Sampler<'m> {
         self.plan.slots() * self.cache_dtype.feature_bytes(numbers)
     }
 
+    /// Bytes of adaLN weights that a run of one batch of `images` images reads.
+    pub fn adaln_bytes_read(&self, images: usize) -> usize {
+        let config = self.model.config();
+        let layers = 4 * config.hidden * config.hidden * (6 * config.blocks + 2);
+        self.settings.steps.div_ceil(self.steps_ahead(images)) * layers
+    }
+
+    /// Steps whose adaLN vectors fit the memory bound, at least the one at hand.
+    fn steps_ahead(&self, images: usize) -> usize {
+        let config = self.model.config();
+        let vectors = 4 * config.hidden * (6 * config.blocks + 2);
+        // In a guided batch the null label's vectors serve the whole unconditional half.
+        let rows = images + self.copies() - 1;
+        (self.conditioning_bytes / (vectors * rows)).max(1)
+    }
+
     /// Elements of the network's batch an image: two with guidance.
-    fn copies(&self) -> usize {
+    pub fn copies(&self) -> usize {
         if self.settings.guidance.is_active() {
             2
         } else {
@@ -368,16 +384,14 @@ impl Run<'_, '_> {
         let config = sampler.model.config();
         let mut labels = batch.labels.clone();
         if sampler.settings.guidance.is_active() {
-            // The null label's vectors serve the whole unconditional half.
             labels.push(config.classes);
         }
         let ready = batch.conditioning.take();
         let conditioning = match ready.filter(|_| batch.ahead.contains(&batch.step)) {
             Some(conditioning) => conditioning,
             None => {
-                let row = 4 * config.hidden * (6 * config.blocks + 2);
-                let ahead = (sampler.conditioning_bytes / (row * labels.len())).max(1);
-                let end = sampler.settings.steps.min(batch.step + ahead);
+                let ahead = sampler.steps_ahead(batch.labels.len());
+                let end = sampler.settings.steps.min(batch.step.saturating_add(ahead));
                 batch.ahead = batch.step..end;
                 let steps = &sampler.trajectory.steps()[batch.ahead.clone()];
                 let timesteps: Vec<_> = steps.iter().map(|s| s.timestep as f32).collect();

@@ -5,6 +5,7 @@ mod bad_input;
 mod common;
 mod devices;
 mod forward;
+mod kernels;
 mod large_model;
 mod sampling;
 mod schedules;

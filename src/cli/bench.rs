@@ -1,0 +1,323 @@
+//! `harmonica bench`
+
+use std::time::Instant;
+
+use comfy_table::{CellAlignment, Table, presets};
+use indicatif::ProgressBar;
+use serde_json::{Value, json};
+
+use super::{
+    Context,
+    error::CliError,
+    options::{CacheArgs, DeviceArgs, ModelArgs, RunArgs, print_json, progress},
+    schedules::resolve,
+};
+use crate::{
+    checkpoint::ModelInfo,
+    device::{Engine, LaunchCount},
+    dit::Dit,
+    metrics::{max_abs_error, median, peak_memory_bytes, reset_peak_memory},
+    sampler::{Event, Part, PartTotal, Request, Sampler, Settings, model_shape},
+};
+
+#[derive(clap::Args, Debug)]
+pub(super) struct Args {
+    #[command(flatten)]
+    model: ModelArgs,
+    #[command(flatten)]
+    device: DeviceArgs,
+    #[command(flatten)]
+    run: RunArgs,
+    #[command(flatten)]
+    cache: CacheArgs,
+    /// Schedules to time against the uncached run: files or policies
+    #[arg(
+        long,
+        value_name = "A,B,…",
+        value_delimiter = ',',
+        default_value = "none,fora:2"
+    )]
+    schedules: Vec<String>,
+    /// Images drawn together
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    batch: usize,
+    /// Timed runs of each schedule, in turn
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    runs: usize,
+    /// Add a row that computes the adaLN vectors at every step instead of ahead
+    #[arg(long)]
+    conditioning_each_step: bool,
+    /// Use schedule files that were made for another model or run
+    #[arg(long)]
+    force: bool,
+    /// One JSON document on stdout
+    #[arg(long)]
+    json: bool,
+}
+
+/// A schedule to time, and what was measured.
+struct Row<'m> {
+    name: String,
+    sampler: Sampler<'m>,
+    seconds: Vec<f64>,
+    dispatches: u64,
+    peak_cache_bytes: usize,
+    peak_host_bytes: Option<u64>,
+    parts: Vec<(Part, PartTotal)>,
+}
+
+pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
+    for (flag, value) in [("--batch", args.batch), ("--runs", args.runs)] {
+        if value == 0 {
+            return Err(CliError::Usage(format!("{flag} is 0, expected at least 1")));
+        }
+    }
+    let engine = args.device.open(context)?;
+    let (model, info) = args.model.load(&engine)?;
+    let seconds_load = context.started.elapsed().as_secs_f64();
+    let settings = args.run.settings(&info)?;
+    let mut rows = rows(&args, &model, &info, settings)?;
+    let labels: Vec<usize> = (0..args.batch).map(|i| i % info.config.classes).collect();
+    let request = Request {
+        labels,
+        seed: 0,
+        noise: None,
+        batch: args.batch,
+    };
+
+    // Warming up twice, counting, measuring part by part, then the timed runs in turn.
+    let total = rows.len() * (args.runs + 3) * settings.steps;
+    let bar = progress(context, total as u64, "steps");
+    let mut first_image = None;
+    let mut reference: Option<Vec<f32>> = None;
+    for row in &mut rows {
+        let images = timed(&row.sampler, &request, &bar, context)?.1;
+        first_image.get_or_insert(context.started.elapsed().as_secs_f64());
+        if row.sampler.schedule().cur() == 0.0 {
+            // The same images whatever the order of the work: the timing is of the same thing.
+            let reference = reference.get_or_insert_with(|| images.clone());
+            let error = max_abs_error(reference, &images);
+            tracing::info!(schedule = %row.name, error, "uncached runs agree");
+        }
+        let fresh_peak = reset_peak_memory();
+        let launches = LaunchCount::start();
+        timed(&row.sampler, &request, &bar, context)?;
+        row.dispatches = launches.finish(&engine);
+        row.peak_host_bytes = peak_memory_bytes().filter(|_| fresh_peak);
+        row.peak_cache_bytes = row.sampler.cache_bytes(args.batch);
+        let (_, parts) = row.sampler.profile(request.clone())?;
+        bar.inc(settings.steps as u64);
+        row.parts = Part::ALL.map(|part| (part, parts.of(part))).to_vec();
+    }
+    for _ in 0..args.runs {
+        for row in &mut rows {
+            let seconds = timed(&row.sampler, &request, &bar, context)?.0;
+            row.seconds.push(seconds);
+        }
+    }
+    bar.finish_and_clear();
+
+    let figures: Vec<Value> = rows
+        .iter()
+        .map(|row| figures(row, &rows[0], &info, args.batch))
+        .collect();
+    let report = engine.report();
+    if args.json {
+        print_json(&json!({
+            "device": report.device, "backend": report.backend, "model": info.config.name(),
+            "tokens": info.config.tokens(), "batch": args.batch, "steps": settings.steps,
+            "guidance": settings.guidance.scale(), "cache_dtype": args.cache.cache_dtype.to_string(), "runs": args.runs,
+            "seconds_load": seconds_load, "first_image_s": first_image, "rows": figures,
+        }));
+        return Ok(());
+    }
+    out!("{}", summary(&figures));
+    out!("{}", parts_table(&rows));
+    say_settings(context, &args, &engine, &info, settings);
+    context.say(format!(
+        "first image {:.2} s after the start of the process, {seconds_load:.2} s of it to open the device and load the model",
+        first_image.unwrap_or(f64::NAN)
+    ));
+    Ok(())
+}
+
+/// The uncached run first, then what was asked for.
+fn rows<'m>(
+    args: &Args,
+    model: &'m Dit,
+    info: &ModelInfo,
+    settings: Settings,
+) -> Result<Vec<Row<'m>>, CliError> {
+    let row = |name: String, sampler: Sampler<'m>| Row {
+        name,
+        sampler: sampler.with_cache_dtype(args.cache.cache_dtype),
+        seconds: Vec::new(),
+        dispatches: 0,
+        peak_cache_bytes: 0,
+        peak_host_bytes: None,
+        parts: Vec::new(),
+    };
+    let mut rows = vec![row("none".into(), Sampler::new(model, settings, None)?)];
+    if args.conditioning_each_step {
+        let sampler = Sampler::new(model, settings, None)?.with_conditioning_bytes(0);
+        rows.push(row("none, adaLN each step".into(), sampler));
+    }
+    for spec in args.schedules.iter().filter(|spec| *spec != "none") {
+        let chosen = resolve(spec, args.force, info, &settings)?;
+        let sampler = Sampler::new(model, settings, Some(chosen.schedule))?;
+        rows.push(row(chosen.name, sampler));
+    }
+    Ok(rows)
+}
+
+/// One whole run: seconds until its images are here, and the images.
+fn timed(
+    sampler: &Sampler<'_>,
+    request: &Request,
+    bar: &ProgressBar,
+    context: &Context,
+) -> Result<(f64, Vec<f32>), CliError> {
+    let started = Instant::now();
+    let mut images = Vec::new();
+    for event in sampler.run(request.clone())? {
+        match event? {
+            Event::Step { .. } => bar.inc(1),
+            Event::Images { x0, .. } => images.extend(x0),
+        }
+        context.check_interrupt()?;
+    }
+    Ok((started.elapsed().as_secs_f64(), images))
+}
+
+fn figures(row: &Row<'_>, uncached: &Row<'_>, info: &ModelInfo, batch: usize) -> Value {
+    let plan = row.sampler.plan().accounting();
+    let macs_ratio = plan.macs_full as f64 / plan.macs as f64;
+    // Runs that stood next to each other in time are compared with each other.
+    let ratios: Vec<f64> = uncached
+        .seconds
+        .iter()
+        .zip(&row.seconds)
+        .map(|(uncached, own)| uncached / own)
+        .collect();
+    let range = |values: &[f64]| {
+        let fold = |f: fn(f64, f64) -> f64, start| values.iter().copied().fold(start, f);
+        (fold(f64::min, f64::INFINITY), fold(f64::max, 0.0))
+    };
+    let ((min, max), (speedup_min, speedup_max)) = (range(&row.seconds), range(&ratios));
+    let speedup = median(&ratios);
+    let copies = row.sampler.copies() * batch;
+    let features = 4 * copies * info.config.tokens() * info.config.hidden;
+    let parts: serde_json::Map<String, Value> = row
+        .parts
+        .iter()
+        .map(|(part, total)| (part.name().into(), json!(total)))
+        .collect();
+    json!({
+        "schedule": row.name, "cur": row.sampler.schedule().cur(), "macs_ratio": macs_ratio,
+        "median_s": median(&row.seconds), "min_s": min, "max_s": max,
+        "speedup": speedup, "speedup_min": speedup_min, "speedup_max": speedup_max, "efficiency": speedup / macs_ratio,
+        "dispatches_per_run": row.dispatches,
+        "peak_cache_bytes": row.peak_cache_bytes, "peak_host_bytes": row.peak_host_bytes,
+        "all_features_bytes": 2 * info.config.blocks * features,
+        "adaln_bytes_read": row.sampler.adaln_bytes_read(batch),
+        "plan": {
+            "macs": plan.macs * copies as u64, "macs_full": plan.macs_full * copies as u64,
+            "computed": plan.computed, "reused": plan.reused, "spans": plan.spans, "slots": plan.slots,
+            "cache_bytes_written": row.sampler.cache_bytes(batch) / plan.slots.max(1) * plan.writes,
+            "cache_bytes_read": row.sampler.cache_bytes(batch) / plan.slots.max(1) * plan.reused,
+        },
+        "parts": parts,
+    })
+}
+
+fn summary(rows: &[Value]) -> Table {
+    let header = [
+        "schedule",
+        "CUR %",
+        "MACs ratio",
+        "median s (min–max)",
+        "speed-up (min–max)",
+        "efficiency",
+        "dispatches",
+        "cache MB",
+        "of all features",
+    ];
+    let cells = rows.iter().map(|row| {
+        let number = |key: &str| row[key].as_f64().unwrap_or(f64::NAN);
+        vec![
+            row["schedule"].as_str().unwrap_or_default().to_owned(),
+            format!("{:.1}", 100.0 * number("cur")),
+            format!("{:.3}", number("macs_ratio")),
+            format!(
+                "{:.3} ({:.3}–{:.3})",
+                number("median_s"),
+                number("min_s"),
+                number("max_s")
+            ),
+            format!(
+                "{:.3} ({:.3}–{:.3})",
+                number("speedup"),
+                number("speedup_min"),
+                number("speedup_max")
+            ),
+            format!("{:.3}", number("efficiency")),
+            row["dispatches_per_run"].to_string(),
+            format!("{:.2}", number("peak_cache_bytes") / 1e6),
+            format!(
+                "{:.0} %",
+                100.0 * number("peak_cache_bytes") / number("all_features_bytes")
+            ),
+        ]
+    });
+    table(&header, cells)
+}
+
+/// Milliseconds and dispatches of each part of a run.
+fn parts_table(rows: &[Row<'_>]) -> Table {
+    let mut header = vec!["ms (dispatches) by part"];
+    header.extend(Part::ALL.map(Part::name));
+    let cells = rows.iter().map(|row| {
+        let part = |(_, total): &(Part, PartTotal)| {
+            format!("{:.1} ({})", 1e3 * total.seconds, total.dispatches)
+        };
+        let mut cells = vec![row.name.clone()];
+        cells.extend(row.parts.iter().map(part));
+        cells
+    });
+    table(&header, cells)
+}
+
+fn table(header: &[&str], rows: impl Iterator<Item = Vec<String>>) -> Table {
+    let mut table = Table::new();
+    table.load_preset(presets::ASCII_MARKDOWN);
+    table.set_header(header.to_vec());
+    rows.for_each(|row| {
+        table.add_row(row);
+    });
+    for column in table.column_iter_mut().skip(1) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    table
+}
+
+fn say_settings(
+    context: &Context,
+    args: &Args,
+    engine: &Engine,
+    info: &ModelInfo,
+    settings: Settings,
+) {
+    let full = model_shape(&info.config).full_macs(settings.steps) as f64;
+    context.say(format!(
+        "{}, {} tokens, batch {}, {} steps, guidance {}, {:.2} GMACs an image and half; {} timed runs in turn on {} ({})",
+        info.config.name(),
+        info.config.tokens(),
+        args.batch,
+        settings.steps,
+        settings.guidance.scale(),
+        full / 1e9,
+        args.runs,
+        engine.report().device,
+        engine.report().backend,
+    ));
+}

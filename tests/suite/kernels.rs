@@ -1,0 +1,406 @@
+//! Shaders, CPU twins and formulas: the same numbers for every size, and shaders that any WebGPU device takes.
+
+use burn::tensor::{Device, Tensor, TensorData};
+use harmonica::{
+    diffusion::ImageNoise,
+    kernels::{
+        DdimStep, Reused, SlotAt, VectorAt, attention, cache_write, gated_residual, gelu, modulate,
+        reuse_span, solver_step,
+    },
+    metrics::max_abs_error,
+};
+
+use crate::common::engines;
+
+/// `[B, tokens, dim]`: single numbers, odd everything, several workgroups, a published head size.
+const SHAPES: [[usize; 3]; 6] = [
+    [1, 1, 1],
+    [1, 3, 5],
+    [2, 7, 6],
+    [3, 64, 33],
+    [2, 65, 72],
+    [1, 257, 48],
+];
+
+fn numbers(stream: u64, count: usize) -> Vec<f32> {
+    let mut out = Vec::new();
+    ImageNoise::new(41, stream).fill(count, &mut out);
+    out
+}
+
+fn upload<const D: usize>(values: &[f32], shape: [usize; D], device: &Device) -> Tensor<D> {
+    Tensor::from_data(TensorData::new(values.to_vec(), shape), device)
+}
+
+fn download<const D: usize>(x: Tensor<D>) -> Vec<f32> {
+    x.try_into_data().unwrap().try_into_vec().unwrap()
+}
+
+/// A slab of two blocks, five rows and some margin, and vectors in its second block from its third row on.
+struct Slab {
+    values: Vec<f32>,
+    shape: [usize; 3],
+    rows: usize,
+}
+
+impl Slab {
+    fn new(dim: usize, rows: usize) -> Self {
+        let shape = [2, 2 + rows, 3 * dim + 1];
+        Self {
+            values: numbers(9, shape.iter().product()),
+            shape,
+            rows,
+        }
+    }
+
+    fn at(&self, column: usize) -> VectorAt {
+        let [_, rows, width] = self.shape;
+        VectorAt {
+            start: (rows + 2) * width + column,
+            stride: width,
+            count: self.rows,
+        }
+    }
+
+    fn value(&self, at: VectorAt, element: usize, channel: usize) -> f64 {
+        f64::from(self.values[at.start + element.min(self.rows - 1) * at.stride + channel])
+    }
+}
+
+/// Compares `run` on both devices with `expected`.
+fn check(what: &str, expected: &[f64], tolerance: f32, run: impl Fn(&Device) -> Vec<f32>) {
+    let expected: Vec<f32> = expected.iter().map(|v| *v as f32).collect();
+    for (name, engine) in engines() {
+        let found = run(engine.device());
+        assert_eq!(found.len(), expected.len(), "{what} on {name}");
+        let error = max_abs_error(&found, &expected);
+        assert!(error <= tolerance, "{what} on {name}: {error}");
+    }
+}
+
+fn wide(values: &[f32]) -> Vec<f64> {
+    values.iter().map(|v| f64::from(*v)).collect()
+}
+
+#[test]
+fn modulate_is_layer_norm_then_scale_and_shift() {
+    // The last one has more tokens than a dimension has workgroups.
+    for [batch, tokens, dim] in SHAPES.into_iter().chain([[1, 65_537, 3]]) {
+        let x = numbers(1, batch * tokens * dim);
+        let slab = Slab::new(dim, batch.min(2));
+        let (shift, scale) = (slab.at(0), slab.at(dim));
+        let mut expected = Vec::new();
+        for (row, x) in wide(&x).chunks(dim).enumerate() {
+            let mean = x.iter().sum::<f64>() / dim as f64;
+            let variance = x.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / dim as f64;
+            for (i, v) in x.iter().enumerate() {
+                let of = |at| slab.value(at, row / tokens, i);
+                expected
+                    .push((v - mean) / (variance + 1e-2).sqrt() * (1.0 + of(scale)) + of(shift));
+            }
+        }
+        check("modulate", &expected, 2e-5, |device| {
+            let slab = upload(&slab.values, slab.shape, device);
+            let x = upload(&x, [batch, tokens, dim], device);
+            download(modulate(x, &slab, shift, scale, 1e-2))
+        });
+    }
+}
+
+#[test]
+fn gelu_adds_its_bias_at_any_size() {
+    // The last one has more than 65,535 workgroups.
+    for [batch, tokens, dim] in SHAPES.into_iter().chain([[1, 3, 5_600_001]]) {
+        let (x, bias) = (numbers(1, batch * tokens * dim), numbers(2, dim));
+        let expected: Vec<f64> = x
+            .iter()
+            .enumerate()
+            .map(|(i, x)| {
+                let v = f64::from(x + bias[i % dim]);
+                let u = (2.0 / std::f64::consts::PI).sqrt() * (v + 0.044715 * v.powi(3));
+                0.5 * v * (1.0 + u.tanh())
+            })
+            .collect();
+        check("gelu", &expected, 2e-6, |device| {
+            let x = upload(&x, [batch, tokens, dim], device);
+            download(gelu(x, upload(&bias, [dim], device)))
+        });
+    }
+}
+
+#[test]
+fn attention_mixes_values_by_softmax_of_scores() {
+    for ([batch, tokens, dim], heads) in SHAPES.into_iter().zip([1, 5, 2, 3, 1, 4]) {
+        let head = dim / heads;
+        let (qkv, bias) = (numbers(1, batch * tokens * 3 * dim), numbers(2, 3 * dim));
+        let value = |b: usize, token: usize, part: usize, h: usize, c: usize| {
+            let channel = part * dim + h * head + c;
+            f64::from(qkv[(b * tokens + token) * 3 * dim + channel] + bias[channel])
+        };
+        let mut expected = vec![0.0; batch * tokens * dim];
+        for b in 0..batch {
+            for h in 0..heads {
+                for query in 0..tokens {
+                    let score = |key: usize| {
+                        let dot = |c| value(b, query, 0, h, c) * value(b, key, 1, h, c);
+                        (0..head).map(dot).sum::<f64>() / (head as f64).sqrt()
+                    };
+                    let scores: Vec<f64> = (0..tokens).map(score).collect();
+                    let largest = scores.iter().cloned().fold(f64::MIN, f64::max);
+                    let total: f64 = scores.iter().map(|s| (s - largest).exp()).sum();
+                    for c in 0..head {
+                        let mixed = |(k, s): (usize, &f64)| {
+                            (s - largest).exp() / total * value(b, k, 2, h, c)
+                        };
+                        expected[(b * tokens + query) * dim + h * head + c] =
+                            scores.iter().enumerate().map(mixed).sum();
+                    }
+                }
+            }
+        }
+        check("attention", &expected, 2e-5, |device| {
+            let qkv = upload(&qkv, [batch, tokens, 3 * dim], device);
+            download(attention(qkv, upload(&bias, [3 * dim], device), heads))
+        });
+    }
+}
+
+#[test]
+fn features_join_and_come_back_from_the_arena() {
+    for [batch, tokens, dim] in SHAPES {
+        for packed in [false, true] {
+            let count = batch * tokens * dim;
+            let words = SlotAt::words(count, packed);
+            let (x, bias) = (numbers(1, count), numbers(2, dim));
+            let features = [numbers(3, count), numbers(4, count)];
+            // The second feature's slot is in front, and something lies between them.
+            let slots = [words + 3, 1].map(|word| SlotAt { word, packed });
+            let slab = Slab::new(dim, batch.min(2));
+            let gates = [slab.at(0), slab.at(2 * dim)];
+            let stored = |k: usize, i: usize| features[k][i] + bias[i % dim];
+            let joined = |x: &[f64], k: usize, gate: VectorAt, rounded: bool| -> Vec<f64> {
+                let add = |(i, x): (usize, &f64)| {
+                    let feature = match rounded {
+                        true => half::f16::from_f32(stored(k, i)).to_f64(),
+                        false => f64::from(stored(k, i)),
+                    };
+                    x + slab.value(gate, i / dim / tokens, i % dim) * feature
+                };
+                x.iter().enumerate().map(add).collect()
+            };
+            let fresh = joined(&wide(&x), 0, gates[0], false);
+            check("gated_residual", &fresh, 2e-6, |device| {
+                let slab = upload(&slab.values, slab.shape, device);
+                let feature = upload(&features[0], [batch, tokens, dim], device);
+                let x = upload(&x, [batch, tokens, dim], device);
+                let bias = upload(&bias, [dim], device);
+                download(gated_residual(x, &slab, gates[0], feature, Some(bias)))
+            });
+            let written = joined(&fresh, 1, gates[1], false);
+            // Reused the other way round, under the other gate.
+            let reused = joined(&joined(&written, 1, gates[0], packed), 0, gates[1], packed);
+            let expected: Vec<f64> = written.into_iter().chain(reused).collect();
+            check("cache_write and reuse_span", &expected, 1e-5, |device| {
+                let slab = upload(&slab.values, slab.shape, device);
+                let bias = upload(&bias, [dim], device);
+                let mut x = upload(&x, [batch, tokens, dim], device);
+                let mut arena = Tensor::zeros([2 * words + 4], device);
+                for k in [0, 1] {
+                    let feature = upload(&features[k], [batch, tokens, dim], device);
+                    (x, arena) =
+                        cache_write(x, &slab, gates[k], feature, bias.clone(), arena, slots[k]);
+                }
+                let span = [(0, 1), (1, 0)].map(|(g, s)| Reused {
+                    gate: gates[g],
+                    slot: slots[s],
+                });
+                let mut both = download(x.clone());
+                both.extend(download(reuse_span(x, &slab, &arena, span.to_vec())));
+                let arena = download(arena);
+                assert_eq!([arena[0], arena[words + 1], arena[words + 2]], [0.0; 3]);
+                both
+            });
+        }
+    }
+}
+
+#[test]
+fn f16_slots_end_at_their_largest_number() {
+    check("saturation", &[65504.0, -65504.0, 1.0], 0.0, |device| {
+        let one = upload(&[1.0; 3], [1, 1, 3], device);
+        let at = VectorAt {
+            start: 0,
+            stride: 3,
+            count: 1,
+        };
+        let slot = SlotAt {
+            word: 0,
+            packed: true,
+        };
+        let feature = upload(&[1e9, -7e4, 1.0], [1, 1, 3], device);
+        let (zero, arena) = (Tensor::zeros([1, 1, 3], device), Tensor::zeros([2], device));
+        let bias = Tensor::zeros([3], device);
+        let (_, arena) = cache_write(zero.clone(), &one, at, feature, bias, arena, slot);
+        download(reuse_span(
+            zero,
+            &one,
+            &arena,
+            vec![Reused { gate: at, slot }],
+        ))
+    });
+}
+
+/// In-place kernels must leave alone what somebody else still holds, and read slices of one buffer.
+#[test]
+fn shared_and_sliced_tensors_keep_their_values() {
+    let values = numbers(1, 5 * 4 * 6);
+    let part = |i: usize| &values[i * 24..][..24];
+    let expected: Vec<f64> = part(1)
+        .iter()
+        .zip(part(2))
+        .map(|(x, f)| f64::from(*x) + f64::from(values[0]) * f64::from(f + values[3 * 24]))
+        .chain(wide(&values))
+        .collect();
+    check("slices of one buffer", &expected, 2e-6, |device| {
+        let all = upload(&values, [5, 4, 6], device);
+        let narrow = |i: usize| all.clone().narrow(0, i, 1);
+        let slab = narrow(0).reshape([1, 24, 1]);
+        let at = VectorAt {
+            start: 0,
+            stride: 0,
+            count: 1,
+        };
+        // Every channel's gate is the same number, every channel's bias too.
+        let bias = narrow(3).reshape([24]).narrow(0, 0, 1);
+        let x = narrow(1).reshape([1, 24, 1]);
+        let joined = gated_residual(x, &slab, at, narrow(2).reshape([1, 24, 1]), Some(bias));
+        let mut both = download(joined);
+        both.extend(download(all));
+        both
+    });
+}
+
+#[test]
+fn solver_step_is_unpatchify_guidance_and_ddim() {
+    use harmonica::diffusion::{Guidance, GuidedChannels, Solver, Trajectory};
+    let (images, channels, [height, width], patch) = (3, 4, [6, 4], 2);
+    let trajectory = Trajectory::linear(7).unwrap();
+    for (guided, learned_sigma, clip_x0, index) in [
+        (Some(GuidedChannels::Three), true, false, 0),
+        (Some(GuidedChannels::All), false, true, 3),
+        (None, true, true, 6),
+    ] {
+        let out_channels = channels * if learned_sigma { 2 } else { 1 };
+        let tokens = height / patch * (width / patch);
+        let batch = images * if guided.is_some() { 2 } else { 1 };
+        let outputs = patch * patch * out_channels;
+        let x = numbers(1, images * channels * height * width);
+        let (patches, bias) = (numbers(2, batch * tokens * outputs), numbers(3, outputs));
+        let guidance = Guidance::new(2.5, guided.unwrap_or_default()).unwrap();
+        let step = &trajectory.steps()[index];
+        let fused = DdimStep {
+            patch,
+            out_channels,
+            guided: guided.map_or(0, |_| guidance.guided_channels(channels)),
+            guidance: guidance.scale(),
+            clip_x0,
+            alpha_bar: step.alpha_bar,
+            alpha_bar_prev: step.alpha_bar_prev,
+        };
+        // The composed path, which the golden runs check against PyTorch.
+        let cpu = Device::flex();
+        let biased = upload(&patches, [batch, tokens, outputs], &cpu)
+            + upload(&bias, [outputs], &cpu).unsqueeze();
+        let grid = [
+            batch,
+            height / patch,
+            width / patch,
+            patch,
+            patch,
+            out_channels,
+        ];
+        let output = biased.reshape(grid).permute([0, 5, 1, 3, 2, 4]).reshape([
+            batch,
+            out_channels,
+            height,
+            width,
+        ]);
+        let output = match guided {
+            Some(_) => guidance.guide(output, channels),
+            None => output,
+        };
+        let shape = [images, channels, height, width];
+        let state = upload(&x, shape, &cpu);
+        let expected = Solver::ddim(0.0)
+            .unwrap()
+            .step(step, state, output, clip_x0, None);
+        let mut both = wide(&download(expected.next));
+        both.extend(wide(&download(expected.x0)));
+        let scale = both.iter().fold(1.0f64, |m, v| m.max(v.abs())) as f32;
+        check("solver_step", &both, 2e-5 * scale, |device| {
+            let patches = upload(&patches, [batch, tokens, outputs], device);
+            let bias = upload(&bias, [outputs], device);
+            let (next, x0) = solver_step(upload(&x, shape, device), patches, bias, fused);
+            let mut both = download(next);
+            both.extend(download(x0));
+            both
+        });
+    }
+}
+
+/// Every shader parses, validates without any optional capability, and stays within WebGPU's default limits.
+#[test]
+fn shaders_fit_every_webgpu_device() {
+    use naga::{
+        AddressSpace,
+        valid::{Capabilities, ValidationFlags, Validator},
+    };
+    let limits = wgpu::Limits::default();
+    let mut seen = 0;
+    for entry in std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/shaders")).unwrap() {
+        let path = entry.unwrap().path();
+        let text = std::fs::read_to_string(&path).unwrap();
+        // Attention with the largest heads in use, 128 channels, and with the smallest.
+        for (quads, tile) in [(32, 16), (18, 16), (1, 16)] {
+            let constants = [
+                ("threads", 256),
+                ("quads", quads),
+                ("tile", tile),
+                ("tile_quads", tile * quads),
+            ];
+            let text = constants.iter().fold(text.clone(), |text, (name, value)| {
+                text.replace(&format!("{{{{ {name} }}}}"), &value.to_string())
+            });
+            let module = naga::front::wgsl::parse_str(&text)
+                .unwrap_or_else(|e| panic!("{}", e.emit_to_string(&text)));
+            // Two f16 in a word are core WGSL; naga asks because OpenGL ES lacks them.
+            Validator::new(
+                ValidationFlags::all(),
+                Capabilities::SHADER_FLOAT16_IN_FLOAT32,
+            )
+            .validate(&module)
+            .unwrap_or_else(|e| panic!("{}", e.emit_to_string(&text)));
+            let in_space = |space: fn(&AddressSpace) -> bool| {
+                let variables = module.global_variables.iter();
+                variables
+                    .filter(move |(_, v)| space(&v.space))
+                    .map(|(_, v)| v)
+            };
+            let storage = in_space(|s| matches!(s, AddressSpace::Storage { .. })).count();
+            assert!(storage as u32 <= limits.max_storage_buffers_per_shader_stage);
+            let bytes: u32 = in_space(|s| *s == AddressSpace::WorkGroup)
+                .map(|v| module.types[v.ty].inner.size(module.to_ctx()))
+                .sum();
+            assert!(
+                bytes <= limits.max_compute_workgroup_storage_size,
+                "{path:?}: {bytes}"
+            );
+            for entry in &module.entry_points {
+                let [x, y, z] = entry.workgroup_size;
+                assert!(x * y * z <= limits.max_compute_invocations_per_workgroup);
+            }
+        }
+        seen += 1;
+    }
+    assert_eq!(seen, 7, "shaders");
+}
