@@ -64,6 +64,7 @@ impl fmt::Display for CacheDtype {
 #[derive(Debug)]
 pub struct FeatureStore {
     slots: usize,
+    slots_of_arena: usize,
     /// `[B, tokens, dim]` of a feature.
     shape: [usize; 3],
     dtype: CacheDtype,
@@ -81,21 +82,34 @@ enum Kept {
 impl FeatureStore {
     /// Room for `slots` features of `shape` `[B, tokens, dim]`.
     pub fn new(slots: usize, shape: [usize; 3], dtype: CacheDtype, device: &Device) -> Self {
-        let mut store = Self {
+        Self::with_arenas(slots, shape, dtype, device, ARENA_BYTES)
+    }
+
+    fn with_arenas(
+        slots: usize,
+        shape: [usize; 3],
+        dtype: CacheDtype,
+        device: &Device,
+        arena_bytes: usize,
+    ) -> Self {
+        let bytes = dtype.feature_bytes(shape.iter().product());
+        let each = (arena_bytes / bytes.max(1)).max(1);
+        let arena = |first: usize| {
+            let words = bytes / 4 * each.min(slots - first);
+            Some(Tensor::empty([words], device))
+        };
+        let kept = if runs_kernels(device) {
+            Kept::Arenas((0..slots).step_by(each).map(arena).collect())
+        } else {
+            Kept::Tensors(vec![None; slots])
+        };
+        Self {
             slots,
+            slots_of_arena: each,
             shape,
             dtype,
-            kept: Kept::Tensors(vec![None; slots]),
-        };
-        if runs_kernels(device) {
-            let (each, words) = (store.slots_of_arena(), store.feature_words());
-            let arena = |first: usize| {
-                let words = words * each.min(slots - first);
-                Some(Tensor::empty([words], device))
-            };
-            store.kept = Kept::Arenas((0..slots).step_by(each).map(arena).collect());
+            kept,
         }
-        store
     }
 
     /// Whether it can serve a batch of this shape.
@@ -112,13 +126,9 @@ impl FeatureStore {
         self.dtype.feature_bytes(self.shape.iter().product()) / 4
     }
 
-    fn slots_of_arena(&self) -> usize {
-        (ARENA_BYTES / 4 / self.feature_words().max(1)).max(1)
-    }
-
     /// The arena of a slot, and the slot's place in it.
     fn place(&self, slot: Slot) -> (usize, SlotAt) {
-        let each = self.slots_of_arena();
+        let each = self.slots_of_arena;
         let at = SlotAt {
             word: slot % each * self.feature_words(),
             packed: self.dtype == CacheDtype::F16,
@@ -204,5 +214,60 @@ impl FeatureStore {
                 None => x,
             }
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::TensorData;
+
+    use super::*;
+
+    /// Spans over slots of several arenas, of shared and of single ones, against sums by hand.
+    #[test]
+    fn a_span_may_cross_arenas() {
+        let (shape, device) = ([2, 1, 3], Device::flex());
+        let tensor =
+            |values: Vec<f32>| Tensor::<3>::from_data(TensorData::new(values, shape), &device);
+        for (dtype, arena_bytes) in [
+            (CacheDtype::F32, 48),
+            (CacheDtype::F32, 1),
+            (CacheDtype::F16, 36),
+            (CacheDtype::F16, 1 << 20),
+        ] {
+            let mut store = FeatureStore::with_arenas(5, shape, dtype, &device, arena_bytes);
+            let slab = Tensor::<3>::full([1, 1, 3], 2.0, &device);
+            let gate = VectorAt {
+                start: 0,
+                stride: 3,
+                count: 1,
+            };
+            let bias = Tensor::<1>::ones([3], &device);
+            let mut x = tensor(vec![0.0; 6]);
+            for slot in [3, 0, 4, 1, 2] {
+                let feature = tensor((0..6).map(|i| (10 * slot + i) as f32).collect());
+                x = store.write(slot, x, (&slab, gate), feature, bias.clone());
+            }
+            let span: Vec<_> = [2, 3, 0, 1, 4]
+                .into_iter()
+                .map(|slot| {
+                    let read = Read {
+                        branch: slot,
+                        slot,
+                        last: true,
+                    };
+                    (gate, read)
+                })
+                .collect();
+            let x = store.reuse(x, &slab, &span);
+            // Twice Σ gate·(feature + bias): 2·2·(Σ 10·slot + 5·(i + 1)).
+            let expected: Vec<f32> = (0..6)
+                .map(|i| 4.0 * (100.0 + 5.0 * (i as f32 + 1.0)))
+                .collect();
+            let found: Vec<f32> = x.try_into_data().unwrap().try_into_vec().unwrap();
+            assert_eq!(found, expected, "{dtype}, arenas of {arena_bytes} bytes");
+            let words = if dtype == CacheDtype::F16 { 3 } else { 6 };
+            assert_eq!(store.bytes(), 5 * 4 * words);
+        }
     }
 }

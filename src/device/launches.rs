@@ -20,7 +20,8 @@ pub struct LaunchCount {
 struct Counter(AtomicU64);
 
 impl LaunchObserver for Counter {
-    fn launched(&self, _kernel: &'static str) {
+    fn launched(&self, kernel: &'static str) {
+        tracing::trace!(kernel, "dispatch");
         self.0.fetch_add(1, Ordering::Relaxed);
     }
 }

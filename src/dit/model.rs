@@ -11,7 +11,7 @@ use super::{
     config::{DitConfig, NORM_EPS},
     embed::{ConditionEmbedder, condition_inputs},
 };
-use crate::kernels::{VectorAt, modulate};
+use crate::kernels::{VectorAt, embed_tokens, modulate};
 
 /// A DiT. Made by [`crate::checkpoint::load_model`] or [`crate::checkpoint::random_model`].
 #[derive(Module, Debug)]
@@ -143,13 +143,21 @@ impl Dit {
 
     /// Images `[B, C, H, W]` as tokens with positions, `[B, tokens, dim]`.
     pub fn embed(&self, x: Tensor<4>) -> Tensor<3> {
+        self.embed_copies(x, 1)
+    }
+
+    /// The same `copies` times one after another, `[copies·B, tokens, dim]`: both halves of a guided batch see the
+    /// same images.
+    pub(crate) fn embed_copies(&self, x: Tensor<4>, copies: usize) -> Tensor<3> {
         let [batch, channels, ..] = x.dims();
         let ([rows, columns], p) = (self.config.grid(), self.config.patch);
         let patches = x
             .reshape([batch, channels, rows, p, columns, p])
             .permute([0, 2, 4, 1, 3, 5])
             .reshape([batch, rows * columns, channels * p * p]);
-        self.patch_embedder.forward(patches) + self.positions.val()
+        let layer = &self.patch_embedder;
+        let tokens = product(layer, patches);
+        embed_tokens(tokens, bias(layer), self.positions.val(), copies)
     }
 
     /// Tokens `[B, tokens, dim]` after the last block as patches of the output before their bias,

@@ -12,6 +12,7 @@
 mod attention;
 mod cache_write;
 mod differentiable;
+mod embed_tokens;
 mod gated_residual;
 mod gelu;
 mod lanes;
@@ -26,6 +27,7 @@ use burn::{backend::DispatchDevice, tensor::Device};
 
 pub use attention::{attention, attention_cpu};
 pub use cache_write::{SlotAt, cache_write, cache_write_cpu};
+pub use embed_tokens::{embed_tokens, embed_tokens_cpu};
 pub use gated_residual::{gated_residual, gated_residual_cpu};
 pub use gelu::{gelu, gelu_biased_cpu, gelu_cpu, gelu_gradient_cpu};
 pub use modulate::{modulate, modulate_cpu, modulate_gradient_cpu};

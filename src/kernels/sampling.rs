@@ -12,7 +12,7 @@ use burn_flex::FlexTensor;
 use super::{
     Reused, SlotAt, VectorAt, attention, cache_write,
     differentiable::dims,
-    gated_residual, gelu, modulate, reuse_span,
+    embed_tokens, gated_residual, gelu, modulate, reuse_span,
     solver_step::{self, DdimStep},
 };
 
@@ -20,6 +20,19 @@ use super::{
 /// in [`crate::kernels`].
 #[backend_extension(Cube, Flex, Fusion)]
 pub trait SamplingKernels: Backend {
+    /// See [`embed_tokens::embed_tokens`].
+    #[fusion(dtype = tokens, shape = {
+        let mut shape = tokens.clone();
+        shape[0] *= *copies;
+        shape
+    })]
+    fn embed_tokens(
+        tokens: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        positions: FloatTensor<Self>,
+        copies: usize,
+    ) -> FloatTensor<Self>;
+
     /// See [`modulate::modulate`].
     #[fusion(dtype = x, shape = x)]
     fn modulated(
@@ -88,6 +101,15 @@ pub trait SamplingKernels: Backend {
 }
 
 impl SamplingKernels for CubeBackend {
+    fn embed_tokens(
+        tokens: CubeTensor,
+        bias: CubeTensor,
+        positions: CubeTensor,
+        copies: usize,
+    ) -> CubeTensor {
+        embed_tokens::embed_tokens_wgsl(tokens, bias, positions, copies)
+    }
+
     fn modulated(
         x: CubeTensor,
         slab: CubeTensor,
@@ -155,6 +177,25 @@ fn own(x: FlexTensor) -> FlexTensor {
 }
 
 impl SamplingKernels for Flex {
+    fn embed_tokens(
+        tokens: FlexTensor,
+        bias: FlexTensor,
+        positions: FlexTensor,
+        copies: usize,
+    ) -> FlexTensor {
+        let [tokens, bias, positions] = [tokens, bias, positions].map(own);
+        let mut shape = tokens.layout().shape().clone();
+        shape[0] *= copies;
+        let mut out = FlexTensor::empty(shape, tokens.dtype());
+        embed_tokens::embed_tokens_cpu(
+            tokens.storage(),
+            bias.storage(),
+            positions.storage(),
+            out.storage_mut(),
+        );
+        out
+    }
+
     fn modulated(
         x: FlexTensor,
         slab: FlexTensor,

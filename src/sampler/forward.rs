@@ -26,10 +26,7 @@ pub(super) fn planned_tokens(
             parts.mark(part, &model.device());
         }
     };
-    let mut x = model.embed(x);
-    if copies > 1 {
-        x = x.repeat_dim(0, copies);
-    }
+    let mut x = model.embed_copies(x, copies);
     mark(Part::Embedding);
     for op in ops {
         match op {

@@ -4,8 +4,8 @@ use burn::tensor::{Device, Tensor, TensorData};
 use harmonica::{
     diffusion::ImageNoise,
     kernels::{
-        DdimStep, Reused, SlotAt, VectorAt, attention, cache_write, gated_residual, gelu, modulate,
-        reuse_span, solver_step,
+        DdimStep, Reused, SlotAt, VectorAt, attention, cache_write, embed_tokens, gated_residual,
+        gelu, modulate, reuse_span, solver_step,
     },
     metrics::max_abs_error,
 };
@@ -103,6 +103,22 @@ fn modulate_is_layer_norm_then_scale_and_shift() {
             let slab = upload(&slab.values, slab.shape, device);
             let x = upload(&x, [batch, tokens, dim], device);
             download(modulate(x, &slab, shift, scale, 1e-2))
+        });
+    }
+}
+
+#[test]
+fn tokens_get_bias_and_positions_once_a_half() {
+    for [batch, tokens, dim] in SHAPES {
+        let count = batch * tokens * dim;
+        let (x, bias, positions) = (numbers(1, count), numbers(2, dim), numbers(3, tokens * dim));
+        let value = |i: usize| f64::from(x[i] + bias[i % dim] + positions[i % (tokens * dim)]);
+        let expected: Vec<f64> = (0..2 * count).map(|i| value(i % count)).collect();
+        check("embed_tokens", &expected, 2e-6, |device| {
+            let tokens_tensor = upload(&x, [batch, tokens, dim], device);
+            let positions = upload(&positions, [1, tokens, dim], device);
+            let bias = upload(&bias, [dim], device);
+            download(embed_tokens(tokens_tensor, bias, positions, 2))
         });
     }
 }
@@ -402,5 +418,5 @@ fn shaders_fit_every_webgpu_device() {
         }
         seen += 1;
     }
-    assert_eq!(seen, 7, "shaders");
+    assert_eq!(seen, 8, "shaders");
 }

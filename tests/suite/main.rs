@@ -2,6 +2,7 @@
 //! implementation (`tests/golden/make.py`) and against each other on two devices.
 
 mod bad_input;
+mod caching;
 mod common;
 mod devices;
 mod forward;

@@ -1,0 +1,73 @@
+//! The end of the patch embedding: bias and positions, once for each half of a guided batch.
+
+use burn::backend::{
+    Dispatch,
+    wgpu::{CubeTensor, into_contiguous},
+};
+use burn::tensor::Tensor;
+
+use super::{
+    Route,
+    lanes::for_rows,
+    route,
+    sampling::SamplingKernels,
+    wgsl::{self, Info, Shader},
+};
+
+/// `tokens + bias + positions`, `copies` times one after another: `[copies·B, tokens, dim]` for `tokens`
+/// `[B, tokens, dim]`, `bias` `[dim]` and `positions` `[1, tokens, dim]`.
+pub fn embed_tokens(
+    tokens: Tensor<3>,
+    bias: Tensor<1>,
+    positions: Tensor<3>,
+    copies: usize,
+) -> Tensor<3> {
+    if route(&[&tokens.device(), &bias.device()]) == Route::Fast {
+        return Tensor::from_dispatch(<Dispatch as SamplingKernels>::embed_tokens(
+            tokens.into_dispatch(),
+            bias.into_dispatch(),
+            positions.into_dispatch(),
+            copies,
+        ));
+    }
+    let x = tokens + bias.unsqueeze() + positions;
+    match copies {
+        1 => x,
+        _ => Tensor::cat(vec![x; copies], 0),
+    }
+}
+
+pub(super) fn embed_tokens_wgsl(
+    tokens: CubeTensor,
+    bias: CubeTensor,
+    positions: CubeTensor,
+    copies: usize,
+) -> CubeTensor {
+    let [tokens, bias, positions] = [tokens, bias, positions].map(into_contiguous);
+    let mut shape = tokens.meta.shape().clone();
+    let (count, element, dim) = (shape.num_elements(), shape[1] * shape[2], shape[2]);
+    shape[0] *= copies;
+    let out = wgsl::empty(&tokens, shape);
+    let shader = Shader::flat(
+        "embed_tokens",
+        include_str!("../../shaders/embed_tokens.wgsl"),
+    );
+    let info = Info::of(&[count, copies, element, dim]);
+    wgsl::launch_flat(shader, count, &[&tokens, &bias, &positions, &out], info);
+    out
+}
+
+/// The CPU twin; `count` numbers of `tokens` fill `out` as often as it has room.
+pub fn embed_tokens_cpu(tokens: &[f32], bias: &[f32], positions: &[f32], out: &mut [f32]) {
+    let dim = bias.len();
+    for_rows(out, dim, |first, rows| {
+        for (row, out) in rows.chunks_exact_mut(dim).enumerate() {
+            let at = (first + row) * dim;
+            let tokens = &tokens[at % tokens.len()..][..dim];
+            let positions = &positions[at % positions.len()..][..dim];
+            for i in 0..dim {
+                out[i] = tokens[i] + bias[i] + positions[i];
+            }
+        }
+    });
+}
