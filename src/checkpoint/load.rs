@@ -14,6 +14,7 @@ use super::{
     infer::check_config,
     layout,
     spec::{LoadOptions, ModelInfo, ModelSpec},
+    state::StateDict,
     weights::Weights,
 };
 use crate::dit::{Dit, DitConfig};
@@ -60,18 +61,38 @@ pub fn random_model(
     build(&mut weights, &spec, device)
 }
 
-/// A network that has learned nothing yet, initialised as the DiT release does.
+/// A model's weights in memory, whatever kind of file it comes from.
+///
+/// # Errors
+/// As [`load_model`].
+pub fn load_state(spec: &ModelSpec, options: LoadOptions) -> Result<StateDict, CheckpointError> {
+    state_of(&mut Weights::open(spec, options)?)
+}
+
+/// The weights of a network that has learned nothing yet, initialised as the DiT release does.
 ///
 /// # Errors
 /// [`CheckpointError::Settings`] if the config describes no network.
-pub fn fresh_model(
-    config: &DitConfig,
-    seed: u64,
-    device: &Device,
-) -> Result<(Dit, ModelInfo), CheckpointError> {
-    let spec = ModelSpec::Path("fresh weights".into());
+pub fn fresh_state(config: &DitConfig, seed: u64) -> Result<StateDict, CheckpointError> {
     check_config(Path::new("fresh weights"), config)?;
-    build(&mut Weights::fresh(config.clone(), seed), &spec, device)
+    state_of(&mut Weights::fresh(config.clone(), seed))
+}
+
+fn state_of(weights: &mut Weights) -> Result<StateDict, CheckpointError> {
+    let mut tensors = HashMap::new();
+    for tensor in weights.expected() {
+        if tensor.name != layout::POSITIONS {
+            let values = weights.read(&tensor)?;
+            tensors.insert(tensor.name, values);
+        }
+    }
+    Ok(StateDict {
+        config: weights.config.clone(),
+        own_embedders: weights.own_embedders,
+        class_names: weights.class_names.clone(),
+        clip_x0: weights.clip_x0,
+        tensors,
+    })
 }
 
 /// Reads tensors in canonical order and puts each where it belongs.

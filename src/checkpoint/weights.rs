@@ -278,10 +278,7 @@ fn fresh_values(seed: u64, tensor: &Expected) -> Vec<f32> {
         };
         return (0..count).map(draw).collect();
     }
-    let (outputs, inputs) = (
-        tensor.shape[0],
-        tensor.shape[1..].iter().product::<usize>(),
-    );
+    let (outputs, inputs) = (tensor.shape[0], tensor.shape[1..].iter().product::<usize>());
     let bound = (6.0 / (inputs + outputs) as f32).sqrt();
     uniform(&mut rng, bound, count)
 }
