@@ -1,11 +1,12 @@
 //! Promises of the library and the command, kept against golden values of an independent
-//! implementation (`tests/golden/make.py`) and against each other on two devices.
+//! implementation (`tests/golden/make.py`, `make_train.py`) and against each other on two devices.
 
 mod bad_input;
 mod common;
 mod devices;
 mod forward;
 mod large_model;
+mod pretrain;
 mod sampling;
 mod schedules;
 mod solver;

@@ -190,7 +190,13 @@ impl Learner {
             first,
             second,
         } = &self.weights;
-        read([values, ema, first, second][role][place].clone())
+        // Shorter than it should be only after the device failed in the middle of a step.
+        match [values, ema, first, second][role].get(place) {
+            Some(tensor) => read(tensor.clone()),
+            None => Err(TrainingError::Device(
+                "the last step was not finished".into(),
+            )),
+        }
     }
 
     /// Losses and gradients of a batch, by canonical name in PyTorch's layout; nothing is learned.

@@ -122,7 +122,7 @@ impl Objective {
         }
     }
 
-    /// The losses of network output `[B, C or 2C, H, W]`, tracked if it is; `images` is the size of the whole batch.
+    /// The losses of tracked network output `[B, C or 2C, H, W]`; `images` is the size of the whole batch.
     pub(super) fn losses(&self, output: Tensor<4>, noised: &Noised, images: usize) -> Losses {
         let [rows, channels, height, width] = noised.x_t.dims();
         let device = output.device();
@@ -132,7 +132,12 @@ impl Objective {
         let share = 1.0 / images as f64;
         let by_image = |x: Tensor<4>| x.reshape([rows, values]).mean_dim(1);
 
-        let difference = epsilon.clone() - noised.noise.clone();
+        let (x_0, noise) = (
+            noised.x_0.clone().autodiff(),
+            noised.noise.clone().autodiff(),
+        );
+
+        let difference = epsilon.clone() - noise.clone();
         let errors = by_image(difference.clone() * difference);
         let mse = errors.clone().sum() * share;
         let mut total = match self.min_snr {
@@ -156,20 +161,22 @@ impl Objective {
             };
         }
         let v = output.narrow(1, channels, channels);
-        let vlb = self.bound(epsilon.detach(), v, noised, by_image) * share;
+        let error = epsilon.detach() - noise;
+        let vlb = self.bound(error, v, x_0, &noised.timesteps, by_image) * share;
         total = total + vlb.clone() * self.vlb_weight;
         Losses { mse, vlb, total }
     }
 
-    /// The bound's terms, summed over images: `[1]`.
+    /// The bound's terms, summed over images: `[1]`; `error` is `ε̂ − ε`.
     fn bound(
         &self,
-        epsilon: Tensor<4>,
+        error: Tensor<4>,
         v: Tensor<4>,
-        noised: &Noised,
+        x_0: Tensor<4>,
+        timesteps: &[usize],
         by_image: impl Fn(Tensor<4>) -> Tensor<2>,
     ) -> Tensor<1> {
-        let (device, timesteps) = (v.device(), &noised.timesteps);
+        let device = v.device();
         let table = |of: &dyn Fn(&StepCoefficients) -> f64| self.by_image(timesteps, &device, of);
         let low = table(&|s| s.posterior_log_variance);
         let range = table(&|s| s.log_beta - s.posterior_log_variance);
@@ -181,7 +188,7 @@ impl Objective {
             let of_x_0 = s.beta() * s.alpha_bar_prev.sqrt() / (1.0 - s.alpha_bar);
             of_x_0 * (1.0 / s.alpha_bar - 1.0).sqrt()
         });
-        let off = (epsilon - noised.noise.clone()) * mean_weight;
+        let off = error * mean_weight;
         let divergence = (log_variance.clone() - low.clone() - 1.0
             + (low - log_variance.clone()).exp()
             + off.clone() * off.clone() * (-log_variance.clone()).exp())
@@ -196,9 +203,8 @@ impl Objective {
             let count = last.len();
             let rows = Tensor::<1, Int>::from_data(TensorData::new(last, [count]), &device);
             let of = |x: Tensor<4>| x.select(0, rows.clone());
-            // At t = 0 the mean is x̂_0 itself, so x_0 − mean = −(x̂_0 − x_0) = `off` with ε̂ − ε.
-            let likelihood =
-                log_likelihood(of(noised.x_0.clone()), of(off), of(log_variance) * 0.5);
+            // At t = 0 the mean is x̂_0 itself, so `off` is x_0 − mean.
+            let likelihood = log_likelihood(of(x_0), of(off), of(log_variance) * 0.5);
             let [rows, c, h, w] = likelihood.dims();
             sum = sum - likelihood.reshape([rows, c * h * w]).mean_dim(1).sum();
         }

@@ -56,27 +56,27 @@ impl Weights {
         step: Step,
         on_cpu: bool,
     ) -> Result<(), TrainingError> {
-        for (place, gradient) in gradients.into_iter().enumerate() {
-            let take = |list: &mut Vec<Tensor<1>>| {
-                // Taken out, so that the buffer has one owner and is written in place.
-                let device = list[place].device();
-                std::mem::replace(&mut list[place], Tensor::empty([0], &device))
-            };
-            let state = [
-                take(&mut self.values),
-                take(&mut self.first),
-                take(&mut self.second),
-                take(&mut self.ema),
-            ];
+        // Taken out, so that every buffer has one owner and is written in place.
+        let lists = [
+            std::mem::take(&mut self.values),
+            std::mem::take(&mut self.first),
+            std::mem::take(&mut self.second),
+            std::mem::take(&mut self.ema),
+        ];
+        let [values, first, second, ema] = lists;
+        let moments = first.into_iter().zip(second);
+        let state = values.into_iter().zip(moments).zip(ema);
+        for (((value, (first, second)), ema), gradient) in state.zip(gradients) {
+            let state = [value, first, second, ema];
             let [value, first, second, ema] = if on_cpu {
                 step.on_cpu(state, gradient)?
             } else {
                 step.composed(state, gradient)
             };
-            self.values[place] = value;
-            self.first[place] = first;
-            self.second[place] = second;
-            self.ema[place] = ema;
+            self.values.push(value);
+            self.first.push(first);
+            self.second.push(second);
+            self.ema.push(ema);
         }
         Ok(())
     }
