@@ -17,7 +17,7 @@ use super::{
 use crate::{
     checkpoint::{LoadOptions, ModelSpec, StoredDtype, load_state},
     device::DeviceReport,
-    dit::DitConfig,
+    dit::{DitConfig, NORM_EPS},
     metrics::peak_memory_bytes,
     training::{
         TrainingError,
@@ -229,7 +229,10 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
         (None, Some(before)) if !args.network.names_one() => {
             PretrainStart::Fresh(before.config.clone())
         }
-        (None, _) => PretrainStart::Fresh(args.network.config(&data)?),
+        (None, _) => {
+            let base = before.as_ref().map(|b| &b.config);
+            PretrainStart::Fresh(args.network.config(&data, base)?)
+        }
     };
     let config = start.config().clone();
     let options = PretrainOptions {
@@ -469,7 +472,7 @@ fn read_data(
             1 << 14
         )));
     }
-    if !(args.data_memory >= 0.0) {
+    if args.data_memory.is_nan() || args.data_memory < 0.0 {
         return Err(CliError::Usage(format!(
             "--data-memory is {}, expected a number of gigabytes of at least 0",
             args.data_memory
@@ -509,8 +512,8 @@ impl NetworkArgs {
                 .any(Option::is_some)
     }
 
-    /// The network for this data.
-    fn config(&self, data: &Dataset) -> Result<DitConfig, CliError> {
+    /// The network for this data; what is not said is as in `base`.
+    fn config(&self, data: &Dataset, base: Option<&DitConfig>) -> Result<DitConfig, CliError> {
         let [channels, height, width] = data.shape();
         let size = [height, width];
         let usage = |e: crate::dit::ConfigError| CliError::Usage(e.to_string());
@@ -522,22 +525,25 @@ impl NetworkArgs {
                 ..published
             });
         }
-        let [blocks, hidden, heads, patch] = DEFAULT_SHAPE;
-        let heads = match self.hidden {
-            Some(hidden) => hidden.div_ceil(64),
-            None => heads,
+        let [blocks, hidden, heads, patch] =
+            base.map_or(DEFAULT_SHAPE, |b| [b.blocks, b.hidden, b.heads, b.patch]);
+        let width = self.hidden.unwrap_or(hidden);
+        let fitting = if width == hidden {
+            heads
+        } else {
+            width.div_ceil(64)
         };
         let config = DitConfig {
             input_size: size,
             patch: self.patch.unwrap_or(patch),
             channels,
-            hidden: self.hidden.unwrap_or(hidden),
+            hidden: width,
             blocks: self.blocks.unwrap_or(blocks),
-            heads: self.heads.unwrap_or(heads),
+            heads: self.heads.unwrap_or(fitting),
             classes: data.classes(),
-            learned_sigma: true,
-            timestep_shift: 0,
-            mlp_norm_eps: crate::dit::NORM_EPS,
+            learned_sigma: base.is_none_or(|b| b.learned_sigma),
+            timestep_shift: base.map_or(0, |b| b.timestep_shift),
+            mlp_norm_eps: base.map_or(NORM_EPS, |b| b.mlp_norm_eps),
         };
         config.check().map_err(usage)?;
         Ok(config)
