@@ -96,6 +96,22 @@ impl SavedRun {
         Self::of_source(&checkpoint::open(path)?)
     }
 
+    /// The same; `None` where the file is no checkpoint of a DiT in training.
+    ///
+    /// # Errors
+    /// [`TrainingError::Checkpoint`]: unreadable or damaged.
+    pub fn find(path: &Path) -> Result<Option<Self>, TrainingError> {
+        if path.extension().is_none_or(|e| e != "safetensors") {
+            return Ok(None);
+        }
+        let source = checkpoint::open(path)?;
+        let state = |name: &str| name.starts_with(ROLES[2]) && name.ends_with(".weight");
+        if !source.entries().any(|e| state(&e.name)) {
+            return Ok(None);
+        }
+        Self::of_source(&source).map(Some)
+    }
+
     fn of_source(source: &TensorSource) -> Result<Self, TrainingError> {
         let text = source.metadata().get(METADATA_KEY).cloned();
         let damaged = |problem: String| CheckpointError::Damaged {
