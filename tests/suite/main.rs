@@ -7,6 +7,7 @@ mod devices;
 mod forward;
 mod large_model;
 mod pretrain;
+mod pretrain_data;
 mod sampling;
 mod schedules;
 mod solver;

@@ -44,6 +44,7 @@
 //! ```
 
 mod data;
+mod feeder;
 mod gradient;
 mod history;
 mod learner;

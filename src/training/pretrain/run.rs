@@ -6,23 +6,19 @@
 
 use std::time::{Duration, Instant};
 
-use rayon::prelude::*;
-
 use burn::tensor::Device;
 
 use super::{
-    data::{Augmentation, Dataset},
+    data::Dataset,
+    feeder::Feeder,
     history::{History, PretrainStep},
     learner::Learner,
-    objective::Batch,
-    order::Order,
-    random::{Purpose, Stream},
     saved::{CHECKPOINT, PretrainFolder, SavedRun},
     settings::PretrainSettings,
 };
 use crate::{
     checkpoint::{StateDict, StoredDtype, save_state},
-    diffusion::{Guidance, GuidedChannels, MAX_STEPS, Solver},
+    diffusion::{Guidance, GuidedChannels, Solver},
     dit::DitConfig,
     report::{Tile, columns_for, draw_curves, grid, image_from_values, write_png},
     sampler::{Request, Sampler, Settings},
@@ -66,9 +62,7 @@ pub enum PretrainEvent {
 pub struct PretrainRun<'d> {
     data: &'d Dataset,
     learner: Learner,
-    order: Order,
-    /// By class: whether its pictures may be mirrored.
-    mirrors: Vec<bool>,
+    feeder: Feeder<'d>,
     options: PretrainOptions,
     history: History,
     /// Seconds of earlier sessions, and when this one began.
@@ -126,20 +120,14 @@ impl<'d> PretrainRun<'d> {
             }
             (true, true) => {
                 let saved = SavedRun::read(&checkpoint)?;
-                check_same(folder, &saved, start.config(), data, &settings)?;
+                saved.check_same(folder, start.config(), data.identity(), &settings)?;
                 let (saved, learner) = SavedRun::load(&checkpoint, settings, device)?;
                 (learner, saved.seconds)
             }
         };
-        let settings = &options.settings;
-        let labels: Vec<_> = (0..data.len()).map(|i| data.label(i)).collect();
-        let name = |class: usize| data.class_names().get(class).map_or("", String::as_str);
         let now = Instant::now();
         let mut run = Self {
-            order: Order::new(settings.seed, &labels, &data.counts(), settings.balance),
-            mirrors: (0..data.classes())
-                .map(|class| data.is_pixels() && settings.mirrors(name(class)))
-                .collect(),
+            feeder: Feeder::new(data, &options.settings),
             history: History::open(&options.folder.log(), learner.steps())?,
             data,
             learner,
@@ -273,7 +261,7 @@ impl<'d> PretrainRun<'d> {
         let settings = self.learner.settings();
         let lr = settings.learning_rate(step, self.progress());
         let (vlb_weight, pictures) = (settings.vlb_weight, settings.batch as f64);
-        let batch = self.draw_batch(step)?;
+        let batch = self.feeder.batch(self.learner.settings(), step)?;
         let learned = self.learner.learn(&batch, lr)?;
         let report = PretrainStep {
             step,
@@ -290,52 +278,6 @@ impl<'d> PretrainRun<'d> {
         self.unsaved += 1;
         self.unsampled += 1;
         Ok(report)
-    }
-
-    /// The batch of a step.
-    fn draw_batch(&mut self, step: u64) -> Result<Batch, TrainingError> {
-        let settings = self.learner.settings();
-        let null = self.learner.config().classes;
-        let shape = self.data.shape();
-        let size: usize = shape.iter().product();
-        let picked: Vec<_> = (0..settings.batch as u64)
-            .map(|i| {
-                let mut stream = Stream::new(settings.seed, Purpose::Picture, step, i);
-                let number = step * settings.batch as u64 + i;
-                (self.order.pick(number, &mut stream), stream)
-            })
-            .collect();
-        let mut images = vec![0.0; settings.batch * size];
-        let mut noise = vec![0.0; settings.batch * size];
-        let drawn: Vec<(usize, usize)> = images
-            .par_chunks_mut(size)
-            .zip(noise.par_chunks_mut(size))
-            .zip(picked)
-            .map(|((image, noise), (index, mut stream))| {
-                // Always the same draws in the same order: a switch changes nothing but its own effect.
-                let class = self.data.label(index);
-                let mirror = stream.unit() < 0.5 && self.mirrors[class];
-                let span = 2 * settings.shift + 1;
-                let mut shift = || stream.below(span) as i32 - settings.shift as i32;
-                let change = Augmentation {
-                    mirror,
-                    shift: [shift(), shift()],
-                };
-                let dropped = stream.unit() < settings.label_dropout;
-                let timestep = stream.below(MAX_STEPS);
-                stream.normal(noise);
-                self.data.read(index, change, image)?;
-                Ok((timestep, if dropped { null } else { class }))
-            })
-            .collect::<Result<_, TrainingError>>()?;
-        let (timesteps, labels) = drawn.into_iter().unzip();
-        Ok(Batch {
-            shape,
-            images,
-            noise,
-            timesteps,
-            labels,
-        })
     }
 
     /// The next thing to do; `None` when all is done and written.
@@ -413,44 +355,6 @@ fn check_data(config: &DitConfig, data: &Dataset) -> Result<(), TrainingError> {
             data: data.classes().to_string(),
             advice: "an --init model must have been made for these classes",
         });
-    }
-    Ok(())
-}
-
-/// Whether a run in a folder can go on under these settings; another length is welcome.
-fn check_same(
-    folder: &PretrainFolder,
-    saved: &SavedRun,
-    config: &DitConfig,
-    data: &Dataset,
-    settings: &PretrainSettings,
-) -> Result<(), TrainingError> {
-    let differs = |flag: &str, found: String, asked: String| TrainingError::Resume {
-        path: folder.path.clone(),
-        flag: flag.into(),
-        found,
-        asked,
-    };
-    if saved.config != *config {
-        return Err(differs("the network", saved.config.name(), config.name()));
-    }
-    if saved.data != data.identity() {
-        return Err(differs(
-            "--data of identity",
-            saved.data.clone(),
-            data.identity().into(),
-        ));
-    }
-    let fields = |s: &PretrainSettings| serde_json::to_value(s).unwrap_or_default();
-    let (found, asked) = (fields(&saved.settings), fields(settings));
-    for (key, value) in found.as_object().into_iter().flatten() {
-        if asked[key] != *value && key != "length" {
-            return Err(differs(
-                &format!("--{}", key.replace('_', "-")),
-                value.to_string(),
-                asked[key].to_string(),
-            ));
-        }
     }
     Ok(())
 }

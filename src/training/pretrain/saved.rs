@@ -124,6 +124,44 @@ impl SavedRun {
         Ok(saved)
     }
 
+    /// Whether the run can go on under these settings; another length is welcome.
+    pub(super) fn check_same(
+        &self,
+        folder: &PretrainFolder,
+        config: &DitConfig,
+        data: &str,
+        settings: &PretrainSettings,
+    ) -> Result<(), TrainingError> {
+        let differs = |flag: &str, found: String, asked: String| TrainingError::Resume {
+            path: folder.path.clone(),
+            flag: flag.into(),
+            found,
+            asked,
+        };
+        if self.config != *config {
+            return Err(differs("the network", self.config.name(), config.name()));
+        }
+        if self.data != data {
+            return Err(differs(
+                "--data of identity",
+                self.data.clone(),
+                data.into(),
+            ));
+        }
+        let fields = |s: &PretrainSettings| serde_json::to_value(s).unwrap_or_default();
+        let (found, asked) = (fields(&self.settings), fields(settings));
+        for (key, value) in found.as_object().into_iter().flatten() {
+            if asked[key] != *value && key != "length" {
+                return Err(differs(
+                    &format!("--{}", key.replace('_', "-")),
+                    value.to_string(),
+                    asked[key].to_string(),
+                ));
+            }
+        }
+        Ok(())
+    }
+
     /// Writes the checkpoint, whole or not at all; one tensor is in memory at a time.
     pub(super) fn write(&self, learner: &Learner, path: &Path) -> Result<(), TrainingError> {
         let parameters = &learner.layout().parameters;
