@@ -16,7 +16,7 @@ use harmonica::{
 };
 
 use crate::{
-    common::{engines, golden, harmonica, harmonica_json, integers, tensor},
+    common::{engines, golden, harmonica, harmonica_json, integers, tensor, vulkan},
     pretrain_data::{folder, open},
 };
 
@@ -137,6 +137,40 @@ fn gradients_are_pytorchs() {
                 "{device}, micro-batch {micro_batch}, checkpointing {gradient_checkpointing}: gradients within {worst:.1e}"
             );
         }
+    }
+}
+
+/// Where the device computes in half precision, gradients stay near those of single precision.
+#[test]
+fn half_precision_stays_near() {
+    let batch = &batches()[0];
+    let expected = named("grad.");
+    let settings = PretrainSettings {
+        precision: Precision::F16,
+        ..recipe()
+    };
+    let mut learner = match Learner::new(&start(), settings, vulkan().device()) {
+        Ok(learner) => learner,
+        Err(error) => {
+            println!("not tried: {error}");
+            return;
+        }
+    };
+    let (_, found) = learner.gradient(batch).unwrap();
+    let all = |gradients: &HashMap<String, Vec<f32>>| -> Vec<f32> {
+        let mut names: Vec<_> = expected.keys().collect();
+        names.sort();
+        names
+            .into_iter()
+            .flat_map(|name| gradients[name].clone())
+            .collect()
+    };
+    let error = relative(&all(&found), &all(&expected));
+    println!("half precision: gradient within {error:.1e}");
+    assert!(error < 0.02, "{error}");
+    for batch in &batches() {
+        let learned = learner.learn(batch, 1e-3).unwrap();
+        assert!(learned.mse.is_finite() && learned.grad_norm.is_finite());
     }
 }
 

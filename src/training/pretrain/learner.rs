@@ -207,7 +207,12 @@ impl Learner {
         &self,
         batch: &Batch,
     ) -> Result<(Learned, HashMap<String, Vec<f32>>), TrainingError> {
-        let found = self.backward(batch, 1.0);
+        let scale = self.scale.scale;
+        let mut found = self.backward(batch, scale);
+        if scale != 1.0 {
+            let unscaled = found.gradients.into_iter().map(|g| g / scale);
+            found.gradients = unscaled.collect();
+        }
         let (grad_norm, losses) = norm(&found.gradients, found.losses, self.on_cpu)?;
         let learned = Learned {
             mse: losses[0].into(),

@@ -3,7 +3,10 @@
 //! On GPUs the composed form runs, which burn fuses; on burn's CPU backend, which fuses nothing, a loop of our own
 //! reads and writes every number once. Both follow PyTorch's `AdamW` (arXiv 1711.05101, algorithm 2).
 
-use burn::tensor::{Device, Tensor};
+use burn::{
+    backend::DispatchDevice,
+    tensor::{Device, Tensor},
+};
 use rayon::prelude::*;
 
 use super::network::{flat, read};
@@ -176,7 +179,10 @@ pub(super) fn norm(
 
 /// Whether tensors of this device lie in the processor's memory.
 pub(super) fn is_cpu(device: &Device) -> bool {
-    device.clone().inner() == Device::flex()
+    matches!(
+        device.clone().inner().as_dispatch(),
+        DispatchDevice::Flex(_)
+    )
 }
 
 #[cfg(test)]
