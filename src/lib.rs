@@ -55,7 +55,7 @@
 //! | [`sampler`] | the denoising loop under a schedule |
 //! | [`files`] | files that are never half-written |
 //! | [`metrics`], [`report`] | numbers about images; pictures about numbers |
-//! | [`training`] | SDT, IEPO, the budget, resumable runs |
+//! | [`training`] | SDT, IEPO, the budget, resumable runs; [`training::pretrain`]: a DiT from pictures |
 //! | [`cli`] | the command, one file a subcommand |
 #![forbid(unsafe_code)]
 

@@ -1,22 +1,23 @@
 //! From a file, or from a seed, to a network on a device.
 
-use std::path::Path;
+use std::{collections::HashMap, path::Path};
 
 use burn::{
     module::{Module, Param},
-    nn::Linear,
     tensor::{Device, Tensor, TensorData},
 };
 
 use super::{
+    assemble::{Parameter, Supply, assemble},
     error::CheckpointError,
     fingerprint::Fingerprinter,
     infer::check_config,
     layout,
     spec::{LoadOptions, ModelInfo, ModelSpec},
+    state::StateDict,
     weights::Weights,
 };
-use crate::dit::{Block, ConditionEmbedder, Dit, DitConfig};
+use crate::dit::{Dit, DitConfig};
 
 /// Loads a model onto a device.
 ///
@@ -60,6 +61,40 @@ pub fn random_model(
     build(&mut weights, &spec, device)
 }
 
+/// A model's weights in memory, whatever kind of file it comes from.
+///
+/// # Errors
+/// As [`load_model`].
+pub fn load_state(spec: &ModelSpec, options: LoadOptions) -> Result<StateDict, CheckpointError> {
+    state_of(&mut Weights::open(spec, options)?)
+}
+
+/// The weights of a network that has learned nothing yet, initialised as the DiT release does.
+///
+/// # Errors
+/// [`CheckpointError::Settings`] if the config describes no network.
+pub fn fresh_state(config: &DitConfig, seed: u64) -> Result<StateDict, CheckpointError> {
+    check_config(Path::new("fresh weights"), config)?;
+    state_of(&mut Weights::fresh(config.clone(), seed))
+}
+
+fn state_of(weights: &mut Weights) -> Result<StateDict, CheckpointError> {
+    let mut tensors = HashMap::new();
+    for tensor in weights.expected() {
+        if tensor.name != layout::POSITIONS {
+            let values = weights.read(&tensor)?;
+            tensors.insert(tensor.name, values);
+        }
+    }
+    Ok(StateDict {
+        config: weights.config.clone(),
+        own_embedders: weights.own_embedders,
+        class_names: weights.class_names.clone(),
+        clip_x0: weights.clip_x0,
+        tensors,
+    })
+}
+
 /// Reads tensors in canonical order and puts each where it belongs.
 fn build(
     weights: &mut Weights,
@@ -68,126 +103,64 @@ fn build(
 ) -> Result<(Dit, ModelInfo), CheckpointError> {
     let config = weights.config.clone();
     let mut fingerprint = Fingerprinter::new();
-    let mut vectors: std::collections::HashMap<String, Tensor<1>> = Default::default();
-    let mut matrices: std::collections::HashMap<String, Tensor<2>> = Default::default();
+    let mut loaded = Loaded::default();
     for tensor in weights.expected() {
         let values = weights.read(&tensor)?;
-        if tensor.name != layout::POSITIONS {
-            fingerprint.add(&tensor.name, &tensor.shape, &values);
+        if tensor.name == layout::POSITIONS {
+            let data = TensorData::new(values, [1, config.tokens(), config.hidden]);
+            loaded.positions = Some(Tensor::from_data(data, device));
+            continue;
         }
-        match tensor.shape[..] {
-            [len] => {
-                vectors.insert(
-                    tensor.name,
-                    Tensor::from_data(TensorData::new(values, [len]), device),
-                );
+        fingerprint.add(&tensor.name, &tensor.shape, &values);
+        let parameter = Parameter::of(&tensor);
+        let values = parameter.to_network(values);
+        match parameter.shape[..] {
+            [rows, columns] => {
+                let data = TensorData::new(values, [rows, columns]);
+                loaded
+                    .matrices
+                    .insert(tensor.name, Tensor::from_data(data, device));
             }
-            // A table of rows stays as it is; a matrix turns from PyTorch's [out, in] to burn's [in, out].
-            [rows, columns] if tensor.name.contains("embedding_table") => {
-                matrices.insert(
-                    tensor.name,
-                    Tensor::from_data(TensorData::new(values, [rows, columns]), device),
-                );
+            _ => {
+                let data = TensorData::new(values, parameter.shape);
+                loaded
+                    .vectors
+                    .insert(tensor.name, Tensor::from_data(data, device));
             }
-            [1, tokens, dim] => {
-                matrices.insert(
-                    tensor.name,
-                    Tensor::from_data(TensorData::new(values, [tokens, dim]), device),
-                );
-            }
-            [outputs, ref rest @ ..] => {
-                let inputs = rest.iter().product();
-                let turned = transpose(values, outputs, inputs);
-                matrices.insert(
-                    tensor.name,
-                    Tensor::from_data(TensorData::new(turned, [inputs, outputs]), device),
-                );
-            }
-            [] => {}
         }
     }
     let fingerprint = fingerprint.finish();
     weights.check_fingerprint(spec, &fingerprint)?;
     tracing::debug!(model = %config.name(), %fingerprint, "loaded {spec}");
-
-    // `layout::expected` and the names below are two spellings of one list; a slip is a bug, not bad input.
-    let mut matrix = |name: &str| {
-        matrices
-            .remove(name)
-            .unwrap_or_else(|| unreachable!("no tensor {name}"))
-    };
-    let mut vector = |name: &str| {
-        vectors
-            .remove(name)
-            .unwrap_or_else(|| unreachable!("no tensor {name}"))
-    };
-    let mut linear = |name: &str| Linear {
-        weight: Param::from_tensor(matrix(&format!("{name}.weight"))),
-        bias: Some(Param::from_tensor(vector(&format!("{name}.bias")))),
-    };
-    let blocks = (0..config.blocks)
-        .map(|b| Block {
-            qkv: linear(&format!("blocks.{b}.attn.qkv")),
-            proj: linear(&format!("blocks.{b}.attn.proj")),
-            fc1: linear(&format!("blocks.{b}.mlp.fc1")),
-            fc2: linear(&format!("blocks.{b}.mlp.fc2")),
-            modulation: linear(&format!("blocks.{b}.adaLN_modulation.1")),
-            heads: config.heads,
-            mlp_norm_eps: config.mlp_norm_eps,
-        })
-        .collect();
-    let patch_embedder = linear("x_embedder.proj");
-    let final_linear = linear("final_layer.linear");
-    let final_modulation = linear("final_layer.adaLN_modulation.1");
-    let prefixes: Vec<String> = if weights.own_embedders {
-        (0..config.blocks).map(layout::own_embedder).collect()
-    } else {
-        vec![layout::SHARED.into()]
-    };
-    let timestep: Vec<_> = prefixes
-        .iter()
-        .map(|p| {
-            (
-                linear(&format!("{p}t_embedder.mlp.0")),
-                linear(&format!("{p}t_embedder.mlp.2")),
-            )
-        })
-        .collect();
-    let embedders = prefixes
-        .iter()
-        .zip(timestep)
-        .map(|(p, (timestep_in, timestep_out))| ConditionEmbedder {
-            timestep_in,
-            timestep_out,
-            labels: Param::from_tensor(matrix(&format!("{p}y_embedder.embedding_table.weight"))),
-        })
-        .collect();
-    let positions = matrix(layout::POSITIONS).unsqueeze::<3>();
-    let model = Dit {
-        patch_embedder,
-        positions: Param::from_tensor(positions),
-        embedders,
-        blocks,
-        final_modulation,
-        final_linear,
-        config: config.clone(),
-    };
+    let blocks = 0..config.blocks;
+    let model = assemble(&config, blocks, weights.own_embedders, &mut loaded);
     let info = weights.info(spec, fingerprint);
     Ok((model.no_grad(), info))
 }
 
-/// `[rows, columns]` to `[columns, rows]`, in tiles that stay in cache.
-fn transpose(values: Vec<f32>, rows: usize, columns: usize) -> Vec<f32> {
-    const TILE: usize = 32;
-    let mut out = vec![0.0; values.len()];
-    for row in (0..rows).step_by(TILE) {
-        for column in (0..columns).step_by(TILE) {
-            for r in row..(row + TILE).min(rows) {
-                for c in column..(column + TILE).min(columns) {
-                    out[c * rows + r] = values[r * columns + c];
-                }
-            }
-        }
+/// Tensors on the device, waiting for their places.
+#[derive(Default)]
+struct Loaded {
+    matrices: HashMap<String, Tensor<2>>,
+    vectors: HashMap<String, Tensor<1>>,
+    positions: Option<Tensor<3>>,
+}
+
+/// `layout::expected` and the names that [`assemble`] asks for are two spellings of one list; a slip is a bug,
+/// not bad input.
+impl Supply for Loaded {
+    fn matrix(&mut self, name: &str) -> Param<Tensor<2>> {
+        let tensor = self.matrices.remove(name);
+        Param::from_tensor(tensor.unwrap_or_else(|| unreachable!("no tensor {name}")))
     }
-    out
+
+    fn vector(&mut self, name: &str) -> Param<Tensor<1>> {
+        let tensor = self.vectors.remove(name);
+        Param::from_tensor(tensor.unwrap_or_else(|| unreachable!("no tensor {name}")))
+    }
+
+    fn positions(&mut self) -> Param<Tensor<3>> {
+        let tensor = self.positions.take();
+        Param::from_tensor(tensor.unwrap_or_else(|| unreachable!("no positions")))
+    }
 }

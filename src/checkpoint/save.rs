@@ -9,6 +9,7 @@ use super::{
     error::CheckpointError,
     fingerprint::Fingerprint,
     spec::{LoadOptions, Metadata, ModelSpec},
+    state::StateDict,
     weights::Weights,
 };
 use crate::files::write_atomically;
@@ -47,9 +48,33 @@ pub fn save_model(
     out: &Path,
 ) -> Result<Fingerprint, CheckpointError> {
     let mut weights = Weights::open(spec, load)?;
-    let classes = save
-        .class_names
-        .unwrap_or_else(|| weights.class_names.clone());
+    if let Some(names) = save.class_names {
+        weights.class_names = names;
+    }
+    weights.clip_x0 = save.clip_x0.unwrap_or(weights.clip_x0);
+    write_weights(&mut weights, spec, dtype, out)
+}
+
+/// Writes weights that are in memory as a model file.
+///
+/// # Errors
+/// [`CheckpointError`]: a tensor is missing, or the file cannot be written.
+pub fn save_state(
+    state: StateDict,
+    dtype: StoredDtype,
+    out: &Path,
+) -> Result<Fingerprint, CheckpointError> {
+    let spec = ModelSpec::Path(out.into());
+    write_weights(&mut Weights::memory(state), &spec, dtype, out)
+}
+
+fn write_weights(
+    weights: &mut Weights,
+    spec: &ModelSpec,
+    dtype: StoredDtype,
+    out: &Path,
+) -> Result<Fingerprint, CheckpointError> {
+    let classes = weights.class_names.clone();
     if !classes.is_empty() && classes.len() != weights.config.classes {
         return Err(CheckpointError::Settings {
             path: out.into(),
@@ -73,7 +98,7 @@ pub fn save_model(
         family: "DiT".into(),
         config: weights.config.clone(),
         classes,
-        clip_x0: save.clip_x0.unwrap_or(weights.clip_x0),
+        clip_x0: weights.clip_x0,
         fingerprint: fingerprint.clone(),
     };
     let metadata = serde_json::to_string(&metadata).map_err(|e| CheckpointError::Config {
@@ -129,7 +154,8 @@ fn write_named(
     write_safetensors(out, &shapes, metadata, StoredDtype::F32, next)
 }
 
-fn write_safetensors(
+/// Writes a safetensors file, asking `next` for a tensor's values at a time, in the order of `shapes`.
+pub(crate) fn write_safetensors(
     out: &Path,
     shapes: &[(String, Vec<usize>)],
     metadata: Option<&str>,

@@ -1,9 +1,10 @@
 //! The tensors of a network in canonical order, from a file or from a seed.
 
-use std::path::Path;
+use std::{collections::HashMap, path::Path};
 
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use rand_distr::{Distribution, StandardNormal};
 
 use super::{
     describe::describe,
@@ -13,6 +14,7 @@ use super::{
     layout::{self, Expected, Naming},
     source::{self, TensorSource},
     spec::{LoadOptions, ModelInfo, ModelSpec},
+    state::StateDict,
 };
 use crate::dit::{DitConfig, sincos_positions};
 
@@ -34,9 +36,13 @@ enum Origin {
         source: Box<TensorSource>,
         naming: Naming,
     },
-    Random {
+    /// Values by a formula, from a seed.
+    Seeded {
         seed: u64,
+        values: fn(u64, &Expected) -> Vec<f32>,
     },
+    /// Values by canonical name.
+    Memory(HashMap<String, Vec<f32>>),
 }
 
 impl Weights {
@@ -74,13 +80,35 @@ impl Weights {
         Ok(weights)
     }
 
+    /// Random weights for tests and measurements: every part alive.
     pub fn random(config: DitConfig, seed: u64) -> Self {
+        Self::seeded(config, seed, random_values)
+    }
+
+    /// Weights to start training from, as the DiT release starts.
+    pub fn fresh(config: DitConfig, seed: u64) -> Self {
+        Self::seeded(config, seed, fresh_values)
+    }
+
+    fn seeded(config: DitConfig, seed: u64, values: fn(u64, &Expected) -> Vec<f32>) -> Self {
         Self {
-            origin: Origin::Random { seed },
+            origin: Origin::Seeded { seed, values },
             config,
             own_embedders: false,
             class_names: Vec::new(),
             clip_x0: false,
+            expected_fingerprint: None,
+        }
+    }
+
+    /// Weights that are in memory.
+    pub fn memory(state: StateDict) -> Self {
+        Self {
+            origin: Origin::Memory(state.tensors),
+            config: state.config,
+            own_embedders: state.own_embedders,
+            class_names: state.class_names,
+            clip_x0: state.clip_x0,
             expected_fingerprint: None,
         }
     }
@@ -94,8 +122,20 @@ impl Weights {
     pub fn read(&mut self, tensor: &Expected) -> Result<Vec<f32>, CheckpointError> {
         let config = &self.config;
         let values = match &mut self.origin {
-            Origin::Random { .. } if tensor.name == layout::POSITIONS => positions(config),
-            Origin::Random { seed } => random_values(*seed, tensor),
+            Origin::Seeded { .. } | Origin::Memory(_) if tensor.name == layout::POSITIONS => {
+                positions(config)
+            }
+            Origin::Seeded { seed, values } => values(*seed, tensor),
+            Origin::Memory(tensors) => tensors
+                .get(&tensor.name)
+                .filter(|values| values.len() == tensor.shape.iter().product::<usize>())
+                .cloned()
+                .ok_or_else(|| CheckpointError::Missing {
+                    path: "the weights in memory".into(),
+                    name: tensor.name.clone(),
+                    expected: tensor.shape.clone(),
+                    count: 1,
+                })?,
             Origin::File { source, naming } => {
                 let mut values = Vec::new();
                 for name in layout::stored_names(*naming, &tensor.name) {
@@ -221,12 +261,45 @@ pub(super) fn random_config(size: &str, tokens: usize) -> Result<DitConfig, Chec
     DitConfig::published(size, [tokens.isqrt() * patch; 2]).map_err(|e| bad(e.to_string()))
 }
 
+/// A tensor of a DiT before its first training step, as the public release starts (DiT paper, arXiv 2212.09748,
+/// section 3.2): Xavier-uniform matrices, N(0, 0.02) for labels and the timestep MLP, zeros for biases, adaLN and
+/// the last layer, so that every block begins as the identity.
+fn fresh_values(seed: u64, tensor: &Expected) -> Vec<f32> {
+    let count = tensor.shape.iter().product();
+    let name = &tensor.name;
+    if tensor.shape.len() == 1 || name.contains("adaLN") || name.starts_with("final_layer") {
+        return vec![0.0; count];
+    }
+    let mut rng = tensor_stream(seed, name);
+    if layout::is_embedder(name) {
+        let draw = |_| -> f32 {
+            let z: f32 = StandardNormal.sample(&mut rng);
+            0.02 * z
+        };
+        return (0..count).map(draw).collect();
+    }
+    let (outputs, inputs) = (tensor.shape[0], tensor.shape[1..].iter().product::<usize>());
+    let bound = (6.0 / (inputs + outputs) as f32).sqrt();
+    uniform(&mut rng, bound, count)
+}
+
+/// A random stream of the tensor's own.
+fn tensor_stream(seed: u64, name: &str) -> ChaCha8Rng {
+    let mut key = blake3::Hasher::new();
+    key.update(&seed.to_le_bytes()).update(name.as_bytes());
+    ChaCha8Rng::from_seed(*key.finalize().as_bytes())
+}
+
+/// Uniform values on `[-bound, bound]`.
+fn uniform(rng: &mut ChaCha8Rng, bound: f32, count: usize) -> Vec<f32> {
+    let scale = bound / (1u32 << 31) as f32;
+    let mut values = Vec::with_capacity(count);
+    values.extend((0..count).map(|_| rng.next_u32() as i32 as f32 * scale));
+    values
+}
+
 /// Uniform values of standard deviation `1/√inputs` for matrices, 0.02 for vectors, from a stream of the tensor's own.
 fn random_values(seed: u64, tensor: &Expected) -> Vec<f32> {
-    let mut key = blake3::Hasher::new();
-    key.update(&seed.to_le_bytes())
-        .update(tensor.name.as_bytes());
-    let mut rng = ChaCha8Rng::from_seed(*key.finalize().as_bytes());
     let inputs: usize = tensor.shape[1..].iter().product();
     let deviation = match tensor.shape.len() {
         1 => 0.02,
@@ -234,9 +307,9 @@ fn random_values(seed: u64, tensor: &Expected) -> Vec<f32> {
         _ => (inputs as f32).sqrt().recip(),
     };
     // A uniform variable on [-a, a] has deviation a/√3.
-    let scale = deviation * 3f32.sqrt() / (1u32 << 31) as f32;
-    let count = tensor.shape.iter().product();
-    let mut values = Vec::with_capacity(count);
-    values.extend((0..count).map(|_| rng.next_u32() as i32 as f32 * scale));
-    values
+    uniform(
+        &mut tensor_stream(seed, &tensor.name),
+        deviation * 3f32.sqrt(),
+        tensor.shape.iter().product(),
+    )
 }

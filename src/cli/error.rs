@@ -50,6 +50,7 @@ impl CliError {
             )
             | Self::Training(
                 TrainingError::Setting { .. }
+                | TrainingError::DataMismatch { .. }
                 | TrainingError::Resume { .. }
                 | TrainingError::Exists { .. }
                 | TrainingError::NothingToResume { .. },

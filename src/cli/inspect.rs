@@ -8,12 +8,12 @@ use super::{Context, error::CliError, options::print_json};
 use crate::{
     checkpoint::{self, LoadOptions, ReleasedRouter, TensorEntry},
     schedule::{ReleasedKind, router_from_release},
-    training::TrainingSummary,
+    training::{TrainingSummary, pretrain::SavedRun},
 };
 
 #[derive(clap::Args, Debug)]
 pub(super) struct Args {
-    /// A .pt or .safetensors file, a diffusers folder, a router checkpoint, or a *.schedule.json
+    /// A .pt or .safetensors file, a diffusers folder, a training state, or a *.schedule.json
     file: PathBuf,
     /// Attention heads, where a bare .pt cannot tell
     #[arg(long, value_name = "N")]
@@ -35,6 +35,9 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
     }
     if let Some(router) = TrainingSummary::read(&args.file)? {
         return show_router(&router, args.json);
+    }
+    if let Some(run) = SavedRun::find(&args.file)? {
+        return show_run(&run, args.json);
     }
     if let Ok(router) = ReleasedRouter::read(&args.file) {
         return show_released(&router, args.json);
@@ -133,6 +136,31 @@ fn preview(names: &[String]) -> String {
         names if names.len() <= 6 => format!(": {}", names.join(", ")),
         names => format!(": {}, …", names[..6].join(", ")),
     }
+}
+
+/// The state of a DiT in training.
+fn show_run(run: &SavedRun, as_json: bool) -> Result<(), CliError> {
+    let images = run.steps * run.settings.batch as u64;
+    if as_json {
+        print_json(&json!({
+            "kind": "training state", "model": run.config.name(), "config": run.config, "steps": run.steps,
+            "images": images, "seconds": run.seconds, "settings": run.settings,
+        }));
+        return Ok(());
+    }
+    out!("a DiT in training: {}", run.config.name());
+    out!(
+        "  so far      {} steps, {images} pictures, {:.1} min",
+        run.steps,
+        run.seconds / 60.0
+    );
+    out!(
+        "  input       {:?} (channels, height, width), {} classes",
+        run.config.image_shape(),
+        run.config.classes
+    );
+    out!("  goes on     harmonica train dit --resume; model.safetensors beside it is what samples");
+    Ok(())
 }
 
 /// The training state in `router.safetensors`.

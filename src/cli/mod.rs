@@ -18,6 +18,7 @@ mod options;
 mod sample;
 mod schedule;
 mod schedules;
+mod train_dit;
 mod train_router;
 
 use std::{
@@ -56,7 +57,7 @@ enum Command {
     Devices(devices::Args),
     /// Make images: with no arguments, a grid of emoji with the bundled model
     Sample(Box<sample::Args>),
-    /// Train a cache router for a model
+    /// Train a model from pictures, or a cache router for a model
     #[command(subcommand)]
     Train(Train),
     /// Measure schedules against the uncached run: one seed set, error and cost of each
@@ -73,6 +74,8 @@ enum Command {
 
 #[derive(Subcommand, Debug)]
 enum Train {
+    /// Train a DiT from a folder of pictures; resumable
+    Dit(Box<train_dit::Args>),
     /// Learn which branches may be reused at which step (HarmoniCa); image-free, resumable
     Router(Box<train_router::Args>),
 }
@@ -132,6 +135,7 @@ pub fn main() -> ExitCode {
     let result = match cli.command {
         Command::Devices(args) => devices::run(args, &context),
         Command::Sample(args) => sample::run(*args, &context),
+        Command::Train(Train::Dit(args)) => train_dit::run(*args, &context),
         Command::Train(Train::Router(args)) => train_router::run(*args, &context),
         Command::Compare(args) => compare::run(*args, &context),
         Command::Bench(args) => bench::run(*args, &context),

@@ -1,16 +1,14 @@
 //! A schedule as a picture: scores or compute/reuse by step and block, λ and MACs beside them, and the curves
 //! of the training that made it.
 
-use std::{path::Path, sync::Once};
+use std::path::Path;
 
-use image::RgbImage;
-use plotters::{
-    coord::Shift,
-    prelude::*,
-    style::{FontStyle, register_font},
+use plotters::prelude::*;
+
+use super::{
+    ReportError,
+    plot::{Area, Drawn, FONT, INK, LINE, MARK, WIDTH, line, picture},
 };
-
-use super::{ReportError, write_png};
 use crate::schedule::{ModelShape, ScheduleFile};
 
 /// How a training went, a value a pass.
@@ -21,16 +19,7 @@ pub struct Curves {
     pub target_cur: Option<f64>,
 }
 
-const WIDTH: u32 = 1180;
-const INK: RGBColor = RGBColor(50, 50, 60);
-const GRID: RGBColor = RGBColor(225, 225, 230);
 const REUSE: RGBColor = RGBColor(250, 226, 200);
-const LINE: RGBColor = RGBColor(33, 102, 172);
-const MARK: RGBColor = RGBColor(214, 96, 77);
-const FONT: &str = "sans-serif";
-
-type Area<'a> = DrawingArea<BitMapBackend<'a>, Shift>;
-type Drawn = Result<(), Box<dyn std::error::Error>>;
 
 /// Draws a schedule file to a PNG.
 ///
@@ -42,27 +31,13 @@ pub fn draw_schedule(
     curves: Option<&Curves>,
     path: &Path,
 ) -> Result<(), ReportError> {
-    static FONTS: Once = Once::new();
-    FONTS.call_once(|| {
-        // Failing means an unreadable font file; text then fails below with a message of its own.
-        let _ = register_font(FONT, FontStyle::Normal, dejavu::sans::regular());
-    });
     let curves = curves.filter(|c| c.loss.len() > 1);
     let rows = file.run.steps as u32;
     let panel = (rows * 14).clamp(180, 620) + 90;
     let height = 40 + panel + if curves.is_some() { 260 } else { 0 };
-    let mut buffer = vec![255; (WIDTH * height * 3) as usize];
-    draw(file, shape, curves, panel, (WIDTH, height), &mut buffer).map_err(|e| {
-        ReportError::Draw {
-            path: path.into(),
-            message: e.to_string(),
-        }
-    })?;
-    let image = RgbImage::from_raw(WIDTH, height, buffer).ok_or_else(|| ReportError::Draw {
-        path: path.into(),
-        message: "the picture has another size than its buffer".into(),
-    })?;
-    write_png(&image, path)
+    picture((WIDTH, height), path, |root| {
+        draw(file, shape, curves, panel, root)
+    })
 }
 
 fn draw(
@@ -70,11 +45,8 @@ fn draw(
     shape: &ModelShape,
     curves: Option<&Curves>,
     panel: u32,
-    size: (u32, u32),
-    buffer: &mut [u8],
+    root: &Area<'_>,
 ) -> Drawn {
-    let root = BitMapBackend::with_buffer(buffer, size).into_drawing_area();
-    root.fill(&WHITE)?;
     let schedule = file.schedule()?;
     let title = format!(
         "{}: {} steps, CUR {:.1} %, MACs ratio {:.2}×{}",
@@ -129,17 +101,25 @@ fn draw(
     if let Some(curves) = curves {
         let parts = below.split_evenly((1, 2));
         let logs = curves.loss.iter().map(|l| l.max(1e-12).log10()).collect();
-        line(&parts[0], "log10 of the mean loss, by pass", logs, None)?;
+        line(
+            &parts[0],
+            "log10 of the mean loss, by pass",
+            &by_pass(logs),
+            None,
+        )?;
         let cur = curves.cur.iter().map(|c| 100.0 * c).collect();
         line(
             &parts[1],
             "CUR % at τ, by pass",
-            cur,
+            &by_pass(cur),
             curves.target_cur.map(|c| 100.0 * c),
         )?;
     }
-    root.present()?;
     Ok(())
+}
+
+fn by_pass(values: Vec<f64>) -> Vec<(f64, f64)> {
+    (0..).map(f64::from).zip(values).collect()
 }
 
 /// Steps × blocks of one kind of branch; step 0 at the top.
@@ -227,35 +207,5 @@ fn side_bars(
             colour.filled(),
         )
     }))?;
-    Ok(())
-}
-
-fn line(area: &Area<'_>, caption: &str, values: Vec<f64>, target: Option<f64>) -> Drawn {
-    let all = values.iter().copied().chain(target);
-    let low = all.clone().fold(f64::INFINITY, f64::min);
-    let high = all.fold(f64::NEG_INFINITY, f64::max);
-    let pad = ((high - low) * 0.08).max(1e-6);
-    let mut chart = ChartBuilder::on(area)
-        .caption(caption, (FONT, 14).into_font().color(&INK))
-        .margin(8)
-        .x_label_area_size(26)
-        .y_label_area_size(48)
-        .build_cartesian_2d(0f64..(values.len() - 1) as f64, low - pad..high + pad)?;
-    chart
-        .configure_mesh()
-        .light_line_style(WHITE)
-        .bold_line_style(GRID)
-        .label_style((FONT, 11).into_font().color(&INK))
-        .draw()?;
-    if let Some(target) = target {
-        chart.draw_series(LineSeries::new(
-            [(0.0, target), ((values.len() - 1) as f64, target)],
-            MARK,
-        ))?;
-    }
-    chart.draw_series(LineSeries::new(
-        values.iter().enumerate().map(|(i, v)| (i as f64, *v)),
-        LINE.stroke_width(2),
-    ))?;
     Ok(())
 }

@@ -1,10 +1,13 @@
 //! Pictures about results: grids of samples, drawings of schedules and training curves.
 
+mod curves;
 mod font;
 mod grid;
 mod heatmap;
 mod picture;
+mod plot;
 
+pub use curves::{Panel, draw_curves};
 pub use grid::{Tile, columns_for, grid};
 pub use heatmap::{Curves, draw_schedule};
 pub use picture::{image_from_values, write_png};

@@ -1,5 +1,7 @@
-//! Training a router: HarmoniCa (arXiv 2410.01723), image-free, step by step along the real denoising path.
+//! Training a router: HarmoniCa (arXiv 2410.01723), image-free, step by step along the real denoising path. And before
+//! that, training the network itself.
 //!
+//! - [`pretrain`]: a DiT from pictures, with the public release's objective
 //! - [`sdt`]: Step-Wise Denoising Training, the loop over passes and steps
 //! - [`iepo`]: the Image Error Proxy-Guided Objective, `λ_s`
 //! - [`budget`]: steering β to a target
@@ -8,6 +10,7 @@
 pub mod adamw;
 pub mod budget;
 pub mod iepo;
+pub mod pretrain;
 pub mod run;
 pub mod sdt;
 pub mod student;
@@ -21,7 +24,7 @@ pub use sdt::{Iteration, Progress, Replay, Sdt, SdtSettings, TrainingState};
 
 use crate::{
     checkpoint::CheckpointError, diffusion::DiffusionError, report::ReportError,
-    schedule::ScheduleError,
+    sampler::SampleError, schedule::ScheduleError,
 };
 
 /// Why training could not start or go on.
@@ -35,6 +38,17 @@ pub enum TrainingError {
     Checkpoint(#[from] CheckpointError),
     #[error(transparent)]
     Report(#[from] ReportError),
+    #[error(transparent)]
+    Sample(#[from] SampleError),
+    #[error(transparent)]
+    Data(#[from] pretrain::DataError),
+    /// Pictures that the network does not take.
+    #[error("the network takes {network}, the data has {data}: {advice}")]
+    DataMismatch {
+        network: String,
+        data: String,
+        advice: &'static str,
+    },
     /// A setting out of range.
     #[error("--{flag} is {value}, expected {expected}")]
     Setting {
@@ -54,13 +68,21 @@ pub enum TrainingError {
     #[error("{} holds a run already; pass --resume to go on with it, or choose another --out", path.display())]
     Exists { path: std::path::PathBuf },
     /// Nothing to resume.
-    #[error("{} holds no run to resume: there is no router.safetensors; leave --resume away to start one", path.display())]
-    NothingToResume { path: std::path::PathBuf },
+    #[error("{} holds no run to resume: there is no {file}; leave --resume away to start one", path.display())]
+    NothingToResume {
+        path: std::path::PathBuf,
+        file: &'static str,
+    },
     /// The loss is not finite.
     #[error(
         "the loss of pass {pass}, step {step} is {loss}: the weights are damaged, or the settings are too extreme"
     )]
     NotFinite { pass: usize, step: usize, loss: f64 },
+    /// Training a network went astray.
+    #[error(
+        "step {step} has loss {loss} and gradient norm {norm}: the learning rate is too high, or the weights it began with are damaged; start again with a lower --lr"
+    )]
+    Diverged { step: u64, loss: f64, norm: f64 },
     /// The device failed.
     #[error("the device failed while training: {0}")]
     Device(String),

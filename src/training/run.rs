@@ -168,7 +168,12 @@ impl<'m> RouterRun<'m> {
         let there = folder.checkpoint().exists();
         let (sdt, history) = match (there, resume) {
             (true, false) => return Err(TrainingError::Exists { path: folder.path }),
-            (false, true) => return Err(TrainingError::NothingToResume { path: folder.path }),
+            (false, true) => {
+                return Err(TrainingError::NothingToResume {
+                    path: folder.path,
+                    file: "router.safetensors",
+                });
+            }
             (false, false) => (Sdt::new(model, run, settings, replay)?, Vec::new()),
             (true, true) => {
                 let (saved, state) = load_state(checkpoint::open(&folder.checkpoint())?)?;

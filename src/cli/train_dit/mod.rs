@@ -1,0 +1,342 @@
+//! `harmonica train dit`
+
+mod options;
+
+use std::{
+    ops::ControlFlow,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use indicatif::ProgressBar;
+use serde_json::json;
+
+use super::{
+    Context,
+    error::CliError,
+    options::{DeviceArgs, print_json, progress},
+};
+use crate::{
+    checkpoint::{LoadOptions, ModelSpec, StoredDtype, load_state},
+    device::DeviceReport,
+    dit::DitConfig,
+    metrics::peak_memory_bytes,
+    training::{
+        TrainingError,
+        pretrain::{
+            DataError, DataOptions, Dataset, Length, PretrainEvent, PretrainFolder,
+            PretrainOptions, PretrainRun, PretrainSettings, PretrainStart, PretrainStep, SavedRun,
+        },
+    },
+};
+use options::{LengthArgs, NetworkArgs, RecipeArgs, settings};
+
+/// Skipped pictures that are named; the rest is counted.
+const NAMED: usize = 10;
+
+#[derive(clap::Args, Debug)]
+pub(super) struct Args {
+    /// Pictures: a folder with one sub-folder a class, an atlas (a folder with classes.json), a flat folder (no
+    /// classes), or a .safetensors file with `latents` [N,C,H,W] and `labels` [N]
+    #[arg(long, value_name = "DIR|FILE")]
+    data: PathBuf,
+    /// Folder of the run: model.safetensors, checkpoint.safetensors, train.jsonl, curve.png, samples.png
+    #[arg(long, value_name = "DIR", default_value = "dit")]
+    out: PathBuf,
+    #[command(flatten)]
+    device: DeviceArgs,
+    #[command(flatten)]
+    network: NetworkArgs,
+    #[command(flatten)]
+    length: LengthArgs,
+    #[command(flatten)]
+    recipe: RecipeArgs,
+    /// Minutes between checkpoints
+    #[arg(long, value_name = "MINUTES", default_value_t = 5.0)]
+    save_every: f64,
+    /// Minutes between sample grids; 0 draws one at the end only
+    #[arg(long, value_name = "MINUTES", default_value_t = 10.0)]
+    sample_every: f64,
+    /// Element type of model.safetensors
+    #[arg(long, value_name = "f32|f16", value_enum, default_value = "f32")]
+    dtype: DtypeArg,
+    /// Gigabytes of pictures to keep in memory; more than that goes to a temporary file
+    #[arg(long, value_name = "GB", default_value_t = 2.0)]
+    data_memory: f64,
+    /// Go on with the run in --out; what is not said again stays as it was
+    #[arg(long)]
+    resume: bool,
+    /// One JSON document on stdout
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(clap::ValueEnum, Debug, Clone, Copy)]
+enum DtypeArg {
+    F32,
+    F16,
+}
+
+pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
+    let engine = args.device.open(context)?;
+    let folder = PretrainFolder::new(&args.out);
+    // A resumed run keeps the settings that this command does not name.
+    let before = match args.resume && folder.checkpoint().exists() {
+        true => Some(SavedRun::read(&folder.checkpoint())?),
+        false => None,
+    };
+    let settings = settings(&args.length, &args.recipe, before.as_ref());
+    settings.check()?;
+    let minutes = |flag: &'static str, value: f64| {
+        let text = value.to_string();
+        Duration::try_from_secs_f64(60.0 * value).map_err(|_| TrainingError::Setting {
+            flag,
+            value: text,
+            expected: "minutes: a number of at least 0",
+        })
+    };
+    let save_every = minutes("save-every", args.save_every)?;
+    let sample_every = minutes("sample-every", args.sample_every)?;
+
+    let init = match (&args.network.init, &before) {
+        (Some(init), None) => {
+            let spec: ModelSpec = init.parse()?;
+            let options = LoadOptions {
+                heads: args.network.heads,
+                input_size: None,
+            };
+            Some(load_state(&spec, options)?)
+        }
+        // A run goes on from its own weights.
+        _ => None,
+    };
+    let known = init
+        .as_ref()
+        .map(|state| &state.config)
+        .or(before.as_ref().map(|b| &b.config));
+    let data = read_data(&args, known, context)?;
+    let start = match (init, &before) {
+        (Some(state), _) => PretrainStart::From(Box::new(state)),
+        (None, Some(before)) if !args.network.names_one() => {
+            PretrainStart::Fresh(before.config.clone())
+        }
+        (None, _) => {
+            let base = before.as_ref().map(|b| &b.config);
+            PretrainStart::Fresh(args.network.config(&data, base)?)
+        }
+    };
+    let config = start.config().clone();
+    let options = PretrainOptions {
+        folder,
+        settings: settings.clone(),
+        resume: args.resume,
+        save_every,
+        sample_every: (!sample_every.is_zero()).then_some(sample_every),
+        dtype: match args.dtype {
+            DtypeArg::F32 => StoredDtype::F32,
+            DtypeArg::F16 => StoredDtype::F16,
+        },
+    };
+    let mut run = PretrainRun::open(&data, start, options, engine.device())?;
+    context.say(format!(
+        "{} with {:.1} M weights; {} pictures of {:?} in {} classes{}",
+        config.name(),
+        config.parameters() as f64 / 1e6,
+        data.len(),
+        data.shape(),
+        data.classes(),
+        match data.skipped().len() {
+            0 => String::new(),
+            skipped => format!(", {skipped} more could not be read"),
+        },
+    ));
+    train(&mut run, &settings, &args, context)?;
+    report(&run, &data, engine.report(), &args, context);
+    Ok(())
+}
+
+/// Polls the run to its end.
+fn train(
+    run: &mut PretrainRun<'_>,
+    settings: &PretrainSettings,
+    args: &Args,
+    context: &Context,
+) -> Result<(), CliError> {
+    let mut meter = Meter::new(run, settings, context);
+    loop {
+        if context.check_interrupt().is_err() {
+            run.save()?;
+            meter.bar.abandon();
+            context.say(format!(
+                "stopped after {} steps, saved in {}; --resume goes on",
+                run.learner().steps(),
+                args.out.display()
+            ));
+            return Err(CliError::Interrupted);
+        }
+        match run.next().transpose()? {
+            Some(PretrainEvent::Step(step)) => meter.step(run, &step),
+            Some(PretrainEvent::Saved | PretrainEvent::Sampled) => {}
+            None => break,
+        }
+    }
+    meter.bar.finish_and_clear();
+    Ok(())
+}
+
+/// The line that shows where the training stands.
+struct Meter {
+    bar: ProgressBar,
+    timed: bool,
+    /// Running means: the last hundred steps, roughly.
+    mse: Option<f64>,
+    rate: Option<f64>,
+}
+
+impl Meter {
+    fn new(run: &PretrainRun<'_>, settings: &PretrainSettings, context: &Context) -> Self {
+        let bar = match (settings.length, settings.steps()) {
+            (_, Some(steps)) => progress(context, steps, "steps"),
+            (Length::Minutes(minutes), None) => {
+                progress(context, (60.0 * minutes).ceil() as u64, "s")
+            }
+            (_, None) => ProgressBar::hidden(),
+        };
+        let meter = Self {
+            bar,
+            timed: settings.steps().is_none(),
+            mse: None,
+            rate: None,
+        };
+        meter.place(run);
+        meter.bar.reset_eta();
+        meter
+    }
+
+    fn place(&self, run: &PretrainRun<'_>) {
+        self.bar.set_position(if self.timed {
+            run.seconds() as u64
+        } else {
+            run.learner().steps()
+        });
+    }
+
+    fn step(&mut self, run: &PretrainRun<'_>, step: &PretrainStep) {
+        let mean = |before: Option<f64>, new: f64| {
+            Some(before.map_or(new, |before| before + 0.02 * (new - before)))
+        };
+        self.mse = mean(self.mse, step.mse);
+        self.rate = mean(self.rate, step.images_per_second);
+        self.place(run);
+        let memory = peak_memory_bytes().map_or(String::new(), |bytes| {
+            format!(" · {:.1} GB", bytes as f64 / 1e9)
+        });
+        self.bar.set_message(format!(
+            "· {} pictures · mse {:.4} · {:.1} images/s{memory}",
+            step.images,
+            self.mse.unwrap_or(step.mse),
+            self.rate.unwrap_or(step.images_per_second),
+        ));
+    }
+}
+
+fn report(
+    run: &PretrainRun<'_>,
+    data: &Dataset,
+    device: &DeviceReport,
+    args: &Args,
+    context: &Context,
+) {
+    for skipped in data.skipped().iter().take(NAMED) {
+        context.say(format!(
+            "skipped {}: {}",
+            skipped.path.display(),
+            skipped.reason
+        ));
+    }
+    if data.skipped().len() > NAMED {
+        context.say(format!(
+            "… and {} more (--json names all)",
+            data.skipped().len() - NAMED
+        ));
+    }
+    let (seconds, images) = (run.seconds(), run.images());
+    let rate = images as f64 / seconds.max(1e-9);
+    let peak = peak_memory_bytes();
+    let folder = run.folder();
+    context.say(format!(
+        "{}: {} steps, {images} pictures in {:.1} min on {} ({}), {rate:.1} images/s{}",
+        folder.model().display(),
+        run.learner().steps(),
+        seconds / 60.0,
+        device.device,
+        device.backend,
+        peak.map_or(String::new(), |b| format!(
+            ", peak memory {:.2} GB",
+            b as f64 / 1e9
+        )),
+    ));
+    context.say(format!(
+        "draw with it: harmonica sample --model {}",
+        folder.model().display()
+    ));
+    if args.json {
+        let last = run.last_step();
+        let config = run.learner().config();
+        print_json(&json!({
+            "device": device.device, "backend": device.backend, "model": config.name(),
+            "parameters": config.parameters(), "pictures": data.len(), "classes": data.classes(),
+            "skipped": data.skipped(), "steps": run.learner().steps(), "images": images, "seconds": seconds,
+            "images_per_second": rate, "mse": last.map(|s| s.mse), "vlb": last.map(|s| s.vlb),
+            "loss": last.map(|s| s.loss), "peak_memory_bytes": peak, "out": {
+                "model": folder.model(), "checkpoint": folder.checkpoint(), "log": folder.log(),
+                "curve": folder.curve(), "samples": folder.samples(),
+            },
+        }));
+    }
+}
+
+/// Reads the pictures, with a bar.
+fn read_data(
+    args: &Args,
+    known: Option<&DitConfig>,
+    context: &Context,
+) -> Result<Dataset, CliError> {
+    let image_size = args.network.image_size.or(known.map(|c| c.input_size[0]));
+    if image_size.is_some_and(|size| size == 0 || size > 1 << 14) {
+        return Err(CliError::Usage(format!(
+            "--image-size is {}, expected 1 to {}",
+            image_size.unwrap_or_default(),
+            1 << 14
+        )));
+    }
+    if args.data_memory.is_nan() || args.data_memory < 0.0 {
+        return Err(CliError::Usage(format!(
+            "--data-memory is {}, expected a number of gigabytes of at least 0",
+            args.data_memory
+        )));
+    }
+    let options = DataOptions {
+        image_size,
+        memory: (args.data_memory * 1e9) as u64,
+    };
+    let bar = progress(context, 0, "pictures");
+    let started = Instant::now();
+    let data = Dataset::open(&args.data, &options, &mut |done, all| {
+        bar.set_length(all as u64);
+        bar.set_position(done as u64);
+        match context.check_interrupt() {
+            Ok(()) => ControlFlow::Continue(()),
+            Err(_) => ControlFlow::Break(()),
+        }
+    });
+    bar.finish_and_clear();
+    match data {
+        Ok(data) => {
+            tracing::debug!(seconds = started.elapsed().as_secs_f64(), "read the data");
+            Ok(data)
+        }
+        Err(DataError::Stopped) => Err(CliError::Interrupted),
+        Err(e) => Err(TrainingError::from(e).into()),
+    }
+}

@@ -1,0 +1,142 @@
+//! Folders of picture files.
+
+use std::{
+    ops::ControlFlow,
+    path::{Path, PathBuf},
+};
+
+use image::{DynamicImage, ImageDecoder, ImageReader, Rgb, RgbImage};
+use rayon::prelude::*;
+
+use super::{Collector, DEFAULT_IMAGE_SIZE, DataError, DataOptions, Dataset, center_crop};
+
+/// Pictures decoded at a time, over all threads.
+const AT_A_TIME: usize = 128;
+/// Folders inside each other, beyond which a link leads in circles.
+const MAX_DEPTH: usize = 16;
+
+/// One sub-folder a class in order of names, or pictures alone as one class of the folder's name.
+pub(super) fn read(
+    path: &Path,
+    options: &DataOptions,
+    each: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
+) -> Result<Dataset, DataError> {
+    let (mut files, mut class_names) = (Vec::new(), Vec::new());
+    let mut own = Vec::new();
+    for entry in entries(path)? {
+        if entry.is_dir() {
+            let mut inside = Vec::new();
+            pictures(&entry, &mut inside, MAX_DEPTH)?;
+            if !inside.is_empty() {
+                files.extend(inside.into_iter().map(|file| (file, class_names.len())));
+                class_names.push(name_of(&entry));
+            }
+        } else if is_picture(&entry) {
+            own.push((entry, 0));
+        }
+    }
+    match (own.first(), files.first()) {
+        (None, None) => return Err(DataError::Empty { path: path.into() }),
+        (Some((picture, _)), Some(_)) => {
+            return Err(DataError::Mixed {
+                path: path.into(),
+                picture: name_of(picture),
+                folder: class_names[0].clone(),
+            });
+        }
+        (Some(_), None) => {
+            let whole = std::fs::canonicalize(path).unwrap_or_else(|_| path.into());
+            class_names = vec![name_of(&whole)];
+            files = own;
+        }
+        (None, Some(_)) => {}
+    }
+
+    let size = options.image_size.unwrap_or(DEFAULT_IMAGE_SIZE);
+    let mut collector = Collector::new(path, size, files.len(), options.memory)?;
+    let mut done = 0;
+    for some in files.chunks(AT_A_TIME) {
+        let decoded: Vec<_> = some
+            .par_iter()
+            .map(|(file, _)| decode(file).map(|image| center_crop(image, size as u32)))
+            .collect();
+        for ((file, label), image) in some.iter().zip(decoded) {
+            match image {
+                Ok(image) => collector.add(path, image.as_raw(), *label)?,
+                Err(reason) => collector.skip(file, reason),
+            }
+        }
+        done += some.len();
+        if each(done, files.len()).is_break() {
+            return Err(DataError::Stopped);
+        }
+    }
+    collector.finish(path, class_names)
+}
+
+/// What lies in a folder, by name; hidden things left out.
+fn entries(path: &Path) -> Result<Vec<PathBuf>, DataError> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(path).map_err(DataError::io(path))? {
+        let entry = entry.map_err(DataError::io(path))?;
+        if !entry.file_name().to_string_lossy().starts_with('.') {
+            found.push(entry.path());
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// All pictures below a folder.
+fn pictures(folder: &Path, found: &mut Vec<PathBuf>, depth: usize) -> Result<(), DataError> {
+    for entry in entries(folder)? {
+        if entry.is_dir() && depth > 0 {
+            pictures(&entry, found, depth - 1)?;
+        } else if is_picture(&entry) {
+            found.push(entry);
+        }
+    }
+    Ok(())
+}
+
+fn is_picture(path: &Path) -> bool {
+    let known = ["png", "jpg", "jpeg", "webp"];
+    path.extension()
+        .is_some_and(|e| known.iter().any(|known| e.eq_ignore_ascii_case(known)))
+}
+
+fn name_of(path: &Path) -> String {
+    path.file_name()
+        .unwrap_or(path.as_os_str())
+        .to_string_lossy()
+        .into_owned()
+}
+
+/// A file as RGB, upright as its EXIF data say, transparent parts on white; or why not.
+pub(super) fn decode(path: &Path) -> Result<RgbImage, String> {
+    let read = || -> image::ImageResult<DynamicImage> {
+        // By content: extensions lie.
+        let reader = ImageReader::open(path)?.with_guessed_format()?;
+        let mut decoder = reader.into_decoder()?;
+        let orientation = decoder.orientation()?;
+        let mut image = DynamicImage::from_decoder(decoder)?;
+        image.apply_orientation(orientation);
+        Ok(image)
+    };
+    let image = read().map_err(|e| e.to_string())?;
+    if image.width() == 0 || image.height() == 0 {
+        return Err("it has no pixels".into());
+    }
+    if !image.color().has_alpha() {
+        return Ok(image.to_rgb8());
+    }
+    let image = image.to_rgba8();
+    Ok(RgbImage::from_fn(image.width(), image.height(), |x, y| {
+        let [r, g, b, a] = image.get_pixel(x, y).0;
+        let on_white = |v: u8| {
+            let (v, a) = (u32::from(v), u32::from(a));
+            ((v * a + 255 * (255 - a) + 127) / 255) as u8
+        };
+        Rgb([r, g, b].map(on_white))
+    }))
+}

@@ -1,0 +1,317 @@
+//! Training data: pictures from folders or atlases, or latents made beforehand.
+//!
+//! A data set is read whole before training: every picture is decoded, cropped and kept as 8-bit pixels, in memory
+//! or, where that does not suffice, in a temporary file. Pictures that cannot be read are named and left out.
+
+mod atlas;
+mod crop;
+mod folder;
+mod latents;
+mod store;
+
+pub use crop::center_crop;
+
+use std::{
+    io,
+    ops::ControlFlow,
+    path::{Path, PathBuf},
+};
+
+use store::Store;
+
+use crate::checkpoint::CheckpointError;
+
+/// Why there is nothing to train on.
+#[derive(Debug, thiserror::Error)]
+pub enum DataError {
+    /// A file or folder that the system does not let us read.
+    #[error("cannot read {}: {source}", path.display())]
+    Io { path: PathBuf, source: io::Error },
+    /// No pictures.
+    #[error("{} holds no pictures: expected a folder with one sub-folder a class, an atlas (classes.json), a folder of .png, .jpg or .webp files, or a .safetensors file of latents", path.display())]
+    Empty { path: PathBuf },
+    /// Pictures beside class folders: which is it?
+    #[error("{} holds both pictures ({picture}) and sub-folders of pictures ({folder}): expected one sub-folder a class, or pictures alone", path.display())]
+    Mixed {
+        path: PathBuf,
+        picture: String,
+        folder: String,
+    },
+    /// A class without a readable picture.
+    #[error("class `{class}` of {} has no readable picture; {reason}", path.display())]
+    EmptyClass {
+        path: PathBuf,
+        class: String,
+        reason: String,
+    },
+    /// An atlas that contradicts itself.
+    #[error("{} is no atlas: {problem}", path.display())]
+    Atlas { path: PathBuf, problem: String },
+    /// A file of latents that is none.
+    #[error("{} holds no latents: {problem}", path.display())]
+    Latents { path: PathBuf, problem: String },
+    /// The container of the latents.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// The caller broke off.
+    #[error("reading the pictures was broken off")]
+    Stopped,
+}
+
+impl DataError {
+    fn io(path: &Path) -> impl Fn(io::Error) -> Self + '_ {
+        |source| Self::Io {
+            path: path.into(),
+            source,
+        }
+    }
+}
+
+/// How to read a data set.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DataOptions {
+    /// Side of the square pictures; `None`: an atlas's own tiles, otherwise [`DEFAULT_IMAGE_SIZE`].
+    pub image_size: Option<usize>,
+    /// Bytes of pixels to keep in memory; more than that goes to a temporary file.
+    pub memory: u64,
+}
+
+/// Side of pictures where nothing says another.
+pub const DEFAULT_IMAGE_SIZE: usize = 64;
+
+impl Default for DataOptions {
+    fn default() -> Self {
+        Self {
+            image_size: None,
+            memory: 2 << 30,
+        }
+    }
+}
+
+/// A picture that could not be read.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct Skipped {
+    pub path: PathBuf,
+    pub reason: String,
+}
+
+/// How a picture is changed on its way into a batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Augmentation {
+    /// Mirror left and right.
+    pub mirror: bool,
+    /// Move right and down by these many pixels; the edge's pixels fill what is left free.
+    pub shift: [i32; 2],
+}
+
+/// A labelled set of pictures or latents.
+#[derive(Debug)]
+pub struct Dataset {
+    values: Values,
+    /// `[C, H, W]` of one picture.
+    shape: [usize; 3],
+    labels: Vec<u32>,
+    class_names: Vec<String>,
+    skipped: Vec<Skipped>,
+    identity: String,
+}
+
+#[derive(Debug)]
+enum Values {
+    /// `[H, W, 3]` bytes a picture.
+    Pixels(Store),
+    /// `[N, C, H, W]`
+    Latents(Vec<f32>),
+}
+
+impl Dataset {
+    /// Reads what lies at `path`: a folder with one sub-folder a class, an atlas (a folder with `classes.json`), a flat
+    /// folder of pictures (one class), or a safetensors file with `latents` `[N, C, H, W]` and perhaps `labels` `[N]`.
+    ///
+    /// `each` hears of every few pictures `(done, all)` and may break off.
+    ///
+    /// # Errors
+    /// [`DataError`].
+    pub fn open(
+        path: &Path,
+        options: &DataOptions,
+        each: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
+    ) -> Result<Self, DataError> {
+        let kind = std::fs::metadata(path).map_err(DataError::io(path))?;
+        if kind.is_file() {
+            return latents::read(path);
+        }
+        if path.join(atlas::INDEX).exists() {
+            return atlas::read(path, options, each);
+        }
+        folder::read(path, options, each)
+    }
+
+    /// Number of pictures.
+    pub fn len(&self) -> usize {
+        self.labels.len()
+    }
+
+    /// Never true: a data set without pictures does not open.
+    pub fn is_empty(&self) -> bool {
+        self.labels.is_empty()
+    }
+
+    /// `[C, H, W]` of one picture.
+    pub fn shape(&self) -> [usize; 3] {
+        self.shape
+    }
+
+    /// Whether these are RGB pixels in [-1, 1] rather than latents.
+    pub fn is_pixels(&self) -> bool {
+        matches!(self.values, Values::Pixels(_))
+    }
+
+    /// The class of picture `index`.
+    pub fn label(&self, index: usize) -> usize {
+        self.labels[index] as usize
+    }
+
+    /// Number of classes.
+    pub fn classes(&self) -> usize {
+        let largest = self.labels.iter().max().map_or(0, |y| *y as usize + 1);
+        largest.max(self.class_names.len())
+    }
+
+    /// Names by class number, or empty.
+    pub fn class_names(&self) -> &[String] {
+        &self.class_names
+    }
+
+    /// Pictures by class.
+    pub fn counts(&self) -> Vec<usize> {
+        let mut counts = vec![0; self.classes()];
+        self.labels.iter().for_each(|y| counts[*y as usize] += 1);
+        counts
+    }
+
+    /// What could not be read.
+    pub fn skipped(&self) -> &[Skipped] {
+        &self.skipped
+    }
+
+    /// A hash of all pictures, labels and names.
+    pub fn identity(&self) -> &str {
+        &self.identity
+    }
+
+    /// Picture `index` as `[C, H, W]` values into `out`: pixels `v/127.5 − 1`, latents as they are (these are never
+    /// augmented).
+    ///
+    /// # Errors
+    /// [`DataError::Io`] where pixels lie on disk.
+    pub fn read(
+        &self,
+        index: usize,
+        change: Augmentation,
+        out: &mut [f32],
+    ) -> Result<(), DataError> {
+        let [channels, height, width] = self.shape;
+        match &self.values {
+            Values::Latents(values) => {
+                out.copy_from_slice(&values[index * out.len()..][..out.len()]);
+            }
+            Values::Pixels(store) => {
+                let mut bytes = vec![0; out.len()];
+                let place = Path::new("the temporary file of training pictures");
+                store
+                    .read(index, &mut bytes)
+                    .map_err(DataError::io(place))?;
+                let source = |at: usize, shift: i32, side: usize| {
+                    (at as i64 - i64::from(shift)).clamp(0, side as i64 - 1) as usize
+                };
+                for y in 0..height {
+                    let from_y = source(y, change.shift[1], height);
+                    for x in 0..width {
+                        let mut from_x = source(x, change.shift[0], width);
+                        if change.mirror {
+                            from_x = width - 1 - from_x;
+                        }
+                        for c in 0..channels {
+                            let value = bytes[(from_y * width + from_x) * channels + c];
+                            out[(c * height + y) * width + x] = f32::from(value) / 127.5 - 1.0;
+                        }
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Pictures that were read one after the other, before they are a [`Dataset`].
+struct Collector {
+    size: usize,
+    store: Store,
+    hash: blake3::Hasher,
+    labels: Vec<u32>,
+    skipped: Vec<Skipped>,
+}
+
+impl Collector {
+    fn new(path: &Path, size: usize, count: usize, memory: u64) -> Result<Self, DataError> {
+        Ok(Self {
+            size,
+            store: Store::new(3 * size * size, count, memory).map_err(DataError::io(path))?,
+            hash: blake3::Hasher::new(),
+            labels: Vec::new(),
+            skipped: Vec::new(),
+        })
+    }
+
+    fn add(&mut self, path: &Path, pixels: &[u8], label: usize) -> Result<(), DataError> {
+        self.store.push(pixels).map_err(DataError::io(path))?;
+        self.hash.update(pixels);
+        self.labels.push(label as u32);
+        Ok(())
+    }
+
+    fn skip(&mut self, path: &Path, reason: String) {
+        tracing::warn!(path = %path.display(), %reason, "picture skipped");
+        self.skipped.push(Skipped {
+            path: path.into(),
+            reason,
+        });
+    }
+
+    /// # Errors
+    /// [`DataError::EmptyClass`].
+    fn finish(mut self, path: &Path, class_names: Vec<String>) -> Result<Dataset, DataError> {
+        let mut seen = vec![false; class_names.len()];
+        self.labels.iter().for_each(|y| seen[*y as usize] = true);
+        if let Some(class) = seen.iter().position(|seen| !seen) {
+            let reason = self
+                .skipped
+                .iter()
+                .find(|s| s.path.to_string_lossy().contains(&class_names[class]))
+                .map_or("put some there, or remove it".into(), |s| {
+                    format!("{}: {}", s.path.display(), s.reason)
+                });
+            return Err(DataError::EmptyClass {
+                path: path.into(),
+                class: class_names[class].clone(),
+                reason,
+            });
+        }
+        for label in &self.labels {
+            self.hash.update(&label.to_le_bytes());
+        }
+        for name in &class_names {
+            self.hash.update(name.as_bytes()).update(&[0]);
+        }
+        self.hash.update(&(self.size as u64).to_le_bytes());
+        Ok(Dataset {
+            values: Values::Pixels(self.store),
+            shape: [3, self.size, self.size],
+            labels: self.labels,
+            class_names,
+            skipped: self.skipped,
+            identity: self.hash.finalize().to_hex()[..32].to_owned(),
+        })
+    }
+}

@@ -1,0 +1,177 @@
+//! The gradient of the objective with respect to all weights.
+//!
+//! With `checkpoint`, only the blocks' inputs are kept on the way forward, and each block is run again on the way back:
+//! memory for one block's graph instead of all of them, for one more forward pass. Every stage recomputes the
+//! embeddings of timestep and label, which costs next to nothing, so their gradients come in parts, one a stage.
+
+use burn::tensor::Tensor;
+
+use super::{
+    network::{Layout, Leaves},
+    objective::{Batch, Losses, Noised, Objective},
+    settings::PretrainSettings,
+};
+use crate::{
+    dit::{Branch, Conditioning, Dit, NORM_EPS},
+    kernels::modulate,
+};
+
+/// Losses and gradients of a batch, still on the device.
+#[derive(Debug)]
+pub struct BatchGradient {
+    /// Mean squared error and variational bound of the batch, `[2]`.
+    pub losses: Tensor<1>,
+    /// Gradients of `scale·loss`, flat and by place in the parameter list; zeros where a weight has no part in it.
+    pub gradients: Vec<Tensor<1>>,
+}
+
+/// The gradient of `scale·loss` over a batch, a micro-batch at a time.
+pub(super) fn batch_gradient(
+    layout: &Layout,
+    values: &[Tensor<1>],
+    objective: &Objective,
+    batch: &Batch,
+    settings: &PretrainSettings,
+    scale: f64,
+) -> BatchGradient {
+    let device = values[0].device();
+    let leaves = Leaves::new(layout, values, settings.precision);
+    let mut sums: Vec<Option<Tensor<1>>> = vec![None; values.len()];
+    let mut losses = Tensor::zeros([2], &device);
+    for first in (0..batch.len()).step_by(settings.micro_batch.max(1)) {
+        let part = batch.part(first, settings.micro_batch.min(batch.len() - first));
+        let noised = objective.noise(&part, &device);
+        let pass = Pass {
+            leaves: &leaves,
+            objective,
+            noised: &noised,
+            timesteps: part.timesteps.iter().map(|t| *t as f32).collect(),
+            labels: &part.labels,
+            images: batch.len(),
+            scale,
+        };
+        let found = if settings.gradient_checkpointing {
+            pass.by_blocks(layout, values, &mut sums)
+        } else {
+            pass.whole(&mut sums)
+        };
+        losses = losses + Tensor::cat(vec![found.mse.inner(), found.vlb.inner()], 0);
+    }
+    let gradients = sums
+        .into_iter()
+        .zip(values)
+        .map(|(sum, value)| sum.unwrap_or_else(|| value.zeros_like()))
+        .collect();
+    BatchGradient { losses, gradients }
+}
+
+/// One micro-batch, forward and back.
+struct Pass<'a> {
+    leaves: &'a Leaves<'a>,
+    objective: &'a Objective,
+    noised: &'a Noised,
+    timesteps: Vec<f32>,
+    labels: &'a [usize],
+    /// Images of the whole batch.
+    images: usize,
+    scale: f64,
+}
+
+impl Pass<'_> {
+    fn whole(&self, sums: &mut [Option<Tensor<1>>]) -> Losses {
+        let model = self.leaves.network(0..self.leaves.blocks());
+        let conditioning = model.condition(&self.timesteps, self.labels);
+        let x = model.embed(self.noised.x_t.clone().autodiff());
+        let x = self.run_blocks(&model, x, &conditioning);
+        let losses = self.losses(model.unembed(x, &conditioning));
+        let mut gradients = (losses.total.clone() * self.scale).backward();
+        self.leaves.collect(&mut gradients, sums);
+        losses
+    }
+
+    fn by_blocks(
+        &self,
+        layout: &Layout,
+        values: &[Tensor<1>],
+        sums: &mut [Option<Tensor<1>>],
+    ) -> Losses {
+        // Forward without a graph, keeping what enters each block. Half precision rounds here as it does below.
+        let plain = Leaves::constant(layout, values, self.leaves.half());
+        let model = plain.network(0..plain.blocks());
+        let conditioning = model.condition(&self.timesteps, self.labels);
+        let mut inputs = Vec::with_capacity(model.blocks.len());
+        let mut x = model.embed(self.noised.x_t.clone());
+        for b in 0..model.blocks.len() {
+            inputs.push(x.clone());
+            x = self.run_block(&model, b, x, &conditioning);
+        }
+
+        let last = x.autodiff().require_grad();
+        let model = self.leaves.network(0..0);
+        let conditioning = model.condition(&self.timesteps, self.labels);
+        let losses = self.losses(model.unembed(last.clone(), &conditioning));
+        let mut gradients = (losses.total.clone() * self.scale).backward();
+        let mut flowing = last.grad_remove(&mut gradients);
+        self.leaves.collect(&mut gradients, sums);
+
+        for (b, input) in inputs.into_iter().enumerate().rev() {
+            let Some(gradient) = flowing.take() else {
+                break;
+            };
+            let x = input.autodiff().require_grad();
+            let model = self.leaves.network(b..b + 1);
+            let conditioning = model.condition(&self.timesteps, self.labels);
+            let out = self.run_blocks(&model, x.clone(), &conditioning);
+            // The vector-Jacobian product with the gradient that flows into the block's output.
+            let mut gradients = (out * gradient).sum().backward();
+            flowing = x.grad_remove(&mut gradients);
+            self.leaves.collect(&mut gradients, sums);
+        }
+        if let Some(gradient) = flowing {
+            let model = self.leaves.network(0..0);
+            let tokens = model.embed(self.noised.x_t.clone().autodiff());
+            let mut gradients = (tokens * gradient).sum().backward();
+            self.leaves.collect(&mut gradients, sums);
+        }
+        losses
+    }
+
+    fn losses(&self, output: Tensor<4>) -> Losses {
+        self.objective.losses(output, self.noised, self.images)
+    }
+
+    fn run_blocks(&self, model: &Dit, x: Tensor<3>, conditioning: &Conditioning) -> Tensor<3> {
+        (0..model.blocks.len()).fold(x, |x, b| self.run_block(model, b, x, conditioning))
+    }
+
+    /// One block; in half precision its matrix products only.
+    fn run_block(
+        &self,
+        model: &Dit,
+        b: usize,
+        mut x: Tensor<3>,
+        conditioning: &Conditioning,
+    ) -> Tensor<3> {
+        let block = &model.blocks[b];
+        for branch in Branch::BLOCK {
+            let modulation = conditioning.branch(b, branch);
+            let feature = match self.leaves.half() {
+                None => block.branch(branch, x.clone(), &modulation),
+                Some(half) => {
+                    let (shift, scale) = (modulation.shift.clone(), modulation.scale.clone());
+                    let full = x.dtype();
+                    let feature = match branch {
+                        Branch::Attention => {
+                            block.attention(modulate(x.clone(), shift, scale, NORM_EPS).cast(half))
+                        }
+                        Branch::Mlp => block
+                            .mlp(modulate(x.clone(), shift, scale, block.mlp_norm_eps).cast(half)),
+                    };
+                    feature.cast(full)
+                }
+            };
+            x = modulation.add(x, feature);
+        }
+        x
+    }
+}

@@ -1,0 +1,213 @@
+//! The log of a run: a line a step, and the curves drawn from it.
+
+use std::{
+    fs::{File, OpenOptions},
+    io::{BufRead, BufReader, Write},
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{files::write_atomically, report::Panel, training::TrainingError};
+
+/// One optimizer step in a few numbers; a line of `train.jsonl`.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct PretrainStep {
+    /// Counted from 0.
+    pub step: u64,
+    /// Pictures so far, this step's included.
+    pub images: u64,
+    pub mse: f64,
+    /// Bits a value.
+    pub vlb: f64,
+    /// `mse + vlb_weight·vlb`, the mean squared error unweighted.
+    pub loss: f64,
+    pub lr: f64,
+    /// Norm of the gradient before clipping; 0 where half precision overflowed and the step was left out.
+    pub grad_norm: f64,
+    pub images_per_second: f64,
+}
+
+/// Points of a curve at most: beyond, neighbours are averaged.
+const POINTS: usize = 1024;
+
+/// An open log and the curves so far.
+#[derive(Debug)]
+pub(super) struct History {
+    path: PathBuf,
+    file: File,
+    /// Means over `width` steps each.
+    points: Vec<Point>,
+    width: u64,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Point {
+    steps: u64,
+    images: u64,
+    mse: f64,
+    vlb: f64,
+    lr: f64,
+}
+
+impl History {
+    /// Opens the log and cuts it back to the steps before `steps`.
+    pub fn open(path: &Path, steps: u64) -> Result<Self, TrainingError> {
+        let io = |action| {
+            move |source| TrainingError::Io {
+                action,
+                path: path.to_path_buf(),
+                source,
+            }
+        };
+        let old = match File::open(path) {
+            Ok(file) if steps > 0 => Some(BufReader::new(file)),
+            Ok(_) => None,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => None,
+            Err(e) => return Err(io("read")(e)),
+        };
+        let mut kept = Vec::new();
+        write_atomically(path, io("write"), |out| {
+            for line in old.into_iter().flat_map(BufReader::lines) {
+                let line = line.map_err(io("read"))?;
+                // A line that a kill cut in half belongs to a step that is done again.
+                match serde_json::from_str::<PretrainStep>(&line) {
+                    Ok(step) if step.step < steps => {
+                        writeln!(out, "{line}").map_err(io("write"))?;
+                        kept.push(step);
+                    }
+                    _ => break,
+                }
+            }
+            Ok(())
+        })?;
+        let file = OpenOptions::new()
+            .append(true)
+            .open(path)
+            .map_err(io("write"))?;
+        let mut history = Self {
+            path: path.into(),
+            file,
+            points: Vec::new(),
+            width: 1,
+        };
+        kept.iter().for_each(|step| history.remember(step));
+        Ok(history)
+    }
+
+    /// Appends a step.
+    pub fn push(&mut self, step: &PretrainStep) -> Result<(), TrainingError> {
+        let mut line = serde_json::to_string(step).unwrap_or_default();
+        line.push('\n');
+        self.file
+            .write_all(line.as_bytes())
+            .map_err(|source| TrainingError::Io {
+                action: "write",
+                path: self.path.clone(),
+                source,
+            })?;
+        self.remember(step);
+        Ok(())
+    }
+
+    fn remember(&mut self, step: &PretrainStep) {
+        if self.points.last().is_none_or(|p| p.steps >= self.width) {
+            if self.points.len() == POINTS {
+                self.points = self.points.chunks(2).map(Point::merge).collect();
+                self.width *= 2;
+            }
+            self.points.push(Point::default());
+        }
+        if let Some(point) = self.points.last_mut() {
+            let new = Point {
+                steps: 1,
+                images: step.images,
+                mse: step.mse,
+                vlb: step.vlb,
+                lr: step.lr,
+            };
+            *point = Point::merge(&[*point, new]);
+        }
+    }
+
+    /// The curves, against pictures seen.
+    pub fn panels(&self) -> Vec<Panel> {
+        let curve = |of: fn(&Point) -> f64| -> Vec<(f64, f64)> {
+            self.points
+                .iter()
+                .map(|p| (p.images as f64, of(p)))
+                .collect()
+        };
+        let panel = |caption: &str, points| Panel {
+            caption: caption.into(),
+            points,
+        };
+        let log = |x: f64| x.max(1e-12).log10();
+        vec![
+            panel(
+                "log10 of the mean squared error, by pictures",
+                curve(|p| p.mse)
+                    .into_iter()
+                    .map(|(x, y)| (x, log(y)))
+                    .collect(),
+            ),
+            panel("variational bound, bits a value", curve(|p| p.vlb)),
+            panel("learning rate × 1000", curve(|p| 1000.0 * p.lr)),
+        ]
+    }
+}
+
+impl Point {
+    fn merge(points: &[Self]) -> Self {
+        let steps: u64 = points.iter().map(|p| p.steps).sum();
+        let mean = |of: fn(&Self) -> f64| {
+            points.iter().map(|p| p.steps as f64 * of(p)).sum::<f64>() / steps.max(1) as f64
+        };
+        Self {
+            steps,
+            images: points.iter().map(|p| p.images).max().unwrap_or(0),
+            mse: mean(|p| p.mse),
+            vlb: mean(|p| p.vlb),
+            lr: mean(|p| p.lr),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_log_is_cut_back_and_long_curves_are_thinned() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("train.jsonl");
+        let step = |step| PretrainStep {
+            step,
+            images: 4 * (step + 1),
+            mse: 1.0,
+            vlb: 0.5,
+            loss: 1.5,
+            lr: 1e-3,
+            grad_norm: 2.0,
+            images_per_second: 9.0,
+        };
+        let mut history = History::open(&path, 0).unwrap();
+        for i in 0..5000 {
+            history.push(&step(i)).unwrap();
+        }
+        assert!(history.points.len() <= POINTS);
+        assert_eq!(history.points.iter().map(|p| p.steps).sum::<u64>(), 5000);
+        drop(history);
+        OpenOptions::new()
+            .append(true)
+            .open(&path)
+            .and_then(|mut f| f.write_all(b"{\"step\": 50"))
+            .unwrap();
+        let history = History::open(&path, 3000).unwrap();
+        assert_eq!(
+            std::fs::read_to_string(&path).unwrap().lines().count(),
+            3000
+        );
+        assert_eq!(history.points.iter().map(|p| p.steps).sum::<u64>(), 3000);
+    }
+}

@@ -1,0 +1,291 @@
+//! A network that learns from batches: weights, optimizer and loss scale, without data or files.
+
+use std::collections::HashMap;
+
+use burn::tensor::{DType, Device};
+
+use super::{
+    gradient::{BatchGradient, batch_gradient},
+    network::{Layout, flat, read},
+    objective::{Batch, Objective},
+    optimizer::{Step, Weights, is_cpu, norm},
+    settings::{Precision, PretrainSettings},
+};
+use crate::{
+    checkpoint::StateDict,
+    dit::{Dit, DitConfig},
+    training::TrainingError,
+};
+
+/// Loss scale of half precision at the start, and how long it must hold before it is doubled.
+const FIRST_SCALE: f64 = 65_536.0;
+const GOOD_STEPS: u64 = 1000;
+
+/// What a batch gave.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Learned {
+    /// Mean squared error of the predicted noise, unweighted.
+    pub mse: f64,
+    /// Variational bound, bits a value.
+    pub vlb: f64,
+    /// Norm of the gradient before clipping; 0 where half precision overflowed and the weights stayed as they were.
+    pub grad_norm: f64,
+}
+
+/// A network in training.
+#[derive(Debug)]
+pub struct Learner {
+    layout: Layout,
+    weights: Weights,
+    objective: Objective,
+    settings: PretrainSettings,
+    scale: LossScale,
+    /// Optimizer steps done.
+    steps: u64,
+    on_cpu: bool,
+}
+
+/// The factor on the loss that keeps gradients within half precision.
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
+pub(super) struct LossScale {
+    pub scale: f64,
+    /// Steps since it last changed.
+    pub held: u64,
+}
+
+/// Tensors of a checkpoint by role and name, in the order they are written.
+pub(super) const ROLES: [&str; 4] = ["value", "ema", "adamw.first_moment", "adamw.second_moment"];
+
+impl Learner {
+    /// Starts from these weights.
+    ///
+    /// # Errors
+    /// [`TrainingError::Setting`] for a setting out of range or a precision that the device does not have.
+    pub fn new(
+        start: &StateDict,
+        settings: PretrainSettings,
+        device: &Device,
+    ) -> Result<Self, TrainingError> {
+        let layout = Layout::new(start.config.clone(), start.own_embedders);
+        let weights = Weights::new(layout.values(start, device)?);
+        Self::with(layout, weights, settings, device)
+    }
+
+    /// Goes on from stored tensors, `ROLES` × parameters, asked for as `role.name`.
+    pub(super) fn restore(
+        layout: Layout,
+        settings: PretrainSettings,
+        device: &Device,
+        (steps, scale): (u64, LossScale),
+        mut stored: impl FnMut(&str, usize) -> Result<Vec<f32>, TrainingError>,
+    ) -> Result<Self, TrainingError> {
+        let mut role = |role: &str| {
+            layout
+                .parameters
+                .iter()
+                .map(|p| {
+                    Ok(flat(
+                        stored(&format!("{role}.{}", p.name), p.len())?,
+                        device,
+                    ))
+                })
+                .collect::<Result<Vec<_>, TrainingError>>()
+        };
+        let [values, ema, first, second] = ROLES;
+        let weights = Weights {
+            values: role(values)?,
+            ema: role(ema)?,
+            first: role(first)?,
+            second: role(second)?,
+        };
+        let mut learner = Self::with(layout, weights, settings, device)?;
+        (learner.steps, learner.scale) = (steps, scale);
+        Ok(learner)
+    }
+
+    fn with(
+        layout: Layout,
+        weights: Weights,
+        settings: PretrainSettings,
+        device: &Device,
+    ) -> Result<Self, TrainingError> {
+        settings.check()?;
+        let on_cpu = is_cpu(device);
+        let (name, dtype) = match settings.precision {
+            Precision::F32 => ("f32", None),
+            Precision::F16 => ("f16", Some(DType::F16)),
+            Precision::Bf16 => ("bf16", Some(DType::BF16)),
+        };
+        if dtype.is_some_and(|dtype| on_cpu || !device.supports_dtype(dtype)) {
+            return Err(TrainingError::Setting {
+                flag: "precision",
+                value: name.into(),
+                expected: "f32: this device does not compute in that type",
+            });
+        }
+        let scaled = settings.precision == Precision::F16;
+        Ok(Self {
+            objective: Objective::new(settings.vlb_weight, settings.min_snr)?,
+            layout,
+            weights,
+            settings,
+            scale: LossScale {
+                scale: if scaled { FIRST_SCALE } else { 1.0 },
+                held: 0,
+            },
+            steps: 0,
+            on_cpu,
+        })
+    }
+
+    /// The network's shape.
+    pub fn config(&self) -> &DitConfig {
+        &self.layout.config
+    }
+
+    /// The settings it learns by.
+    pub fn settings(&self) -> &PretrainSettings {
+        &self.settings
+    }
+
+    /// Optimizer steps done.
+    pub fn steps(&self) -> u64 {
+        self.steps
+    }
+
+    pub(super) fn loss_scale(&self) -> LossScale {
+        self.scale
+    }
+
+    pub(super) fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// The network as it stands, or its moving average.
+    pub fn network(&self, average: bool) -> Dit {
+        self.layout.network(self.tensors(average))
+    }
+
+    /// Its weights by canonical name, in PyTorch's layout.
+    ///
+    /// # Errors
+    /// [`TrainingError::Device`].
+    pub fn weights(&self, average: bool) -> Result<HashMap<String, Vec<f32>>, TrainingError> {
+        self.layout.state(self.tensors(average))
+    }
+
+    fn tensors(&self, average: bool) -> &[burn::tensor::Tensor<1>] {
+        if average {
+            &self.weights.ema
+        } else {
+            &self.weights.values
+        }
+    }
+
+    /// Tensor `place` of one of the [`ROLES`].
+    pub(super) fn stored(&self, role: usize, place: usize) -> Result<Vec<f32>, TrainingError> {
+        let Weights {
+            values,
+            ema,
+            first,
+            second,
+        } = &self.weights;
+        // Shorter than it should be only after the device failed in the middle of a step.
+        match [values, ema, first, second][role].get(place) {
+            Some(tensor) => read(tensor.clone()),
+            None => Err(TrainingError::Device(
+                "the last step was not finished".into(),
+            )),
+        }
+    }
+
+    /// Losses and gradients of a batch, by canonical name in PyTorch's layout; nothing is learned.
+    ///
+    /// # Errors
+    /// [`TrainingError::Device`].
+    pub fn gradient(
+        &self,
+        batch: &Batch,
+    ) -> Result<(Learned, HashMap<String, Vec<f32>>), TrainingError> {
+        let scale = self.scale.scale;
+        let mut found = self.backward(batch, scale);
+        if scale != 1.0 {
+            let unscaled = found.gradients.into_iter().map(|g| g / scale);
+            found.gradients = unscaled.collect();
+        }
+        let (grad_norm, losses) = norm(&found.gradients, found.losses, self.on_cpu)?;
+        let learned = Learned {
+            mse: losses[0].into(),
+            vlb: losses[1].into(),
+            grad_norm,
+        };
+        Ok((learned, self.layout.state(&found.gradients)?))
+    }
+
+    /// One optimizer step on a batch.
+    ///
+    /// # Errors
+    /// [`TrainingError::Diverged`] where loss or gradient are not finite, [`TrainingError::Device`].
+    pub fn learn(&mut self, batch: &Batch, learning_rate: f64) -> Result<Learned, TrainingError> {
+        let scale = self.scale.scale;
+        let BatchGradient { losses, gradients } = self.backward(batch, scale);
+        let (scaled_norm, losses) = norm(&gradients, losses, self.on_cpu)?;
+        let mut learned = Learned {
+            mse: losses[0].into(),
+            vlb: losses[1].into(),
+            grad_norm: scaled_norm / scale,
+        };
+        let finite = learned.mse.is_finite() && learned.vlb.is_finite();
+        if finite && !scaled_norm.is_finite() && scale > 1.0 {
+            // Half precision overflowed on the way back: this batch teaches nothing, the next has a smaller scale.
+            self.scale = LossScale {
+                scale: scale / 2.0,
+                held: 0,
+            };
+            learned.grad_norm = 0.0;
+            self.steps += 1;
+            return Ok(learned);
+        }
+        if !finite || !scaled_norm.is_finite() {
+            return Err(TrainingError::Diverged {
+                step: self.steps,
+                loss: learned.mse + self.settings.vlb_weight * learned.vlb,
+                norm: learned.grad_norm,
+            });
+        }
+        let number = self.steps + 1;
+        let step = Step {
+            number,
+            learning_rate,
+            beta1: self.settings.beta1,
+            beta2: self.settings.beta2,
+            weight_decay: self.settings.weight_decay,
+            ema_decay: self.settings.ema_decay(number),
+            // As torch.nn.utils.clip_grad_norm_.
+            factor: (self.settings.clip / (learned.grad_norm + 1e-6)).min(1.0) / scale,
+        };
+        self.weights.step(gradients, step, self.on_cpu)?;
+        self.steps = number;
+        if self.settings.precision == Precision::F16 {
+            self.scale.held += 1;
+            if self.scale.held >= GOOD_STEPS {
+                self.scale = LossScale {
+                    scale: scale * 2.0,
+                    held: 0,
+                };
+            }
+        }
+        Ok(learned)
+    }
+
+    fn backward(&self, batch: &Batch, scale: f64) -> BatchGradient {
+        batch_gradient(
+            &self.layout,
+            &self.weights.values,
+            &self.objective,
+            batch,
+            &self.settings,
+            scale,
+        )
+    }
+}

@@ -1,0 +1,243 @@
+//! The network in training: its weights as flat tensors, and networks made of them.
+//!
+//! Weights, moments and averages are kept flat and by place in one list, so that the optimizer, the checkpoint and the
+//! gradient know nothing of layers. For a pass a [`Dit`] is assembled from them; for a gradient, from tracked copies.
+
+use std::{collections::HashMap, ops::Range};
+
+use burn::{
+    module::{Param, ParamId},
+    tensor::{DType, Device, Gradients, Tensor, TensorData},
+};
+
+use super::settings::Precision;
+use crate::{
+    checkpoint::{Parameter, StateDict, Supply, assemble, parameters},
+    dit::{Dit, DitConfig, sincos_positions},
+    training::TrainingError,
+};
+
+/// Which tensors a network has.
+#[derive(Debug, Clone)]
+pub(super) struct Layout {
+    pub config: DitConfig,
+    pub own_embedders: bool,
+    pub parameters: Vec<Parameter>,
+    places: HashMap<String, usize>,
+    positions: Vec<f32>,
+}
+
+impl Layout {
+    pub fn new(config: DitConfig, own_embedders: bool) -> Self {
+        let parameters = parameters(&config, own_embedders);
+        let place = |(i, p): (usize, &Parameter)| (p.name.clone(), i);
+        let [rows, columns] = config.grid();
+        Self {
+            places: parameters.iter().enumerate().map(place).collect(),
+            positions: sincos_positions(rows, columns, config.hidden),
+            config,
+            own_embedders,
+            parameters,
+        }
+    }
+
+    /// The network on the device of `values` (flat, by place), without gradients.
+    pub fn network(&self, values: &[Tensor<1>]) -> Dit {
+        Leaves::constant(self, values, None).network(0..self.config.blocks)
+    }
+
+    /// Values by place, from names; PyTorch's layout to the network's.
+    ///
+    /// # Errors
+    /// [`TrainingError::Setting`] where a tensor is missing or of another size.
+    pub fn values(
+        &self,
+        state: &StateDict,
+        device: &Device,
+    ) -> Result<Vec<Tensor<1>>, TrainingError> {
+        self.parameters
+            .iter()
+            .map(|p| {
+                let values = state.tensors.get(&p.name).filter(|v| v.len() == p.len());
+                let values = values.ok_or_else(|| TrainingError::Setting {
+                    flag: "init",
+                    value: format!("a model without `{}` {:?}", p.name, p.shape),
+                    expected: "a model with all tensors of its config",
+                })?;
+                Ok(flat(p.to_network(values.clone()), device))
+            })
+            .collect()
+    }
+
+    /// The way back.
+    ///
+    /// # Errors
+    /// [`TrainingError::Device`].
+    pub fn state(&self, values: &[Tensor<1>]) -> Result<HashMap<String, Vec<f32>>, TrainingError> {
+        self.parameters
+            .iter()
+            .zip(values)
+            .map(|(p, v)| Ok((p.name.clone(), p.to_canonical(read(v.clone())?))))
+            .collect()
+    }
+
+    fn positions(&self, device: &Device) -> Tensor<3> {
+        let shape = [1, self.config.tokens(), self.config.hidden];
+        Tensor::from_data(TensorData::new(self.positions.clone(), shape), device)
+    }
+}
+
+/// A flat tensor of these values.
+pub(super) fn flat(values: Vec<f32>, device: &Device) -> Tensor<1> {
+    let count = values.len();
+    Tensor::from_data(TensorData::new(values, [count]), device)
+}
+
+/// The values of a tensor.
+pub(super) fn read<const D: usize>(tensor: Tensor<D>) -> Result<Vec<f32>, TrainingError> {
+    tensor
+        .try_into_data()
+        .map_err(|e| TrainingError::Device(e.to_string()))?
+        .try_into_vec::<f32>()
+        .map_err(|e| TrainingError::Device(format!("{e:?}")))
+}
+
+/// Names come from [`assemble`], which spells the list that the layout was made from.
+fn place(layout: &Layout, name: &str) -> usize {
+    let place = layout.places.get(name).copied();
+    place.unwrap_or_else(|| unreachable!("no parameter {name}"))
+}
+
+/// Weights that gradients are kept for.
+#[derive(Debug)]
+pub(super) struct Leaves<'a> {
+    layout: &'a Layout,
+    leaves: Vec<Leaf>,
+    positions: Tensor<3>,
+    /// Type of the blocks' matrix products.
+    half: Option<DType>,
+}
+
+#[derive(Debug)]
+enum Leaf {
+    Matrix(Tensor<2>),
+    Vector(Tensor<1>),
+}
+
+impl<'a> Leaves<'a> {
+    pub fn new(layout: &'a Layout, values: &[Tensor<1>], precision: Precision) -> Self {
+        let half = match precision {
+            Precision::F32 => None,
+            Precision::F16 => Some(DType::F16),
+            Precision::Bf16 => Some(DType::BF16),
+        };
+        let leaves = layout.parameters.iter().zip(values).map(|(p, v)| {
+            let v = v.clone();
+            match p.shape[..] {
+                [rows, columns] => {
+                    Leaf::Matrix(v.reshape([rows, columns]).autodiff().require_grad())
+                }
+                _ => Leaf::Vector(v.autodiff().require_grad()),
+            }
+        });
+        Self {
+            leaves: leaves.collect(),
+            positions: layout.positions(&values[0].device()).autodiff(),
+            half,
+            layout,
+        }
+    }
+
+    /// The same weights as constants, for passes that no gradient is taken of.
+    pub fn constant(layout: &'a Layout, values: &[Tensor<1>], half: Option<DType>) -> Self {
+        let leaves = layout
+            .parameters
+            .iter()
+            .zip(values)
+            .map(|(p, v)| match p.shape[..] {
+                [rows, columns] => Leaf::Matrix(v.clone().reshape([rows, columns])),
+                _ => Leaf::Vector(v.clone()),
+            });
+        Self {
+            leaves: leaves.collect(),
+            positions: layout.positions(&values[0].device()),
+            half,
+            layout,
+        }
+    }
+
+    /// Blocks of the whole network.
+    pub fn blocks(&self) -> usize {
+        self.layout.config.blocks
+    }
+
+    /// A network of these weights with some of the blocks. Each holds parts of a graph of its own, so a backward pass
+    /// through one leaves the others alone.
+    pub fn network(&self, blocks: Range<usize>) -> Dit {
+        let mut supply = self;
+        assemble(
+            &self.layout.config,
+            blocks,
+            self.layout.own_embedders,
+            &mut supply,
+        )
+    }
+
+    /// The type that the blocks' matrix products run in, where that is not f32.
+    pub fn half(&self) -> Option<DType> {
+        self.half
+    }
+
+    /// Takes the weights' gradients out of `gradients` and adds them to `sums` (flat, by place).
+    pub fn collect(&self, gradients: &mut Gradients, sums: &mut [Option<Tensor<1>>]) {
+        for (leaf, sum) in self.leaves.iter().zip(sums) {
+            let gradient = match leaf {
+                Leaf::Matrix(leaf) => leaf.grad_remove(gradients).map(|g| g.flatten::<1>(0, 1)),
+                Leaf::Vector(leaf) => leaf.grad_remove(gradients),
+            };
+            if let Some(gradient) = gradient {
+                *sum = Some(match sum.take() {
+                    Some(before) => before + gradient,
+                    None => gradient,
+                });
+            }
+        }
+    }
+
+    /// Whether a tensor takes part in the blocks' matrix products.
+    fn in_half(&self, name: &str) -> Option<DType> {
+        let product =
+            name.starts_with("blocks.") && (name.contains(".attn.") || name.contains(".mlp."));
+        // A block's own timestep embedder is an MLP too.
+        self.half
+            .filter(|_| product && !name.contains("t_embedder"))
+    }
+}
+
+impl Supply for &Leaves<'_> {
+    fn matrix(&mut self, name: &str) -> Param<Tensor<2>> {
+        let Leaf::Matrix(leaf) = &self.leaves[place(self.layout, name)] else {
+            unreachable!("{name} is no matrix")
+        };
+        let value = match self.in_half(name) {
+            Some(half) => leaf.clone().cast(half),
+            None => leaf.clone(),
+        };
+        Param::initialized(ParamId::new(), value)
+    }
+
+    fn vector(&mut self, name: &str) -> Param<Tensor<1>> {
+        let Leaf::Vector(leaf) = &self.leaves[place(self.layout, name)] else {
+            unreachable!("{name} is no vector")
+        };
+        let value = match self.in_half(name) {
+            Some(half) => leaf.clone().cast(half),
+            None => leaf.clone(),
+        };
+        Param::initialized(ParamId::new(), value)
+    }
+
+    fn positions(&mut self) -> Param<Tensor<3>> {
+        Param::initialized(ParamId::new(), self.positions.clone())
+    }
+}

@@ -1,0 +1,360 @@
+//! A training run in a folder: resumable, never half-written.
+//!
+//! A [`PretrainRun`] is an iterator of [`PretrainEvent`]s that does one thing a poll: an optimizer step, a save, or a grid
+//! of samples. Not polling pauses it; after [`PretrainRun::save`] it may be dropped and resumed later. What a step draws
+//! depends on the seed and the step's number alone, so a resumed run goes on bit for bit where it was saved.
+
+use std::time::{Duration, Instant};
+
+use burn::tensor::Device;
+
+use super::{
+    data::Dataset,
+    feeder::Feeder,
+    history::{History, PretrainStep},
+    learner::Learner,
+    saved::{CHECKPOINT, PretrainFolder, SavedRun},
+    settings::PretrainSettings,
+};
+use crate::{
+    checkpoint::{StateDict, StoredDtype, save_state},
+    diffusion::{Guidance, GuidedChannels, Solver},
+    dit::DitConfig,
+    report::{Tile, columns_for, draw_curves, grid, image_from_values, write_png},
+    sampler::{Request, Sampler, Settings},
+    training::TrainingError,
+};
+
+/// Denoising steps and guidance of the sample grids: enough to judge by.
+const SAMPLE_STEPS: usize = 20;
+const SAMPLE_GUIDANCE: f64 = 3.0;
+/// Images of a sample grid at most, and of a data set with one class.
+const SAMPLES: usize = 48;
+const SAMPLES_OF_ONE: usize = 12;
+
+/// How a run is kept, beside what it learns.
+#[derive(Debug, Clone)]
+pub struct PretrainOptions {
+    pub folder: PretrainFolder,
+    pub settings: PretrainSettings,
+    /// Go on with the run in the folder.
+    pub resume: bool,
+    /// Time between checkpoints.
+    pub save_every: Duration,
+    /// Time between sample grids; `None`: only at the end.
+    pub sample_every: Option<Duration>,
+    /// Element type of `model.safetensors`.
+    pub dtype: StoredDtype,
+}
+
+/// What happened in a poll.
+#[derive(Debug, Clone, PartialEq)]
+pub enum PretrainEvent {
+    Step(PretrainStep),
+    /// Checkpoint, model and curve were written.
+    Saved,
+    /// The sample grid was drawn.
+    Sampled,
+}
+
+/// A DiT in training, in a folder.
+#[derive(Debug)]
+pub struct PretrainRun<'d> {
+    data: &'d Dataset,
+    learner: Learner,
+    feeder: Feeder<'d>,
+    options: PretrainOptions,
+    history: History,
+    /// Seconds of earlier sessions, and when this one began.
+    seconds_before: f64,
+    started: Instant,
+    saved: Instant,
+    sampled: Instant,
+    /// Steps since the last checkpoint, and since the last grid.
+    unsaved: u64,
+    unsampled: u64,
+    last: Option<PretrainStep>,
+    ended: bool,
+}
+
+impl<'d> PretrainRun<'d> {
+    /// Starts a run from `start`, or goes on with the one in the folder, which must be of the same network, data and
+    /// settings (another length is welcome; its learning rate then follows the new length).
+    ///
+    /// # Errors
+    /// [`TrainingError`]: data that the network does not take, a run that is there already, is not there, or was made with
+    /// other settings.
+    pub fn open(
+        data: &'d Dataset,
+        start: PretrainStart,
+        options: PretrainOptions,
+        device: &Device,
+    ) -> Result<Self, TrainingError> {
+        let settings = options.settings.clone();
+        settings.check()?;
+        check_data(start.config(), data)?;
+        if !data.is_pixels() && settings.shift > 0 {
+            return Err(TrainingError::Setting {
+                flag: "shift",
+                value: settings.shift.to_string(),
+                expected: "0 for latents: only pictures can be moved",
+            });
+        }
+        let folder = &options.folder;
+        let checkpoint = folder.checkpoint();
+        let (learner, seconds_before) = match (checkpoint.exists(), options.resume) {
+            (true, false) => {
+                return Err(TrainingError::Exists {
+                    path: folder.path.clone(),
+                });
+            }
+            (false, true) => {
+                return Err(TrainingError::NothingToResume {
+                    path: folder.path.clone(),
+                    file: CHECKPOINT,
+                });
+            }
+            (false, false) => {
+                let start = start.weights(settings.seed)?;
+                (Learner::new(&start, settings, device)?, 0.0)
+            }
+            (true, true) => {
+                let saved = SavedRun::read(&checkpoint)?;
+                saved.check_same(folder, start.config(), data.identity(), &settings)?;
+                let (saved, learner) = SavedRun::load(&checkpoint, settings, device)?;
+                (learner, saved.seconds)
+            }
+        };
+        let now = Instant::now();
+        let mut run = Self {
+            feeder: Feeder::new(data, &options.settings),
+            history: History::open(&options.folder.log(), learner.steps())?,
+            data,
+            learner,
+            options,
+            seconds_before,
+            started: now,
+            saved: now,
+            sampled: now,
+            unsaved: 0,
+            unsampled: 0,
+            last: None,
+            ended: false,
+        };
+        // A place that cannot be written is found out before the work, not after it.
+        run.save()?;
+        Ok(run)
+    }
+
+    /// The network and its optimizer.
+    pub fn learner(&self) -> &Learner {
+        &self.learner
+    }
+
+    /// Where the files lie.
+    pub fn folder(&self) -> &PretrainFolder {
+        &self.options.folder
+    }
+
+    /// Seconds trained, over all sessions.
+    pub fn seconds(&self) -> f64 {
+        self.seconds_before + self.started.elapsed().as_secs_f64()
+    }
+
+    /// Pictures seen.
+    pub fn images(&self) -> u64 {
+        self.learner.steps() * self.learner.settings().batch as u64
+    }
+
+    /// The last step of this session.
+    pub fn last_step(&self) -> Option<&PretrainStep> {
+        self.last.as_ref()
+    }
+
+    /// Share of the run that is done, 1 at its end.
+    pub fn progress(&self) -> f64 {
+        let settings = self.learner.settings();
+        settings.progress(self.learner.steps(), self.seconds())
+    }
+
+    /// Whether all steps are done, or the time is up.
+    pub fn is_done(&self) -> bool {
+        self.progress() >= 1.0
+    }
+
+    /// Writes checkpoint, model and curve.
+    ///
+    /// # Errors
+    /// [`TrainingError`].
+    pub fn save(&mut self) -> Result<(), TrainingError> {
+        let folder = &self.options.folder;
+        let saved = SavedRun::of(&self.learner, self.data.identity(), self.seconds());
+        saved.write(&self.learner, &folder.checkpoint())?;
+        let model = StateDict {
+            config: self.learner.config().clone(),
+            own_embedders: self.learner.layout().own_embedders,
+            class_names: self.data.class_names().to_vec(),
+            clip_x0: self.data.is_pixels(),
+            tensors: self.learner.weights(true)?,
+        };
+        save_state(model, self.options.dtype, &folder.model())?;
+        draw_curves(&self.history.panels(), &folder.curve())?;
+        (self.saved, self.unsaved) = (Instant::now(), 0);
+        Ok(())
+    }
+
+    /// Draws what the averaged network makes of every class, always from the same noise.
+    ///
+    /// # Errors
+    /// [`TrainingError`].
+    pub fn draw_samples(&mut self) -> Result<(), TrainingError> {
+        let config = self.learner.config();
+        let one = config.classes == 1;
+        let settings = Settings {
+            steps: SAMPLE_STEPS,
+            solver: Solver::ddim(0.0)?,
+            guidance: Guidance::new(
+                if one { 1.0 } else { SAMPLE_GUIDANCE },
+                GuidedChannels::Three,
+            )?,
+            clip_x0: self.data.is_pixels(),
+        };
+        let labels: Vec<_> = if one {
+            vec![0; SAMPLES_OF_ONE]
+        } else {
+            (0..config.classes.min(SAMPLES)).collect()
+        };
+        let model = self.learner.network(true);
+        let request = Request {
+            labels: labels.clone(),
+            seed: 0,
+            noise: None,
+            batch: 16,
+        };
+        let values = Sampler::new(&model, settings, None)?.sample(request)?;
+        let shape = config.image_shape();
+        let name = |class: usize| {
+            let names = self.data.class_names();
+            names
+                .get(class)
+                .cloned()
+                .unwrap_or_else(|| format!("#{class}"))
+        };
+        let tiles: Vec<_> = values
+            .chunks(shape.iter().product())
+            .zip(labels)
+            .map(|(values, class)| Tile {
+                image: image_from_values(values, shape),
+                label: name(class),
+            })
+            .collect();
+        let picture = grid(&tiles, columns_for(tiles.len()));
+        write_png(&picture, &self.options.folder.samples())?;
+        (self.sampled, self.unsampled) = (Instant::now(), 0);
+        Ok(())
+    }
+
+    /// One optimizer step.
+    fn step(&mut self) -> Result<PretrainStep, TrainingError> {
+        let started = Instant::now();
+        let step = self.learner.steps();
+        let settings = self.learner.settings();
+        let lr = settings.learning_rate(step, self.progress());
+        let (vlb_weight, pictures) = (settings.vlb_weight, settings.batch as f64);
+        let batch = self.feeder.batch(self.learner.settings(), step)?;
+        let learned = self.learner.learn(&batch, lr)?;
+        let report = PretrainStep {
+            step,
+            images: self.images(),
+            mse: learned.mse,
+            vlb: learned.vlb,
+            loss: learned.mse + vlb_weight * learned.vlb,
+            lr,
+            grad_norm: learned.grad_norm,
+            images_per_second: pictures / started.elapsed().as_secs_f64().max(1e-9),
+        };
+        self.history.push(&report)?;
+        self.last = Some(report);
+        self.unsaved += 1;
+        self.unsampled += 1;
+        Ok(report)
+    }
+
+    /// The next thing to do; `None` when all is done and written.
+    fn advance(&mut self) -> Result<Option<PretrainEvent>, TrainingError> {
+        let done = self.is_done();
+        let due = |since: Instant, every: Duration| since.elapsed() >= every;
+        if self.unsaved > 0 && (done || due(self.saved, self.options.save_every)) {
+            self.save()?;
+            return Ok(Some(PretrainEvent::Saved));
+        }
+        let sample = self.options.sample_every;
+        if self.unsampled > 0 && (done || sample.is_some_and(|every| due(self.sampled, every))) {
+            self.draw_samples()?;
+            return Ok(Some(PretrainEvent::Sampled));
+        }
+        if done {
+            return Ok(None);
+        }
+        Ok(Some(PretrainEvent::Step(self.step()?)))
+    }
+}
+
+impl Iterator for PretrainRun<'_> {
+    type Item = Result<PretrainEvent, TrainingError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.ended {
+            return None;
+        }
+        let event = self.advance().transpose();
+        self.ended = !matches!(event, Some(Ok(_)));
+        event
+    }
+}
+
+/// What a run begins with.
+#[derive(Debug, Clone)]
+pub enum PretrainStart {
+    /// Weights as the DiT release initialises them.
+    Fresh(DitConfig),
+    /// Weights that have learned something.
+    From(Box<StateDict>),
+}
+
+impl PretrainStart {
+    /// The network's shape.
+    pub fn config(&self) -> &DitConfig {
+        match self {
+            Self::Fresh(config) => config,
+            Self::From(state) => &state.config,
+        }
+    }
+
+    fn weights(self, seed: u64) -> Result<StateDict, TrainingError> {
+        match self {
+            Self::Fresh(config) => Ok(crate::checkpoint::fresh_state(&config, seed)?),
+            Self::From(state) => Ok(*state),
+        }
+    }
+}
+
+/// Whether the network takes the data.
+fn check_data(config: &DitConfig, data: &Dataset) -> Result<(), TrainingError> {
+    let (shape, classes) = (config.image_shape(), config.classes);
+    if shape != data.shape() {
+        return Err(TrainingError::DataMismatch {
+            network: format!("values of {shape:?} (channels, height, width)"),
+            data: format!("{:?}", data.shape()),
+            advice: "choose another --image-size or another network",
+        });
+    }
+    if classes != data.classes() {
+        return Err(TrainingError::DataMismatch {
+            network: format!("{classes} classes"),
+            data: data.classes().to_string(),
+            advice: "an --init model must have been made for these classes",
+        });
+    }
+    Ok(())
+}

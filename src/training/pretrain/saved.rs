@@ -1,0 +1,219 @@
+//! The checkpoint of a run: everything to go on from, in one file.
+
+use std::path::{Path, PathBuf};
+
+use burn::tensor::Device;
+use serde::{Deserialize, Serialize};
+
+use super::{
+    learner::{Learner, LossScale, ROLES},
+    network::Layout,
+    settings::PretrainSettings,
+};
+use crate::{
+    checkpoint::{
+        self, CheckpointError, METADATA_KEY, StoredDtype, TensorSource, write_safetensors,
+    },
+    dit::DitConfig,
+    training::TrainingError,
+};
+
+/// Where the files of a run lie.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PretrainFolder {
+    pub(super) path: PathBuf,
+}
+
+impl PretrainFolder {
+    /// A folder, which need not exist.
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self { path: path.into() }
+    }
+
+    /// The moving average of the weights, as a model to sample with.
+    pub fn model(&self) -> PathBuf {
+        self.path.join("model.safetensors")
+    }
+
+    /// The training state.
+    pub fn checkpoint(&self) -> PathBuf {
+        self.path.join(CHECKPOINT)
+    }
+
+    /// A line a step.
+    pub fn log(&self) -> PathBuf {
+        self.path.join("train.jsonl")
+    }
+
+    /// The losses so far.
+    pub fn curve(&self) -> PathBuf {
+        self.path.join("curve.png")
+    }
+
+    /// What the averaged network draws.
+    pub fn samples(&self) -> PathBuf {
+        self.path.join("samples.png")
+    }
+}
+
+pub(super) const CHECKPOINT: &str = "checkpoint.safetensors";
+
+/// What the metadata of a checkpoint says.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SavedRun {
+    format: u32,
+    pub config: DitConfig,
+    pub(super) own_embedders: bool,
+    /// Identity of the data.
+    pub(super) data: String,
+    pub settings: PretrainSettings,
+    /// Optimizer steps done.
+    pub steps: u64,
+    /// Seconds trained, over all sessions.
+    pub seconds: f64,
+    pub(super) loss_scale: LossScale,
+}
+
+impl SavedRun {
+    pub(super) fn of(learner: &Learner, data: &str, seconds: f64) -> Self {
+        Self {
+            format: 1,
+            config: learner.config().clone(),
+            own_embedders: learner.layout().own_embedders,
+            data: data.into(),
+            settings: learner.settings().clone(),
+            steps: learner.steps(),
+            seconds,
+            loss_scale: learner.loss_scale(),
+        }
+    }
+
+    /// What a checkpoint says, without its tensors.
+    ///
+    /// # Errors
+    /// [`TrainingError::Checkpoint`]: unreadable, damaged, or another kind of file.
+    pub fn read(path: &Path) -> Result<Self, TrainingError> {
+        Self::of_source(&checkpoint::open(path)?)
+    }
+
+    /// The same; `None` where the file is no checkpoint of a DiT in training.
+    ///
+    /// # Errors
+    /// [`TrainingError::Checkpoint`]: unreadable or damaged.
+    pub fn find(path: &Path) -> Result<Option<Self>, TrainingError> {
+        if path.extension().is_none_or(|e| e != "safetensors") {
+            return Ok(None);
+        }
+        let source = checkpoint::open(path)?;
+        let state = |name: &str| name.starts_with(ROLES[2]) && name.ends_with(".weight");
+        if !source.entries().any(|e| state(&e.name)) {
+            return Ok(None);
+        }
+        Self::of_source(&source).map(Some)
+    }
+
+    fn of_source(source: &TensorSource) -> Result<Self, TrainingError> {
+        let text = source.metadata().get(METADATA_KEY).cloned();
+        let damaged = |problem: String| CheckpointError::Damaged {
+            path: source.path().into(),
+            problem: format!("its training state is not valid: {problem}"),
+        };
+        let saved: Self =
+            serde_json::from_str(&text.unwrap_or_default()).map_err(|e| damaged(e.to_string()))?;
+        saved.config.check().map_err(|e| damaged(e.to_string()))?;
+        Ok(saved)
+    }
+
+    /// Whether the run can go on under these settings; another length is welcome.
+    pub(super) fn check_same(
+        &self,
+        folder: &PretrainFolder,
+        config: &DitConfig,
+        data: &str,
+        settings: &PretrainSettings,
+    ) -> Result<(), TrainingError> {
+        let differs = |flag: &str, found: String, asked: String| TrainingError::Resume {
+            path: folder.path.clone(),
+            flag: flag.into(),
+            found,
+            asked,
+        };
+        if self.config != *config {
+            return Err(differs("the network", self.config.name(), config.name()));
+        }
+        if self.data != data {
+            return Err(differs(
+                "--data of identity",
+                self.data.clone(),
+                data.into(),
+            ));
+        }
+        let fields = |s: &PretrainSettings| serde_json::to_value(s).unwrap_or_default();
+        let (found, asked) = (fields(&self.settings), fields(settings));
+        for (key, value) in found.as_object().into_iter().flatten() {
+            if asked[key] != *value && key != "length" {
+                return Err(differs(
+                    &format!("--{}", key.replace('_', "-")),
+                    value.to_string(),
+                    asked[key].to_string(),
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes the checkpoint, whole or not at all; one tensor is in memory at a time.
+    pub(super) fn write(&self, learner: &Learner, path: &Path) -> Result<(), TrainingError> {
+        let parameters = &learner.layout().parameters;
+        let shapes: Vec<_> = ROLES
+            .iter()
+            .flat_map(|role| {
+                parameters
+                    .iter()
+                    .map(move |p| (format!("{role}.{}", p.name), p.shape.clone()))
+            })
+            .collect();
+        let metadata = serde_json::to_string(self).unwrap_or_default();
+        let (mut next, mut failed) = (0, None);
+        let written = write_safetensors(path, &shapes, Some(&metadata), StoredDtype::F32, || {
+            let (role, place) = (next / parameters.len(), next % parameters.len());
+            next += 1;
+            learner.stored(role, place).map_err(|e| {
+                let problem = e.to_string();
+                failed = Some(e);
+                CheckpointError::Damaged {
+                    path: path.into(),
+                    problem,
+                }
+            })
+        });
+        match failed {
+            Some(device) => Err(device),
+            None => Ok(written?),
+        }
+    }
+
+    /// The learner of a checkpoint.
+    pub(super) fn load(
+        path: &Path,
+        settings: PretrainSettings,
+        device: &Device,
+    ) -> Result<(Self, Learner), TrainingError> {
+        let mut source = checkpoint::open(path)?;
+        let saved = Self::of_source(&source)?;
+        let layout = Layout::new(saved.config.clone(), saved.own_embedders);
+        let state = (saved.steps, saved.loss_scale);
+        let learner = Learner::restore(layout, settings, device, state, |name, len| {
+            let values = source.read_f32(name)?;
+            if values.len() != len {
+                return Err(CheckpointError::Damaged {
+                    path: path.into(),
+                    problem: format!("`{name}` holds {} numbers, expected {len}", values.len()),
+                }
+                .into());
+            }
+            Ok(values)
+        })?;
+        Ok((saved, learner))
+    }
+}

@@ -1,0 +1,243 @@
+//! The settings of a run.
+
+use serde::{Deserialize, Serialize};
+
+use crate::training::TrainingError;
+
+/// How long to train. The learning rate's cosine ends with it.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Length {
+    /// Minutes of wall-clock time, over all sessions of the run.
+    Minutes(f64),
+    /// Training pictures.
+    Images(u64),
+    /// Optimizer steps.
+    Steps(u64),
+}
+
+/// Number type of the blocks' matrix products, where most of the work is. Weights, optimizer, norms, the residual
+/// stream and the loss stay in f32.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    F32,
+    /// With a loss scale that adapts itself.
+    F16,
+    Bf16,
+}
+
+/// Everything that decides what a run learns, apart from data and network.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PretrainSettings {
+    pub length: Length,
+    /// Pictures an optimizer step.
+    pub batch: usize,
+    /// Pictures in the network at a time; gradients of a batch are summed over its micro-batches.
+    pub micro_batch: usize,
+    /// Highest learning rate of AdamW.
+    pub lr: f64,
+    /// Steps over which the learning rate rises from 0.
+    pub warmup: u64,
+    pub beta1: f64,
+    pub beta2: f64,
+    /// Decoupled weight decay, of all weights.
+    pub weight_decay: f64,
+    /// Decay `d` of the moving average of the weights; step `n` uses `min(d, n/(n + 10))`.
+    pub ema: f64,
+    /// Largest norm of the gradient over all weights; a longer one is shortened to it.
+    pub clip: f64,
+    /// Share of labels that are replaced by the null label.
+    pub label_dropout: f64,
+    /// Weight of the variational bound.
+    pub vlb_weight: f64,
+    /// `γ` of Min-SNR weighting, `None` for none.
+    pub min_snr: Option<f64>,
+    /// Mirror every second picture.
+    pub flip: bool,
+    /// Words in the names of classes that are never mirrored.
+    pub no_flip: Vec<String>,
+    /// Largest random shift in pixels.
+    pub shift: usize,
+    /// Exponent that evens out classes: 0 draws every picture equally often, 1 every class.
+    pub balance: f64,
+    pub precision: Precision,
+    /// Keep only the blocks' inputs and run each block again on the way back.
+    pub gradient_checkpointing: bool,
+    /// Seed of weights, order, augmentation, labels, timesteps and noise.
+    pub seed: u64,
+}
+
+impl Default for PretrainSettings {
+    /// An hour for a small network. The release's own, for weeks on many GPUs: batch 256, learning rate 1e-4 without
+    /// warm-up or decay, `beta2` 0.999, EMA 0.9999.
+    fn default() -> Self {
+        Self {
+            length: Length::Minutes(60.0),
+            batch: 64,
+            micro_batch: 64,
+            lr: 5e-4,
+            warmup: 200,
+            beta1: 0.9,
+            beta2: 0.99,
+            weight_decay: 0.0,
+            ema: 0.9995,
+            clip: 1.0,
+            label_dropout: 0.1,
+            vlb_weight: 1.0,
+            min_snr: None,
+            flip: true,
+            no_flip: Vec::new(),
+            shift: 0,
+            balance: 0.0,
+            precision: Precision::F32,
+            gradient_checkpointing: false,
+            seed: 0,
+        }
+    }
+}
+
+impl PretrainSettings {
+    /// # Errors
+    /// [`TrainingError::Setting`] for the first number that is out of range.
+    pub fn check(&self) -> Result<(), TrainingError> {
+        let positive = "a finite number above 0";
+        let share = "a number from 0 to below 1";
+        let weight = "a finite number of at least 0";
+        let above = |x: f64| x > 0.0 && x.is_finite();
+        let at_least = |x: f64| x >= 0.0 && x.is_finite();
+        let below_one = |x: f64| (0.0..1.0).contains(&x);
+        let whole = "a whole number of at least 1";
+        let (flag, value, good) = match self.length {
+            Length::Minutes(m) => ("minutes", m, above(m)),
+            Length::Images(n) => ("images", n as f64, n > 0),
+            Length::Steps(n) => ("steps", n as f64, n > 0),
+        };
+        let expected = match self.length {
+            Length::Minutes(_) => positive,
+            _ => whole,
+        };
+        let checks = [
+            (flag, value, good, expected),
+            ("batch", self.batch as f64, self.batch > 0, whole),
+            (
+                "micro-batch",
+                self.micro_batch as f64,
+                self.micro_batch > 0,
+                whole,
+            ),
+            ("lr", self.lr, above(self.lr), positive),
+            ("beta1", self.beta1, below_one(self.beta1), share),
+            ("beta2", self.beta2, below_one(self.beta2), share),
+            (
+                "weight-decay",
+                self.weight_decay,
+                at_least(self.weight_decay),
+                weight,
+            ),
+            ("ema", self.ema, below_one(self.ema), share),
+            ("clip", self.clip, above(self.clip), positive),
+            (
+                "label-dropout",
+                self.label_dropout,
+                below_one(self.label_dropout),
+                share,
+            ),
+            (
+                "vlb-weight",
+                self.vlb_weight,
+                at_least(self.vlb_weight),
+                weight,
+            ),
+            (
+                "min-snr",
+                self.min_snr.unwrap_or(1.0),
+                self.min_snr.is_none_or(above),
+                positive,
+            ),
+            (
+                "balance",
+                self.balance,
+                (0.0..=1.0).contains(&self.balance),
+                "a number from 0 to 1",
+            ),
+        ];
+        for (flag, value, good, expected) in checks {
+            if !good {
+                return Err(TrainingError::Setting {
+                    flag,
+                    value: value.to_string(),
+                    expected,
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Share of the run that is done after `steps` optimizer steps and `seconds`, 1 at its end.
+    pub fn progress(&self, steps: u64, seconds: f64) -> f64 {
+        let done = match self.length {
+            Length::Minutes(minutes) => seconds / (60.0 * minutes),
+            Length::Images(_) | Length::Steps(_) => {
+                steps as f64 / self.steps().unwrap_or(1).max(1) as f64
+            }
+        };
+        done.clamp(0.0, 1.0)
+    }
+
+    /// Optimizer steps of the whole run, unless time ends it.
+    pub fn steps(&self) -> Option<u64> {
+        match self.length {
+            Length::Minutes(_) => None,
+            Length::Images(images) => Some(images.div_ceil(self.batch as u64)),
+            Length::Steps(steps) => Some(steps),
+        }
+    }
+
+    /// The learning rate of the step after `steps`: a linear rise over the warm-up, times a cosine from 1 to 0 over the
+    /// run (`½(1 + cos π·progress)`).
+    pub fn learning_rate(&self, steps: u64, progress: f64) -> f64 {
+        let rise = ((steps + 1) as f64 / self.warmup.max(1) as f64).min(1.0);
+        self.lr * rise * 0.5 * (1.0 + (std::f64::consts::PI * progress).cos())
+    }
+
+    /// The EMA's decay at step `n`, counted from 1.
+    pub fn ema_decay(&self, n: u64) -> f64 {
+        self.ema.min(n as f64 / (n as f64 + 10.0))
+    }
+
+    /// Whether pictures of a class of this name may be mirrored.
+    pub fn mirrors(&self, class: &str) -> bool {
+        self.flip
+            && !self
+                .no_flip
+                .iter()
+                .any(|word| class.contains(word.as_str()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_learning_rate_rises_then_falls_to_nothing() {
+        let settings = PretrainSettings {
+            length: Length::Steps(100),
+            warmup: 10,
+            lr: 1.0,
+            ..Default::default()
+        };
+        let at = |step| settings.learning_rate(step, settings.progress(step, 0.0));
+        assert!((at(0) - 0.1).abs() < 1e-12);
+        assert!(at(9) > 0.97 && at(9) < 1.0);
+        assert!((at(50) - 0.5).abs() < 1e-12);
+        assert!(at(100).abs() < 1e-12);
+        let timed = PretrainSettings {
+            length: Length::Minutes(2.0),
+            ..settings
+        };
+        assert_eq!(timed.progress(7, 60.0), 0.5);
+    }
+}
