@@ -3,7 +3,7 @@
 use burn::{
     module::Module,
     nn::Linear,
-    tensor::{Tensor, module::linear},
+    tensor::{DType, Tensor, module::linear},
 };
 
 use super::config::NORM_EPS;
@@ -124,18 +124,41 @@ impl Block {
         feature + bias.unsqueeze()
     }
 
+    /// The same with the branch's matrix products in `dtype`, which its weights must be in.
+    pub(crate) fn branch_in(
+        &self,
+        dtype: DType,
+        branch: Branch,
+        x: Tensor<3>,
+        modulation: &Modulation,
+    ) -> Tensor<3> {
+        let full = x.dtype();
+        let x = self.modulated(branch, x, modulation).cast(dtype);
+        let Partial { feature, bias } = self.products(branch, x);
+        (feature + bias.unsqueeze()).cast(full)
+    }
+
     /// The feature of a branch without its last bias.
     pub(crate) fn partial(&self, branch: Branch, x: Tensor<3>, modulation: &Modulation) -> Partial {
+        self.products(branch, self.modulated(branch, x, modulation))
+    }
+
+    fn modulated(&self, branch: Branch, x: Tensor<3>, modulation: &Modulation) -> Tensor<3> {
+        let eps = match branch {
+            Branch::Attention => NORM_EPS,
+            Branch::Mlp => self.mlp_norm_eps,
+        };
+        modulation.apply(x, eps)
+    }
+
+    /// Self-attention or the MLP of modulated tokens.
+    fn products(&self, branch: Branch, x: Tensor<3>) -> Partial {
         let (feature, last) = match branch {
             Branch::Attention => {
-                let x = modulation.apply(x, NORM_EPS);
-                let (qkv, bias) = (product(&self.qkv, x), bias(&self.qkv));
-                (attention(qkv, bias, self.heads), &self.proj)
+                let qkv = product(&self.qkv, x);
+                (attention(qkv, bias(&self.qkv), self.heads), &self.proj)
             }
-            Branch::Mlp => {
-                let x = modulation.apply(x, self.mlp_norm_eps);
-                (gelu(product(&self.fc1, x), bias(&self.fc1)), &self.fc2)
-            }
+            Branch::Mlp => (gelu(product(&self.fc1, x), bias(&self.fc1)), &self.fc2),
         };
         Partial {
             feature: product(last, feature),

@@ -8,7 +8,7 @@ use burn::tensor::{Shape, Tensor, module::attention as composed};
 use rayon::prelude::*;
 
 use super::{
-    Route,
+    Place, Route,
     lanes::exp,
     route,
     sampling::SamplingKernels,
@@ -18,7 +18,7 @@ use super::{
 /// Attention of every head, `[B, tokens, dim]`, for `qkv` `[B, tokens, 3·dim]` (queries, keys, values; heads one after
 /// another in each) before its bias `[3·dim]`.
 pub fn attention(qkv: Tensor<3>, bias: Tensor<1>, heads: usize) -> Tensor<3> {
-    if route(&[&qkv.device(), &bias.device()]) == Route::Fast {
+    if route(&[Place::of(&qkv), Place::of(&bias)]) == Route::Fast {
         let (qkv, bias) = (qkv.into_dispatch(), bias.into_dispatch());
         return Tensor::from_dispatch(<Dispatch as SamplingKernels>::attention(qkv, bias, heads));
     }

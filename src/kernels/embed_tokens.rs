@@ -7,7 +7,7 @@ use burn::backend::{
 use burn::tensor::Tensor;
 
 use super::{
-    Route,
+    Place, Route,
     lanes::for_rows,
     route,
     sampling::SamplingKernels,
@@ -22,7 +22,7 @@ pub fn embed_tokens(
     positions: Tensor<3>,
     copies: usize,
 ) -> Tensor<3> {
-    if route(&[&tokens.device(), &bias.device()]) == Route::Fast {
+    if route(&[Place::of(&tokens), Place::of(&bias)]) == Route::Fast {
         return Tensor::from_dispatch(<Dispatch as SamplingKernels>::embed_tokens(
             tokens.into_dispatch(),
             bias.into_dispatch(),

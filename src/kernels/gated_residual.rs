@@ -7,7 +7,7 @@ use burn::backend::{
 use burn::tensor::Tensor;
 
 use super::{
-    Route, VectorAt,
+    Place, Route, VectorAt,
     differentiable::DifferentiableKernels,
     lanes::for_rows,
     on_cpu, route,
@@ -24,7 +24,7 @@ pub fn gated_residual(
     feature: Tensor<3>,
     bias: Option<Tensor<1>>,
 ) -> Tensor<3> {
-    let route = route(&[&x.device(), &slab.device(), &feature.device()]);
+    let route = route(&[Place::of(&x), Place::of(slab), Place::of(&feature)]);
     if let (Route::Fast, Some(bias)) = (route, &bias) {
         let slab = slab.clone().into_dispatch();
         return Tensor::from_dispatch(<Dispatch as SamplingKernels>::gated_residual_biased(
@@ -41,7 +41,7 @@ pub fn gated_residual(
     };
     let [batch, _, dim] = x.dims();
     let gate = gate.gather(slab, dim, batch);
-    if !on_cpu(&x.device()) {
+    if route == Route::Composed || !on_cpu(&x.device()) {
         return x + gate * feature;
     }
     let [x, gate, feature] = [x, gate, feature].map(Tensor::into_dispatch);

@@ -9,7 +9,7 @@ use burn::backend::{
 use burn::tensor::{Tensor, activation::sigmoid};
 
 use super::{
-    Route,
+    Place, Route,
     differentiable::DifferentiableKernels,
     lanes::{exp, for_rows},
     route,
@@ -23,7 +23,7 @@ const CUBIC: f32 = 0.044_715;
 
 /// `gelu(x + bias)` for `x` `[B, tokens, width]` and `bias` `[width]`.
 pub fn gelu(x: Tensor<3>, bias: Tensor<1>) -> Tensor<3> {
-    let route = route(&[&x.device(), &bias.device()]);
+    let route = route(&[Place::of(&x), Place::of(&bias)]);
     if route == Route::Fast {
         let (x, bias) = (x.into_dispatch(), bias.into_dispatch());
         return Tensor::from_dispatch(<Dispatch as SamplingKernels>::gelu_biased(x, bias));

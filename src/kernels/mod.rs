@@ -23,7 +23,10 @@ mod solver_step;
 mod vectors;
 mod wgsl;
 
-use burn::{backend::DispatchDevice, tensor::Device};
+use burn::{
+    backend::DispatchDevice,
+    tensor::{DType, Device, Tensor},
+};
 
 pub use attention::{attention, attention_cpu};
 pub use cache_write::{SlotAt, cache_write, cache_write_cpu};
@@ -48,13 +51,35 @@ enum Route {
 
 /// Whether sampling on `device` runs the shaders or their CPU twins, rather than composed operations.
 pub fn runs_kernels(device: &Device) -> bool {
-    route(&[device]) == Route::Fast
+    route(&[Place {
+        device: device.clone(),
+        dtype: DType::F32,
+    }]) == Route::Fast
 }
 
-/// The route of an operation on tensors of these devices.
-fn route(devices: &[&Device]) -> Route {
-    let differentiable = devices.iter().any(|device| device.is_autodiff());
-    let cpu = devices.first().is_some_and(|device| on_cpu(device));
+/// What decides a tensor's route.
+struct Place {
+    device: Device,
+    dtype: DType,
+}
+
+impl Place {
+    fn of<const D: usize>(tensor: &Tensor<D>) -> Self {
+        Self {
+            device: tensor.device(),
+            dtype: tensor.dtype(),
+        }
+    }
+}
+
+/// The route of an operation on these tensors.
+fn route(places: &[Place]) -> Route {
+    if places.iter().any(|place| place.dtype != DType::F32) {
+        // Half precision is for training on GPUs.
+        return Route::Composed;
+    }
+    let differentiable = places.iter().any(|place| place.device.is_autodiff());
+    let cpu = places.iter().any(|place| on_cpu(&place.device));
     let shaders = cfg!(not(any(feature = "spirv", feature = "msl")));
     match (differentiable, cpu) {
         (true, true) => Route::DifferentiableCpu,

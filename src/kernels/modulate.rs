@@ -7,7 +7,7 @@ use burn::backend::{
 use burn::tensor::Tensor;
 
 use super::{
-    Route, VectorAt,
+    Place, Route, VectorAt,
     differentiable::DifferentiableKernels,
     lanes::{for_rows, sum},
     route,
@@ -23,7 +23,7 @@ pub fn modulate(
     scale: VectorAt,
     eps: f64,
 ) -> Tensor<3> {
-    let route = route(&[&x.device(), &slab.device()]);
+    let route = route(&[Place::of(&x), Place::of(slab)]);
     if route == Route::Fast {
         let (x, slab) = (x.into_dispatch(), slab.clone().into_dispatch());
         return Tensor::from_dispatch(<Dispatch as SamplingKernels>::modulated(

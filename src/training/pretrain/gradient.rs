@@ -11,10 +11,7 @@ use super::{
     objective::{Batch, Losses, Noised, Objective},
     settings::PretrainSettings,
 };
-use crate::{
-    dit::{Branch, Conditioning, Dit, NORM_EPS},
-    kernels::modulate,
-};
+use crate::dit::{Branch, Conditioning, Dit};
 
 /// Losses and gradients of a batch, still on the device.
 #[derive(Debug)]
@@ -157,18 +154,7 @@ impl Pass<'_> {
             let modulation = conditioning.branch(b, branch);
             let feature = match self.leaves.half() {
                 None => block.branch(branch, x.clone(), &modulation),
-                Some(half) => {
-                    let (shift, scale) = (modulation.shift.clone(), modulation.scale.clone());
-                    let full = x.dtype();
-                    let feature = match branch {
-                        Branch::Attention => {
-                            block.attention(modulate(x.clone(), shift, scale, NORM_EPS).cast(half))
-                        }
-                        Branch::Mlp => block
-                            .mlp(modulate(x.clone(), shift, scale, block.mlp_norm_eps).cast(half)),
-                    };
-                    feature.cast(full)
-                }
+                Some(half) => block.branch_in(half, branch, x.clone(), &modulation),
             };
             x = modulation.add(x, feature);
         }
