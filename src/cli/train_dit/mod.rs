@@ -81,7 +81,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
     let engine = args.device.open(context)?;
     let folder = PretrainFolder::new(&args.out);
     // A resumed run keeps the settings that this command does not name.
-    let before = match args.resume && folder.checkpoint().exists() {
+    let before = match folder.check(args.resume)? {
         true => Some(SavedRun::read(&folder.checkpoint())?),
         false => None,
     };
