@@ -548,7 +548,7 @@ fn the_command_trains_a_model_that_samples() {
         "was trained with the network",
     );
     refused(&["--steps", "1", "--minutes", "1"], "cannot be used with");
-    refused(&["--size", "DiT-S/3"], "unknown size `DiT-S/3`");
+    refused(&["--resume", "--size", "DiT-S/3"], "unknown size `DiT-S/3`");
     refused(&["--save-every", "-1"], "--save-every");
 }
 

@@ -81,7 +81,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
     let engine = args.device.open(context)?;
     let folder = PretrainFolder::new(&args.out);
     // A resumed run keeps the settings that this command does not name.
-    let before = match args.resume && folder.checkpoint().exists() {
+    let before = match folder.check(args.resume)? {
         true => Some(SavedRun::read(&folder.checkpoint())?),
         false => None,
     };
@@ -150,9 +150,27 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
             skipped => format!(", {skipped} more could not be read"),
         },
     ));
+    name_skipped(&data, context);
     train(&mut run, &settings, &args, context)?;
     report(&run, &data, engine.report(), &args, context);
     Ok(())
+}
+
+/// Says what could not be read.
+fn name_skipped(data: &Dataset, context: &Context) {
+    for skipped in data.skipped().iter().take(NAMED) {
+        context.say(format!(
+            "skipped {}: {}",
+            skipped.path.display(),
+            skipped.reason
+        ));
+    }
+    if data.skipped().len() > NAMED {
+        context.say(format!(
+            "… and {} more (--json names all)",
+            data.skipped().len() - NAMED
+        ));
+    }
 }
 
 /// Polls the run to its end.
@@ -247,19 +265,6 @@ fn report(
     args: &Args,
     context: &Context,
 ) {
-    for skipped in data.skipped().iter().take(NAMED) {
-        context.say(format!(
-            "skipped {}: {}",
-            skipped.path.display(),
-            skipped.reason
-        ));
-    }
-    if data.skipped().len() > NAMED {
-        context.say(format!(
-            "… and {} more (--json names all)",
-            data.skipped().len() - NAMED
-        ));
-    }
     let (seconds, images) = (run.seconds(), run.images());
     let rate = images as f64 / seconds.max(1e-9);
     let peak = peak_memory_bytes();

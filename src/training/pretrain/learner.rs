@@ -66,9 +66,11 @@ impl Learner {
         settings: PretrainSettings,
         device: &Device,
     ) -> Result<Self, TrainingError> {
+        // Weights are constants until a pass tracks them.
+        let device = device.clone().inner();
         let layout = Layout::new(start.config.clone(), start.own_embedders);
-        let weights = Weights::new(layout.values(start, device)?);
-        Self::with(layout, weights, settings, device)
+        let weights = Weights::new(layout.values(start, &device)?);
+        Self::with(layout, weights, settings, &device)
     }
 
     /// Goes on from stored tensors, `ROLES` × parameters, asked for as `role.name`.
@@ -79,6 +81,7 @@ impl Learner {
         (steps, scale): (u64, LossScale),
         mut stored: impl FnMut(&str, usize) -> Result<Vec<f32>, TrainingError>,
     ) -> Result<Self, TrainingError> {
+        let device = &device.clone().inner();
         let mut role = |role: &str| {
             layout
                 .parameters

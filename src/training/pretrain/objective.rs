@@ -178,21 +178,19 @@ impl Objective {
     ) -> Tensor<1> {
         let device = v.device();
         let table = |of: &dyn Fn(&StepCoefficients) -> f64| self.by_image(timesteps, &device, of);
-        let low = table(&|s| s.posterior_log_variance);
+        // How far the log variance lies above log β̃: differences of close logarithms never arise.
         let range = table(&|s| s.log_beta - s.posterior_log_variance);
-        let log_variance = low.clone() + (v + 1.0) * 0.5 * range;
-
-        // Both posteriors' means are `a·x̂_0 + b·x_t` with the same b·x_t, and x̂_0 − x_0 = √(1/ᾱ − 1)·(ε − ε̂): taking
-        // the difference here loses nothing to rounding.
-        let mean_weight = table(&|s| {
+        let above = (v + 1.0) * 0.5 * range;
+        // Both posteriors' means are `a·x̂_0 + b·x_t` with the same b·x_t, and x_0 − x̂_0 = √(1/ᾱ − 1)·(ε̂ − ε). Their
+        // difference, in deviations √β̃ of the true posterior:
+        let mean_weight = |s: &StepCoefficients| {
             let of_x_0 = s.beta() * s.alpha_bar_prev.sqrt() / (1.0 - s.alpha_bar);
             of_x_0 * (1.0 / s.alpha_bar - 1.0).sqrt()
-        });
-        let off = error * mean_weight;
-        let divergence = (log_variance.clone() - low.clone() - 1.0
-            + (low - log_variance.clone()).exp()
-            + off.clone() * off.clone() * (-log_variance.clone()).exp())
-            * 0.5;
+        };
+        let off =
+            error.clone() * table(&|s| mean_weight(s) * (-0.5 * s.posterior_log_variance).exp());
+        let divergence =
+            (above.clone() - 1.0 + (-above.clone()).exp() * (off.clone() * off + 1.0)) * 0.5;
         let kept = table(&|s| if s.last { 0.0 } else { 1.0 });
         let mut sum = (by_image(divergence * kept)).sum();
 
@@ -203,8 +201,10 @@ impl Objective {
             let count = last.len();
             let rows = Tensor::<1, Int>::from_data(TensorData::new(last, [count]), &device);
             let of = |x: Tensor<4>| x.select(0, rows.clone());
-            // At t = 0 the mean is x̂_0 itself, so `off` is x_0 − mean.
-            let likelihood = log_likelihood(of(x_0), of(off), of(log_variance) * 0.5);
+            // At t = 0 the mean is x̂_0 itself.
+            let centred = error * table(&mean_weight);
+            let log_variance = above + table(&|s| s.posterior_log_variance);
+            let likelihood = log_likelihood(of(x_0), of(centred), of(log_variance) * 0.5);
             let [rows, c, h, w] = likelihood.dims();
             sum = sum - likelihood.reshape([rows, c * h * w]).mean_dim(1).sum();
         }

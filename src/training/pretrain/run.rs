@@ -13,7 +13,7 @@ use super::{
     feeder::Feeder,
     history::{History, PretrainStep},
     learner::Learner,
-    saved::{CHECKPOINT, PretrainFolder, SavedRun},
+    saved::{PretrainFolder, SavedRun},
     settings::PretrainSettings,
 };
 use crate::{
@@ -102,28 +102,14 @@ impl<'d> PretrainRun<'d> {
         }
         let folder = &options.folder;
         let checkpoint = folder.checkpoint();
-        let (learner, seconds_before) = match (checkpoint.exists(), options.resume) {
-            (true, false) => {
-                return Err(TrainingError::Exists {
-                    path: folder.path.clone(),
-                });
-            }
-            (false, true) => {
-                return Err(TrainingError::NothingToResume {
-                    path: folder.path.clone(),
-                    file: CHECKPOINT,
-                });
-            }
-            (false, false) => {
-                let start = start.weights(settings.seed)?;
-                (Learner::new(&start, settings, device)?, 0.0)
-            }
-            (true, true) => {
-                let saved = SavedRun::read(&checkpoint)?;
-                saved.check_same(folder, start.config(), data.identity(), &settings)?;
-                let (saved, learner) = SavedRun::load(&checkpoint, settings, device)?;
-                (learner, saved.seconds)
-            }
+        let (learner, seconds_before) = if folder.check(options.resume)? {
+            let saved = SavedRun::read(&checkpoint)?;
+            saved.check_same(folder, start.config(), data.identity(), &settings)?;
+            let (saved, learner) = SavedRun::load(&checkpoint, settings, device)?;
+            (learner, saved.seconds)
+        } else {
+            let start = start.weights(settings.seed)?;
+            (Learner::new(&start, settings, device)?, 0.0)
         };
         let now = Instant::now();
         let mut run = Self {

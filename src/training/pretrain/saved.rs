@@ -30,6 +30,22 @@ impl PretrainFolder {
         Self { path: path.into() }
     }
 
+    /// Whether a run lies here, which must be so exactly when it is to be resumed.
+    ///
+    /// # Errors
+    /// [`TrainingError::Exists`], [`TrainingError::NothingToResume`].
+    pub fn check(&self, resume: bool) -> Result<bool, TrainingError> {
+        let path = self.path.clone();
+        match (self.checkpoint().exists(), resume) {
+            (true, false) => Err(TrainingError::Exists { path }),
+            (false, true) => Err(TrainingError::NothingToResume {
+                path,
+                file: CHECKPOINT,
+            }),
+            (there, _) => Ok(there),
+        }
+    }
+
     /// The moving average of the weights, as a model to sample with.
     pub fn model(&self) -> PathBuf {
         self.path.join("model.safetensors")
@@ -56,7 +72,7 @@ impl PretrainFolder {
     }
 }
 
-pub(super) const CHECKPOINT: &str = "checkpoint.safetensors";
+const CHECKPOINT: &str = "checkpoint.safetensors";
 
 /// What the metadata of a checkpoint says.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
