@@ -549,7 +549,7 @@ fn the_command_trains_a_model_that_samples() {
     );
     refused(&["--steps", "1", "--minutes", "1"], "cannot be used with");
     refused(&["--resume", "--size", "DiT-S/3"], "unknown size `DiT-S/3`");
-    refused(&["--save-every", "-1"], "--save-every");
+    refused(&["--resume", "--save-every", "-1"], "--save-every");
 }
 
 #[cfg(unix)]

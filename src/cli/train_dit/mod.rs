@@ -35,6 +35,7 @@ use options::{LengthArgs, NetworkArgs, RecipeArgs, settings};
 const NAMED: usize = 10;
 
 #[derive(clap::Args, Debug)]
+#[command(allow_negative_numbers = true)]
 pub(super) struct Args {
     /// Pictures: a folder with one sub-folder a class, an atlas (a folder with classes.json), a flat folder (no
     /// classes), or a .safetensors file with `latents` [N,C,H,W] and `labels` [N]

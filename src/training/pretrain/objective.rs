@@ -15,7 +15,7 @@
 //! With weight 1, the default, this is their `L_simple + 0.001·L_vlb`: their `L_vlb` sums 1000 terms, of which one
 //! is drawn here. The release multiplies `vlb` by `num_timesteps/1000` for `RESCALED_MSE` only, and that is 1 here too.
 
-use burn::tensor::{Device, Int, Tensor, TensorData};
+use burn::tensor::{Device, Int, Tensor, TensorData, activation::sigmoid};
 
 use crate::diffusion::{DiffusionError, MAX_STEPS, StepCoefficients, Trajectory};
 
@@ -233,18 +233,22 @@ fn log_likelihood(x: Tensor<4>, centred: Tensor<4>, log_deviation: Tensor<4>) ->
     const HALF_LEVEL: f64 = 1.0 / 255.0;
     const SMALLEST: f64 = 1e-12;
     let inverse = (-log_deviation).exp();
-    let up_to = |edge: f64| distribution((centred.clone() + edge) * inverse.clone());
-    let (above, below) = (up_to(HALF_LEVEL), up_to(-HALF_LEVEL));
+    let up_to = |edge: Tensor<4>| distribution(edge * inverse.clone());
     let log = |p: Tensor<4>| p.clamp_min(SMALLEST).log();
+    // A level has the probability of its mirror image, and below the mean no difference of near ones is taken.
+    let below_mean = -centred.clone().abs();
+    let inside = up_to(below_mean.clone() + HALF_LEVEL) - up_to(below_mean - HALF_LEVEL);
     // The lowest and highest level reach to infinity.
-    log(above.clone() - below.clone())
-        .mask_where(x.clone().greater_scalar(0.999), log(-below + 1.0))
-        .mask_where(x.lower_scalar(-0.999), log(above))
+    let lowest = log(up_to(centred.clone() + HALF_LEVEL));
+    let highest = log(up_to(-centred + HALF_LEVEL));
+    log(inside)
+        .mask_where(x.clone().greater_scalar(0.999), highest)
+        .mask_where(x.lower_scalar(-0.999), lowest)
 }
 
-/// The normal distribution function, `½(1 + tanh(√(2/π)·(x + 0.044715·x³)))`.
+/// The normal distribution function, `½(1 + tanh(√(2/π)·(x + 0.044715·x³)))`, which is a sigmoid of twice the argument.
 fn distribution(x: Tensor<4>) -> Tensor<4> {
     let root = (2.0 / std::f64::consts::PI).sqrt();
     let cube = x.clone() * x.clone() * x.clone();
-    ((x + cube * 0.044_715) * root).tanh() * 0.5 + 0.5
+    sigmoid((x + cube * 0.044_715) * (2.0 * root))
 }
