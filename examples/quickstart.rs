@@ -12,12 +12,9 @@ use harmonica::{
     device::Engine,
     diffusion::{Guidance, GuidedChannels, Solver},
     report::{Tile, columns_for, grid, image_from_values, write_png},
-    sampler::{Event, Request, Sampler, Settings},
-    schedule::ScheduleFile,
+    sampler::{Event, Request, Sampler, Settings, model_identity, run_settings},
+    schedule::bundled_schedule,
 };
-
-/// Trained for the bundled model at 20 steps; reuses three branch evaluations in eight.
-const ROUTER: &str = include_str!("../assets/routers/ddim20-cur0.375.schedule.json");
 
 fn main() -> Result<(), Box<dyn Error>> {
     let mut arguments = std::env::args().skip(1);
@@ -34,8 +31,10 @@ fn main() -> Result<(), Box<dyn Error>> {
         guidance: Guidance::new(3.0, GuidedChannels::Three)?,
         clip_x0: info.clip_x0,
     };
-    let schedule = ScheduleFile::parse(ROUTER, Path::new("the bundled router"))?.schedule()?;
-    let sampler = Sampler::new(&model, settings, Some(schedule))?;
+    // The learned schedule for this model and run; without one, everything would be computed.
+    let learned = bundled_schedule(&model_identity(&info), &run_settings(&info, &settings)?);
+    let schedule = learned.map(|file| file.schedule()).transpose()?;
+    let sampler = Sampler::new(&model, settings, schedule)?;
 
     let labels: Vec<usize> = (0..12).collect();
     let request = Request {

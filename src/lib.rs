@@ -56,8 +56,11 @@
 //! | [`metrics`], [`report`] | numbers about images; pictures about numbers |
 //! | [`training`] | SDT, IEPO, the budget, resumable runs |
 //! | [`cli`] | the command, one file a subcommand |
-#![forbid(unsafe_code)]
+//! | `capi` | the C interface of `include/harmonica.h`, with the feature of that name |
+#![deny(unsafe_code)]
 
+#[cfg(feature = "capi")]
+pub mod capi;
 pub mod checkpoint;
 pub mod cli;
 pub mod device;
