@@ -19,7 +19,7 @@ pub struct hm_engine {
     notice: Option<CString>,
 }
 
-/// Opens a device: `auto`, `cpu`, `vulkan`, `metal`, `dx12`, `gl`, or an index as `harmonica devices` lists them.
+/// Opens a device: "auto", "cpu", "vulkan", "metal", "dx12", "gl", or an index as `harmonica devices` lists them.
 ///
 /// # Safety
 /// `device` is a string; `engine` may be written to.
@@ -57,7 +57,7 @@ pub unsafe extern "C" fn hm_engine_device(engine: *const hm_engine) -> *const c_
     guard_text(|| unsafe { engine.as_ref() }.map_or(ptr::null(), |e| e.device.as_ptr()))
 }
 
-/// `vulkan`, `metal`, `dx12`, `gl` or `cpu`. Null for a null engine.
+/// "vulkan", "metal", "dx12", "gl" or "cpu". Null for a null engine.
 ///
 /// # Safety
 /// `engine` is null or open.
@@ -67,7 +67,7 @@ pub unsafe extern "C" fn hm_engine_backend(engine: *const hm_engine) -> *const c
     guard_text(|| unsafe { engine.as_ref() }.map_or(ptr::null(), |e| e.backend.as_ptr()))
 }
 
-/// A line for the user where `auto` found no GPU, otherwise null.
+/// A line for the user where "auto" found no GPU, otherwise null.
 ///
 /// # Safety
 /// `engine` is null or open.

@@ -59,7 +59,7 @@ pub extern "C" fn hm_abi_version() -> u32 {
     HM_ABI_VERSION
 }
 
-/// The library's version, such as `0.1.0`.
+/// The library's version, such as "0.1.0".
 #[unsafe(no_mangle)]
 pub extern "C" fn hm_version() -> *const c_char {
     concat!(env!("CARGO_PKG_VERSION"), "\0").as_ptr().cast()

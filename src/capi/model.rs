@@ -41,8 +41,8 @@ pub struct hm_model_info {
     pub parameters: u64,
 }
 
-/// Loads a model onto an engine's device: a `.pt` or `.safetensors` file, a diffusers folder, `bundled`, or
-/// `random:DiT-S/2@256`. `heads` is the number of attention heads where a bare `.pt` cannot tell, otherwise 0.
+/// Loads a model onto an engine's device: a .pt or .safetensors file, a diffusers folder, "bundled", or
+/// "random:DiT-S/2@256". `heads` is the number of attention heads where a bare .pt cannot tell, otherwise 0.
 ///
 /// # Safety
 /// `engine` is open, `spec` is a string, `model` may be written to.
@@ -114,11 +114,11 @@ pub unsafe extern "C" fn hm_model_get_info(
 /// # Safety
 /// `model` is null or loaded.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn hm_model_class_name(model: *const hm_model, class: u32) -> *const c_char {
+pub unsafe extern "C" fn hm_model_class_name(model: *const hm_model, label: u32) -> *const c_char {
     guard_text(|| {
         // SAFETY: the caller's promise.
         unsafe { model.as_ref() }
-            .and_then(|m| m.class_names.get(class as usize))
+            .and_then(|m| m.class_names.get(label as usize))
             .map_or(ptr::null(), |name| name.as_ptr())
     })
 }
@@ -126,16 +126,16 @@ pub unsafe extern "C" fn hm_model_class_name(model: *const hm_model, class: u32)
 /// A class by its name, in any case, or its number as text.
 ///
 /// # Safety
-/// `model` is loaded, `name` is a string, `class` may be written to.
+/// `model` is loaded, `name` is a string, `label` may be written to.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn hm_model_class_by_name(
     model: *const hm_model,
     name: *const c_char,
-    class: *mut u32,
+    label: *mut u32,
 ) -> hm_status {
     guard(|| {
         // SAFETY: the caller's promise.
-        let out = unsafe { Out::new(class, "class") }?;
+        let out = unsafe { Out::new(label, "label") }?;
         // SAFETY: the caller's promise.
         let info = &unsafe { hm_model::from_pointer(model) }?.info;
         // SAFETY: the caller's promise.

@@ -37,8 +37,8 @@ pub struct hm_figures {
     pub cache_bytes: u64,
 }
 
-/// A schedule for a model and settings: a `.schedule.json` file, `none`, `fora:N`, `random:CUR[:SEED]`, or `learned`:
-/// the bundled router that fits, otherwise nothing is reused.
+/// A schedule for a model and settings: a .schedule.json file, "none", "fora:N", "random:CUR[:SEED]", or "learned":
+/// the bundled router that fits, and where none does, nothing is reused.
 ///
 /// # Safety
 /// `model` is loaded, `settings` points to settings, `spec` is a string, `schedule` may be written to.

@@ -2,9 +2,12 @@
 //! implementation (`tests/golden/make.py`) and against each other on two devices.
 
 mod bad_input;
+#[cfg(all(feature = "capi", feature = "bundled"))]
+mod capi;
 mod common;
 mod devices;
 mod forward;
+mod header;
 mod large_model;
 mod sampling;
 mod schedules;
