@@ -163,7 +163,7 @@ fn what_c_can_get_wrong_is_an_error_with_its_reason() {
     let mut model: *mut hm_model = ptr::null_mut();
     let mut schedule: *mut hm_schedule = ptr::null_mut();
     let latin1 = CString::new([0xe9u8]).unwrap();
-    let mut check = |status: hm_status, expected: hm_status, text: &str| {
+    let check = |status: hm_status, expected: hm_status, text: &str| {
         assert_eq!(status, expected, "{text}");
         assert!(last().contains(text), "{} lacks {text}", last());
     };
