@@ -103,7 +103,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
 
     let mut sheet = image::RgbaImage::new(SIDE * textures.len() as u32, SIDE);
-    let bytes = readback.slice(..).get_mapped_range();
+    let bytes = readback.slice(..).get_mapped_range()?;
     for (i, pixels) in bytes.chunks(picture as usize).enumerate() {
         let tile = image::RgbaImage::from_raw(SIDE, SIDE, pixels.to_vec())
             .ok_or("a picture has another size than its texture")?;
