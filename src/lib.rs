@@ -37,6 +37,12 @@
 //! # }
 //! ```
 //!
+//! # Inside another program
+//!
+//! A host that has a wgpu device shares it: [`device::device_descriptor`] says how to make one, [`device::Engine::from_wgpu`]
+//! takes it, [`device::interop`] gives results back as buffers and textures on it. [`device::DeviceFault`] is what can
+//! go wrong there. Other languages come in through `capi`, the C interface of `include/harmonica.h`.
+//!
 //! # The rooms
 //!
 //! Lower rooms never import higher ones.

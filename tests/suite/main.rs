@@ -6,6 +6,7 @@ mod bad_input;
 mod capi;
 mod common;
 mod devices;
+mod embedding;
 mod forward;
 mod header;
 mod large_model;
