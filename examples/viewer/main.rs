@@ -18,16 +18,16 @@ use std::{
     thread::JoinHandle,
 };
 
-use egui_winit::winit::{
-    application::ApplicationHandler,
-    event::WindowEvent,
-    event_loop::{ActiveEventLoop, ControlFlow, EventLoop, EventLoopProxy},
-    window::WindowId,
-};
 use harmonica::{
     checkpoint::{LoadOptions, ModelSpec, load_model},
     device::interop::ImagePainter,
     report::{Tile, grid, image_from_values, write_png},
+};
+use winit::{
+    application::ApplicationHandler,
+    event::WindowEvent,
+    event_loop::{ActiveEventLoop, ControlFlow, EventLoop, EventLoopProxy},
+    window::WindowId,
 };
 
 use state::{Job, State, Update};

@@ -3,8 +3,8 @@
 use std::{error::Error, sync::Arc};
 
 use egui_wgpu::{Renderer, RendererOptions, ScreenDescriptor};
-use egui_winit::winit::{event_loop::ActiveEventLoop, window::Window};
 use harmonica::device::{Engine, device_descriptor};
+use winit::{event_loop::ActiveEventLoop, window::Window};
 
 use crate::{ui::Shown, worker::Pictures};
 
@@ -24,7 +24,7 @@ impl Graphics {
     pub fn open(event_loop: &ActiveEventLoop) -> Result<Self, Box<dyn Error>> {
         let attributes = Window::default_attributes()
             .with_title("harmonica viewer")
-            .with_inner_size(egui_winit::winit::dpi::LogicalSize::new(1280.0, 900.0));
+            .with_inner_size(winit::dpi::LogicalSize::new(1280.0, 900.0));
         let window = Arc::new(event_loop.create_window(attributes)?);
         let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_with_display_handle(
             Box::new(event_loop.owned_display_handle()),
