@@ -5,13 +5,13 @@
 //! cargo rustc --release --lib --features capi --crate-type staticlib    # libharmonica.a, .lib
 //! ```
 //!
-//! A model is loaded onto an engine; settings and a schedule say how to sample; [`sample::hm_sample`] does it on the calling
+//! A model is loaded onto an engine; settings and a schedule say how to sample; [`hm_sample`] does it on the calling
 //! thread and tells a callback of every step. Every function that can fail returns a [`hm_status`] and leaves
-//! a text in [`error::hm_last_error`].
+//! a text in [`hm_last_error`].
 //!
 //! **Threads.** Any function may be called on any thread, and a handle may be used by several threads at once; only freeing
 //! one while another call still uses it is the caller's fault. Callbacks run on the thread that called
-//! [`sample::hm_sample`]. The text of the last error belongs to the thread it happened on.
+//! [`hm_sample`]. The text of the last error belongs to the thread it happened on.
 //!
 //! **Panics** end at the boundary, as [`hm_status::HM_INTERNAL`].
 //!

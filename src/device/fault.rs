@@ -93,7 +93,7 @@ type HostHandler = Arc<dyn Fn(&wgpu::Error) + Send + Sync>;
 
 /// The errors of a wgpu device that no error scope caught.
 #[derive(Clone)]
-pub struct FaultLog {
+pub(super) struct FaultLog {
     first: Arc<Mutex<Option<DeviceFault>>>,
     host: Arc<Mutex<Option<HostHandler>>>,
 }
@@ -125,7 +125,7 @@ impl FaultLog {
     }
 
     /// The first fault since the last call.
-    pub fn take(&self) -> Option<DeviceFault> {
+    pub(super) fn take(&self) -> Option<DeviceFault> {
         lock(&self.first).take()
     }
 

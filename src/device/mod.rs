@@ -13,7 +13,7 @@ mod sharing;
 
 pub use adapters::{AdapterReport, Api, DeviceChoice, adapter_vendor, adapters, choose};
 pub use engine::{Choice, DeviceReport, Engine};
-pub use fault::{DeviceFault, FaultLog};
+pub use fault::DeviceFault;
 pub use launches::LaunchCount;
 pub use sharing::{device_descriptor, required_features, required_limits};
 
