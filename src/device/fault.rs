@@ -1,10 +1,11 @@
 //! What goes wrong on a device, as types.
 //!
 //! burn installs handlers of its own on a wgpu device: the one for a lost device marks it, and every read-back after
-//! that fails; the one for other errors panics. [`FaultLog`] replaces the second by one that writes down.
+//! that fails; the one for other errors panics, wherever they come from. [`FaultLog`] replaces the second.
 
 use std::{
     fmt,
+    panic::resume_unwind,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread::ThreadId,
 };
@@ -99,8 +100,8 @@ pub(super) struct FaultLog {
 }
 
 impl FaultLog {
-    /// Takes over the device's uncaptured errors: those raised on burn's thread are written down, all others are the
-    /// host's.
+    /// Takes over the device's uncaptured errors. One raised on burn's thread is written down, and ends the launch or
+    /// allocation that raised it, so that what it was to make cannot be read; all others are the host's.
     pub(super) fn install(device: &wgpu::Device, burns: Option<ThreadId>) -> Self {
         let log = Self {
             first: Arc::default(),
@@ -120,6 +121,11 @@ impl FaultLog {
             tracing::debug!("uncaptured wgpu error: {error}");
             // What follows a first error is mostly its consequence.
             lock(&handler.first).get_or_insert_with(|| DeviceFault::from_wgpu(&error));
+            // burn catches what unwinds on its thread, and marks the buffers that were not written. Resuming rather than
+            // panicking keeps the host's panic hook out of it.
+            if cfg!(panic = "unwind") && burns.is_some() && !std::thread::panicking() {
+                resume_unwind(Box::new(error.to_string()));
+            }
         }));
         log
     }
