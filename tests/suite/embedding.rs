@@ -287,7 +287,7 @@ fn memory_is_flat_over_many_runs() {
     for _ in 0..40 {
         sampler.sample(request()).unwrap();
     }
-    assert_eq!(reserved(), before);
+    assert!(reserved() <= before);
     drop(sampler);
     drop(model);
     host.engine.release_memory();
