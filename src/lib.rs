@@ -37,6 +37,12 @@
 //! # }
 //! ```
 //!
+//! # Inside another program
+//!
+//! A host that has a wgpu device shares it: [`device::device_descriptor`] says how to make one, [`device::Engine::from_wgpu`]
+//! takes it, [`device::interop`] gives results back as buffers and textures on it. [`device::DeviceFault`] is what can
+//! go wrong there. Other languages come in through `capi`, the C interface of `include/harmonica.h`.
+//!
 //! # The rooms
 //!
 //! Lower rooms never import higher ones.
@@ -57,9 +63,12 @@
 //! | [`metrics`], [`report`] | numbers about images; pictures about numbers |
 //! | [`training`] | SDT, IEPO, the budget, resumable runs; [`training::pretrain`]: a DiT from pictures |
 //! | [`cli`] | the command, one file a subcommand |
-#![forbid(unsafe_code)]
+//! | `capi` | the C interface of `include/harmonica.h`, with the feature of that name |
+#![deny(unsafe_code)]
 
 pub mod cache;
+#[cfg(feature = "capi")]
+pub mod capi;
 pub mod checkpoint;
 pub mod cli;
 pub mod device;

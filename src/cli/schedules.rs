@@ -9,17 +9,8 @@ use crate::{
     checkpoint::ModelInfo,
     policy::Policy,
     sampler::{Settings, model_identity, model_shape, run_settings},
-    schedule::{Measured, ModelIdentity, PolicyRecord, Schedule, ScheduleFile},
+    schedule::{Measured, ModelIdentity, PolicyRecord, Schedule, ScheduleFile, bundled_schedule},
 };
-
-/// Routers of the bundled model, trained by `harmonica train router`; the first one that fits a run is its default.
-#[cfg(feature = "bundled")]
-const BUNDLED: [&str; 2] = [
-    include_str!("../../assets/routers/ddim20-cur0.375.schedule.json"),
-    include_str!("../../assets/routers/ddim50-cur0.375.schedule.json"),
-];
-#[cfg(not(feature = "bundled"))]
-const BUNDLED: [&str; 0] = [];
 
 #[derive(Args, Debug)]
 pub(super) struct ScheduleArgs {
@@ -82,19 +73,19 @@ pub(super) fn resolve(
 
 /// The learned schedule that fits, or no reuse.
 fn learned_or_none(info: &ModelInfo, settings: &Settings) -> Result<Chosen, CliError> {
-    let (model, run) = (model_identity(info), run_settings(info, settings)?);
     // A model that was named is sampled as it is, even if its weights are the bundled ones.
-    let routers = if info.is_bundled() { &BUNDLED[..] } else { &[] };
-    for text in routers {
-        let file = ScheduleFile::parse(text, Path::new("the bundled router"))?;
-        if file.check_fits(&model, &run).is_ok() {
-            return Ok(Chosen {
-                schedule: file.schedule()?,
-                name: "the bundled router".into(),
-            });
-        }
+    let learned = if info.is_bundled() {
+        bundled_schedule(&model_identity(info), &run_settings(info, settings)?)
+    } else {
+        None
+    };
+    match learned {
+        Some(file) => Ok(Chosen {
+            schedule: file.schedule()?,
+            name: "the bundled router".into(),
+        }),
+        None => from_policy(&Policy::None, info, settings),
     }
-    from_policy(&Policy::None, info, settings)
 }
 
 fn from_policy(policy: &Policy, info: &ModelInfo, settings: &Settings) -> Result<Chosen, CliError> {

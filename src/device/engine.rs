@@ -1,12 +1,19 @@
 //! An open device.
 
-use burn::tensor::Device;
+use std::{sync::Arc, thread::ThreadId};
+
+use burn::{
+    backend::{DispatchDevice, ExecutionError},
+    tensor::Device,
+};
 use burn_wgpu::{WgpuInitError, WgpuSetup};
 use serde::Serialize;
 
 use super::{
-    AdapterReport, DeviceError,
+    AdapterReport, DeviceError, DeviceFault,
     adapters::{self, DeviceChoice, choose, usable},
+    fault::FaultLog,
+    sharing::check_device,
 };
 
 /// What an [`Engine`] runs on.
@@ -22,11 +29,40 @@ pub struct DeviceReport {
     pub max_buffer_bytes: Option<u64>,
 }
 
-/// A device to run models on.
+/// A device to run models on. Clones share it.
+///
+/// Each device that is opened stays registered with burn, threads and all, until the process ends: open one and clone it.
 #[derive(Debug, Clone)]
 pub struct Engine {
     device: Device,
     report: DeviceReport,
+    /// The wgpu device beneath, where the engine opened it or was given it.
+    wgpu: Option<OnWgpu>,
+}
+
+#[derive(Debug, Clone)]
+struct OnWgpu {
+    setup: WgpuSetup,
+    faults: FaultLog,
+}
+
+impl OnWgpu {
+    fn new(setup: WgpuSetup, device: &Device) -> Self {
+        let faults = FaultLog::install(&setup.device, burns_thread(device));
+        Self { setup, faults }
+    }
+}
+
+/// The thread on which burn calls wgpu for this device; `None` where it has none of its own.
+fn burns_thread(device: &Device) -> Option<ThreadId> {
+    let DispatchDevice::Cube(device) = device.as_dispatch() else {
+        return None;
+    };
+    let thread = device
+        .client()
+        .exclusive(|| std::thread::current().id())
+        .ok()?;
+    (thread != std::thread::current().id()).then_some(thread)
 }
 
 /// What a [`DeviceChoice`] led to.
@@ -49,31 +85,58 @@ impl Engine {
                 software: false,
                 max_buffer_bytes: None,
             },
+            wgpu: None,
         }
     }
 
-    /// A device the program already has.
+    /// A burn device the program already has. Faults are told less precisely, and [`super::interop`] has no textures for it.
     pub fn from_device(device: Device, report: DeviceReport) -> Self {
-        Self { device, report }
+        Self {
+            device,
+            report,
+            wgpu: None,
+        }
     }
 
-    /// The program's own wgpu device.
+    /// The program's own wgpu device, made with [`super::required_features`] and [`super::required_limits`].
+    ///
+    /// Takes over the device's `on_uncaptured_error` and `set_device_lost_callback`; set neither afterwards. Errors of the
+    /// host's own calls outside error scopes go to [`Engine::on_host_error`]; a lost device shows in [`Engine::fault`]. Give
+    /// a device to one engine only.
     ///
     /// # Errors
-    /// [`DeviceError::Unusable`] or [`DeviceError::Driver`] if burn cannot run on it.
-    pub fn from_wgpu(setup: WgpuSetup) -> Result<Self, DeviceError> {
-        let name = setup.adapter.get_info().name;
+    /// [`DeviceError::Unshared`], [`DeviceError::Unusable`] or [`DeviceError::Driver`] if burn cannot run on it.
+    pub fn from_wgpu(
+        instance: wgpu::Instance,
+        adapter: wgpu::Adapter,
+        device: wgpu::Device,
+        queue: wgpu::Queue,
+    ) -> Result<Self, DeviceError> {
+        check_device(&adapter, &device)?;
+        let info = adapter.get_info();
         let report = DeviceReport {
-            device: name.clone(),
-            backend: setup.backend.to_str().to_owned(),
-            software: setup.adapter.get_info().device_type == wgpu::DeviceType::Cpu,
-            max_buffer_bytes: Some(setup.device.limits().max_storage_buffer_binding_size),
+            device: info.name.clone(),
+            backend: info.backend.to_str().to_owned(),
+            software: info.device_type == wgpu::DeviceType::Cpu,
+            max_buffer_bytes: Some(device.limits().max_storage_buffer_binding_size),
+        };
+        let setup = WgpuSetup {
+            instance,
+            adapter,
+            device,
+            queue,
+            backend: info.backend,
         };
         let device = Device::wgpu_options()
-            .setup(setup)
+            .setup(setup.clone())
             .init()
-            .map_err(|e| failed(&name, e))?;
-        Ok(Self { device, report })
+            .map_err(|e| failed(&info.name, e))?;
+        let wgpu = Some(OnWgpu::new(setup, &device));
+        Ok(Self {
+            device,
+            report,
+            wgpu,
+        })
     }
 
     /// Opens what `choice` means on this machine.
@@ -115,10 +178,15 @@ impl Engine {
             software: adapter.report.is_software(),
             max_buffer_bytes: Some(adapter.report.max_buffer_bytes),
         };
-        let device = open_adapter(instance, adapter.handle, &adapter.report)?;
+        let (device, setup) = open_adapter(instance, adapter.handle, &adapter.report)?;
+        let wgpu = Some(OnWgpu::new(setup, &device));
         tracing::debug!(adapter = %report.device, backend = %report.backend, "opened");
         Ok(Choice {
-            engine: Self { device, report },
+            engine: Self {
+                device,
+                report,
+                wgpu,
+            },
             notice: None,
         })
     }
@@ -132,6 +200,56 @@ impl Engine {
     pub fn report(&self) -> &DeviceReport {
         &self.report
     }
+
+    /// The wgpu handles beneath; `None` on the CPU and for [`Engine::from_device`].
+    pub fn wgpu(&self) -> Option<&WgpuSetup> {
+        self.wgpu.as_ref().map(|wgpu| &wgpu.setup)
+    }
+
+    /// Waits for the work issued so far, and tells what went wrong since the last call.
+    ///
+    /// A fault of memory or validation may have left wrong values in anything made since. After
+    /// [`DeviceFault::Lost`], drop what lives on the device, open an engine again and load the model onto it.
+    pub fn fault(&self) -> Option<DeviceFault> {
+        if let Some(wgpu) = &self.wgpu {
+            // A device that was destroyed is marked as lost by the next poll only.
+            let _ = wgpu.setup.device.poll(wgpu::PollType::Poll);
+        }
+        let synced = self.device.sync();
+        let noted = self.wgpu.as_ref().and_then(|wgpu| wgpu.faults.take());
+        match synced.map_err(|e| DeviceFault::from_execution(&e)) {
+            Err(lost) if lost.is_lost() => Some(lost),
+            Err(other) => Some(noted.unwrap_or(other)),
+            Ok(()) => noted,
+        }
+    }
+
+    /// What an error of burn's on this device means.
+    pub fn fault_of(&self, error: &ExecutionError) -> DeviceFault {
+        match DeviceFault::from_execution(error) {
+            // A loss shows first as a read-back that failed for no good reason, and so does a refused allocation.
+            DeviceFault::Failed { message } => {
+                self.fault().unwrap_or(DeviceFault::Failed { message })
+            }
+            known => known,
+        }
+    }
+
+    /// What becomes of uncaptured wgpu errors that the host's own calls raise on a shared device; without a handler they are
+    /// logged.
+    pub fn on_host_error(&self, handler: impl Fn(&wgpu::Error) + Send + Sync + 'static) {
+        if let Some(wgpu) = &self.wgpu {
+            wgpu.faults.set_host_handler(Arc::new(handler));
+        }
+    }
+
+    /// Gives memory that nothing uses back to the driver: after a model was dropped, or when a host needs room. Waits for
+    /// the work issued so far.
+    pub fn release_memory(&self) {
+        // What fails here fails again, and is told, where results are read.
+        let _ = self.device.sync();
+        self.device.memory_cleanup();
+    }
 }
 
 /// A wgpu device on the adapter, registered with burn under an identity of its own.
@@ -140,7 +258,7 @@ fn open_adapter(
     instance: wgpu::Instance,
     adapter: wgpu::Adapter,
     report: &AdapterReport,
-) -> Result<Device, DeviceError> {
+) -> Result<(Device, WgpuSetup), DeviceError> {
     let features = adapter
         .features()
         .difference(wgpu::Features::MAPPABLE_PRIMARY_BUFFERS)
@@ -166,10 +284,11 @@ fn open_adapter(
         queue,
         backend,
     };
-    Device::wgpu_options()
-        .setup(setup)
+    let device = Device::wgpu_options()
+        .setup(setup.clone())
         .init()
-        .map_err(|e| failed(&report.name, e))
+        .map_err(|e| failed(&report.name, e))?;
+    Ok((device, setup))
 }
 
 /// Native shader compilers need device extensions that burn itself asks for.
@@ -178,7 +297,7 @@ fn open_adapter(
     instance: wgpu::Instance,
     adapter: wgpu::Adapter,
     report: &AdapterReport,
-) -> Result<Device, DeviceError> {
+) -> Result<(Device, WgpuSetup), DeviceError> {
     use burn::tensor::{DeviceKind, wgpu::WgpuBackend};
 
     use super::Api;
@@ -206,7 +325,7 @@ fn open_adapter(
     Device::wgpu_options()
         .device_kind(kind)
         .graphics_api(api)
-        .init()
+        .init_with_setup()
         .map_err(|e| failed(&report.name, e))
 }
 

@@ -1,15 +1,21 @@
 //! Which GPU, or the CPU: listing adapters, choosing one, opening it.
 //!
 //! The library opens nothing by itself: a program makes an [`Engine`] from a choice, or hands in the
-//! burn device it has.
+//! wgpu or burn device it has. [`interop`] gives results back on that device; [`DeviceFault`] is what can go
+//! wrong on it.
 
 mod adapters;
 mod engine;
+mod fault;
+pub mod interop;
 mod launches;
+mod sharing;
 
 pub use adapters::{AdapterReport, Api, DeviceChoice, adapter_vendor, adapters, choose};
 pub use engine::{Choice, DeviceReport, Engine};
+pub use fault::DeviceFault;
 pub use launches::LaunchCount;
+pub use sharing::{device_descriptor, required_features, required_limits};
 
 /// Why no device came up.
 #[derive(Debug, thiserror::Error)]
@@ -30,6 +36,11 @@ pub enum DeviceError {
     /// The adapter is there, but it cannot run compute shaders as we need them.
     #[error("{adapter} cannot be used: {problem}; pass another --device, or `cpu`")]
     Unusable { adapter: String, problem: String },
+    /// A host's device that was made without what burn uses.
+    #[error(
+        "the device made on {adapter} cannot be shared: {problem}; make it with device::required_features and device::required_limits"
+    )]
+    Unshared { adapter: String, problem: String },
     /// The driver failed.
     #[error(
         "the driver of {adapter} failed to open it: {message}; update the driver, pass another --device, or `cpu`"

@@ -2,12 +2,14 @@
 //!
 //! Pure data: nothing here touches a device or knows how a schedule came about.
 
+mod bundled;
 mod cost;
 mod file;
 mod import;
 mod router;
 mod table;
 
+pub use bundled::bundled_schedule;
 pub use cost::{Macs, ModelShape};
 pub use file::{GuidanceRecord, Measured, ModelIdentity, PolicyRecord, RunSettings, ScheduleFile};
 pub use import::{ReleasedKind, router_from_release};

@@ -418,5 +418,5 @@ fn shaders_fit_every_webgpu_device() {
         }
         seen += 1;
     }
-    assert_eq!(seen, 8, "shaders");
+    assert_eq!(seen, 9, "shaders");
 }

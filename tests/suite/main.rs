@@ -3,9 +3,13 @@
 
 mod bad_input;
 mod caching;
+#[cfg(all(feature = "capi", feature = "bundled"))]
+mod capi;
 mod common;
 mod devices;
+mod embedding;
 mod forward;
+mod header;
 mod kernels;
 mod large_model;
 mod pretrain;

@@ -1,0 +1,138 @@
+//! Trains a cache router for a model, writes its schedule, and samples with it.
+//!
+//! ```sh
+//! cargo run --release --example train_router                              # 3 passes over the bundled model: a minute on two cores
+//! cargo run --release --example train_router -- DiT-XL-2-256x256.pt my-router 80
+//! ```
+//! Three passes show how it works; a good router takes some 80.
+
+use std::{error::Error, ops::ControlFlow, path::PathBuf};
+
+use harmonica::{
+    checkpoint::{LoadOptions, ModelSpec, load_model},
+    device::{DeviceChoice, Engine},
+    diffusion::{Guidance, GuidedChannels, Solver},
+    report::{Tile, grid, image_from_values, write_png},
+    sampler::{Request, Sampler, Settings, batch_for},
+    schedule::ScheduleFile,
+    training::{Budget, Progress, Proxy, RouterRun, RouterRunOptions, RunFolder, SdtSettings},
+};
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let mut arguments = std::env::args().skip(1);
+    let spec: ModelSpec = match arguments.next() {
+        Some(spec) => spec.parse()?,
+        None => ModelSpec::Bundled,
+    };
+    let folder = PathBuf::from(
+        arguments
+            .next()
+            .unwrap_or_else(|| "out/train_router".into()),
+    );
+    let passes = arguments.next().map_or(Ok(3), |text| text.parse())?;
+
+    let choice = Engine::open(DeviceChoice::Auto)?;
+    if let Some(notice) = choice.notice {
+        eprintln!("{notice}");
+    }
+    let engine = choice.engine;
+    let (model, info) = load_model(&spec, LoadOptions::default(), engine.device())?;
+    let run = Settings {
+        steps: 20,
+        // Routers are trained along the deterministic path.
+        solver: Solver::ddim(0.0)?,
+        guidance: Guidance::new(
+            if info.is_bundled() { 3.0 } else { 1.5 },
+            GuidedChannels::Three,
+        )?,
+        clip_x0: info.clip_x0,
+    };
+    let batch = 2;
+    let options = RouterRunOptions {
+        folder: RunFolder::new(&folder),
+        settings: SdtSettings {
+            passes,
+            batch,
+            micro_batch: batch_for(&info.config, true, 256 << 20).min(batch),
+            learning_rate: 0.1,
+            tau: 0.1,
+            lambda_every: 200,
+            proxy: Proxy::Sensitivity,
+            // β is steered until two branch evaluations in five are reused.
+            budget: Budget::TargetCur(0.4),
+            seed: 0,
+            gradient_checkpointing: false,
+        },
+        more_targets: Vec::new(),
+        replay: None,
+        save_every: 1,
+        // A run that is in the folder already goes on where it was.
+        resume: RunFolder::new(&folder).checkpoint().exists(),
+        log: None,
+    };
+
+    let mut training = RouterRun::open(&model, &info, run, options)?;
+    while !training.sdt().is_done() {
+        let mut each = |progress: Progress| {
+            match progress {
+                Progress::Lambda { step } => eprint!("\rweighing step {step:2} …            "),
+                Progress::Trained(iteration) => eprint!(
+                    "\rpass {} step {:2}: loss {:.3e}",
+                    iteration.pass, iteration.step, iteration.loss
+                ),
+            }
+            // `Break` ends the pass; what was done before it is saved.
+            ControlFlow::Continue(())
+        };
+        if let Some(pass) = training.pass(&mut each)? {
+            eprintln!(
+                "\rpass {}: loss {:.3e}, reuses {:.1} %, {:.2}× fewer multiplications",
+                training.history().len(),
+                pass.loss,
+                100.0 * pass.cur,
+                pass.macs_ratio
+            );
+        }
+    }
+
+    // A schedule file for each target; one target here.
+    let schedules = training.schedules()?;
+    let Some((path, _)) = schedules.first() else {
+        return Err("the run has no schedule".into());
+    };
+    let schedule = ScheduleFile::read(path)?.schedule()?;
+    println!("{}", path.display());
+
+    let request = Request {
+        labels: (0..info.config.classes.min(6)).collect(),
+        seed: 7,
+        noise: None,
+        batch: 2,
+    };
+    let shape = info.config.image_shape();
+    let mut tiles = Vec::new();
+    for (name, schedule) in [("", None), ("cached", Some(schedule))] {
+        let sampler = Sampler::new(&model, run, schedule)?;
+        let values = sampler.sample(request.clone())?;
+        tiles.extend(
+            values
+                .chunks(shape.iter().product())
+                .zip(&request.labels)
+                .map(|(image, label)| Tile {
+                    image: image_from_values(image, shape),
+                    label: if name.is_empty() {
+                        info.class_name(*label)
+                    } else {
+                        name.into()
+                    },
+                }),
+        );
+    }
+    let picture = folder.join("samples.png");
+    write_png(&grid(&tiles, request.labels.len()), &picture)?;
+    println!(
+        "{}: above without, below with the trained schedule",
+        picture.display()
+    );
+    Ok(())
+}

@@ -1,0 +1,103 @@
+//! A device.
+
+use std::{
+    ffi::{CString, c_char},
+    ptr,
+};
+
+use super::{
+    arguments::{self, Out},
+    error::{Failure, guard, guard_free, guard_text, hm_status},
+};
+use crate::device::Engine;
+
+/// A device to run models on.
+pub struct hm_engine {
+    pub(super) engine: Engine,
+    device: CString,
+    backend: CString,
+    notice: Option<CString>,
+}
+
+/// Opens a device: "auto", "cpu", "vulkan", "metal", "dx12", "gl", or an index as `harmonica devices` lists them.
+///
+/// # Safety
+/// `device` is a string; `engine` may be written to.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn hm_engine_open(
+    device: *const c_char,
+    engine: *mut *mut hm_engine,
+) -> hm_status {
+    guard(|| {
+        // SAFETY: the caller's promise.
+        let out = unsafe { Out::new(engine, "engine") }?;
+        // SAFETY: the caller's promise.
+        let choice = unsafe { arguments::text(device, "device") }?.parse()?;
+        let choice = Engine::open(choice)?;
+        let report = choice.engine.report();
+        let string = |text: &str| CString::new(text.replace('\0', "?")).unwrap_or_default();
+        let opened = hm_engine {
+            device: string(&report.device),
+            backend: string(&report.backend),
+            notice: choice.notice.as_deref().map(string),
+            engine: choice.engine,
+        };
+        out.set(Box::into_raw(Box::new(opened)));
+        Ok(())
+    })
+}
+
+/// The adapter's name. Null for a null engine.
+///
+/// # Safety
+/// `engine` is null or open.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn hm_engine_device(engine: *const hm_engine) -> *const c_char {
+    // SAFETY: the caller's promise.
+    guard_text(|| unsafe { engine.as_ref() }.map_or(ptr::null(), |e| e.device.as_ptr()))
+}
+
+/// "vulkan", "metal", "dx12", "gl" or "cpu". Null for a null engine.
+///
+/// # Safety
+/// `engine` is null or open.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn hm_engine_backend(engine: *const hm_engine) -> *const c_char {
+    // SAFETY: the caller's promise.
+    guard_text(|| unsafe { engine.as_ref() }.map_or(ptr::null(), |e| e.backend.as_ptr()))
+}
+
+/// A line for the user where "auto" found no GPU, otherwise null.
+///
+/// # Safety
+/// `engine` is null or open.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn hm_engine_notice(engine: *const hm_engine) -> *const c_char {
+    guard_text(|| {
+        // SAFETY: the caller's promise.
+        unsafe { engine.as_ref() }
+            .and_then(|e| e.notice.as_ref())
+            .map_or(ptr::null(), |text| text.as_ptr())
+    })
+}
+
+/// Closes an engine; null is nothing. Its models go on.
+///
+/// # Safety
+/// `engine` is null, or came from [`hm_engine_open`] and is not used again.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn hm_engine_free(engine: *mut hm_engine) {
+    if !engine.is_null() {
+        // SAFETY: a box of `hm_engine_open`, given back once.
+        guard_free(|| drop(unsafe { Box::from_raw(engine) }));
+    }
+}
+
+impl hm_engine {
+    /// # Safety
+    /// As [`arguments::shared`].
+    pub(super) unsafe fn from_pointer<'a>(engine: *const Self) -> Result<&'a Self, Failure> {
+        // SAFETY: the caller's promise.
+        unsafe { arguments::shared(engine, "engine") }
+    }
+}

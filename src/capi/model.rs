@@ -1,0 +1,173 @@
+//! A model on a device.
+
+use std::{
+    ffi::{CString, c_char},
+    ptr,
+};
+
+use super::{
+    arguments::{self, Out},
+    engine::hm_engine,
+    error::{Failure, guard, guard_free, guard_text, hm_status},
+};
+use crate::{
+    checkpoint::{LoadOptions, ModelInfo, ModelSpec, load_model},
+    device::Engine,
+    dit::Dit,
+};
+
+/// A loaded model.
+pub struct hm_model {
+    pub(super) dit: Dit,
+    pub(super) info: ModelInfo,
+    class_names: Vec<CString>,
+    // Weights live on the device; the handle keeps it open whatever becomes of the caller's.
+    _engine: Engine,
+}
+
+/// What a model draws.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct hm_model_info {
+    /// Channels of an image: 3 are RGB in [-1, 1], 4 latents.
+    pub channels: u32,
+    pub height: u32,
+    pub width: u32,
+    pub classes: u32,
+    pub blocks: u32,
+    /// Columns of a schedule: attention and MLP of every block, in turn.
+    pub branches: u32,
+    /// Weights of the network.
+    pub parameters: u64,
+}
+
+/// Loads a model onto an engine's device: a .pt or .safetensors file, a diffusers folder, "bundled", or
+/// "random:DiT-S/2@256". `heads` is the number of attention heads where a bare .pt cannot tell, otherwise 0.
+///
+/// # Safety
+/// `engine` is open, `spec` is a string, `model` may be written to.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn hm_model_load(
+    engine: *const hm_engine,
+    spec: *const c_char,
+    heads: u32,
+    model: *mut *mut hm_model,
+) -> hm_status {
+    guard(|| {
+        // SAFETY: the caller's promise.
+        let out = unsafe { Out::new(model, "model") }?;
+        // SAFETY: the caller's promise.
+        let engine = unsafe { hm_engine::from_pointer(engine) }?;
+        // SAFETY: the caller's promise.
+        let spec: ModelSpec = unsafe { arguments::text(spec, "spec") }?.parse()?;
+        let options = LoadOptions {
+            heads: (heads > 0).then_some(heads as usize),
+            input_size: None,
+        };
+        let (dit, info) = load_model(&spec, options, engine.engine.device())?;
+        let class_names = info
+            .class_names
+            .iter()
+            .map(|name| CString::new(name.replace('\0', "?")).unwrap_or_default())
+            .collect();
+        let loaded = hm_model {
+            dit,
+            info,
+            class_names,
+            _engine: engine.engine.clone(),
+        };
+        out.set(Box::into_raw(Box::new(loaded)));
+        Ok(())
+    })
+}
+
+/// What the model draws.
+///
+/// # Safety
+/// `model` is loaded, `info` may be written to.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn hm_model_get_info(
+    model: *const hm_model,
+    info: *mut hm_model_info,
+) -> hm_status {
+    guard(|| {
+        // SAFETY: the caller's promise.
+        let out = unsafe { Out::new(info, "info") }?;
+        // SAFETY: the caller's promise.
+        let config = &unsafe { hm_model::from_pointer(model) }?.info.config;
+        let [channels, height, width] = config.image_shape().map(|n| n as u32);
+        out.set(hm_model_info {
+            channels,
+            height,
+            width,
+            classes: config.classes as u32,
+            blocks: config.blocks as u32,
+            branches: 2 * config.blocks as u32,
+            parameters: config.parameters(),
+        });
+        Ok(())
+    })
+}
+
+/// The name of a class; null where it has none.
+///
+/// # Safety
+/// `model` is null or loaded.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn hm_model_class_name(model: *const hm_model, label: u32) -> *const c_char {
+    guard_text(|| {
+        // SAFETY: the caller's promise.
+        unsafe { model.as_ref() }
+            .and_then(|m| m.class_names.get(label as usize))
+            .map_or(ptr::null(), |name| name.as_ptr())
+    })
+}
+
+/// A class by its name, in any case, or its number as text.
+///
+/// # Safety
+/// `model` is loaded, `name` is a string, `label` may be written to.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn hm_model_class_by_name(
+    model: *const hm_model,
+    name: *const c_char,
+    label: *mut u32,
+) -> hm_status {
+    guard(|| {
+        // SAFETY: the caller's promise.
+        let out = unsafe { Out::new(label, "label") }?;
+        // SAFETY: the caller's promise.
+        let info = &unsafe { hm_model::from_pointer(model) }?.info;
+        // SAFETY: the caller's promise.
+        let name = unsafe { arguments::text(name, "name") }?;
+        let found = info.class_by_name(name).ok_or_else(|| {
+            Failure::Argument(format!(
+                "the model has no class `{name}`: expected 0 to {}, or a class's name",
+                info.config.classes.saturating_sub(1)
+            ))
+        })?;
+        out.set(found as u32);
+        Ok(())
+    })
+}
+
+/// Unloads a model; null is nothing.
+///
+/// # Safety
+/// `model` is null, or came from [`hm_model_load`] and is not used again.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn hm_model_free(model: *mut hm_model) {
+    if !model.is_null() {
+        // SAFETY: a box of `hm_model_load`, given back once.
+        guard_free(|| drop(unsafe { Box::from_raw(model) }));
+    }
+}
+
+impl hm_model {
+    /// # Safety
+    /// As [`arguments::shared`].
+    pub(super) unsafe fn from_pointer<'a>(model: *const Self) -> Result<&'a Self, Failure> {
+        // SAFETY: the caller's promise.
+        unsafe { arguments::shared(model, "model") }
+    }
+}

@@ -1,0 +1,285 @@
+//! Sampling, and what to do with its values.
+
+use std::{
+    ffi::{c_char, c_void},
+    path::Path,
+};
+
+use super::{
+    arguments::{self, Out, OutSlice},
+    error::{Failure, guard, hm_status},
+    model::hm_model,
+    schedule::hm_schedule,
+};
+use crate::{
+    diffusion::{Guidance, GuidedChannels, Solver},
+    report::{Tile, columns_for, grid, image_from_values, write_png},
+    sampler::{Event, Request, Sampler, Settings, batch_for},
+};
+
+/// [`hm_settings::solver`]: DDIM with [`hm_settings::eta`].
+pub const HM_SOLVER_DDIM: u32 = 0;
+/// [`hm_settings::solver`]: ancestral DDPM.
+pub const HM_SOLVER_DDPM: u32 = 1;
+/// [`hm_settings::guidance_channels`]: the first three, as the public DiT release.
+pub const HM_GUIDE_THREE: u32 = 0;
+/// [`hm_settings::guidance_channels`]: all.
+pub const HM_GUIDE_ALL: u32 = 1;
+
+/// Memory for activations and cache when the batch is chosen by itself.
+const BATCH_BUDGET: u64 = 1 << 30;
+
+/// How to sample. Fill with [`hm_settings_init`], then change what is to be changed.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct hm_settings {
+    /// Denoising steps, 1 to 1000.
+    pub steps: u32,
+    /// Images at a time; 0: what fits in 1 GiB, at most 16.
+    pub batch: u32,
+    pub solver: u32,
+    pub guidance_channels: u32,
+    /// Whether the predicted clean image is clipped to [-1, 1] at every step.
+    pub clip_x0: u32,
+    /// DDIM's eta: 0 deterministic, 1 as noisy as DDPM.
+    pub eta: f64,
+    /// Classifier-free guidance scale; 1 is none.
+    pub guidance: f64,
+    /// Seed of the noise.
+    pub seed: u64,
+}
+
+/// One denoising step that was done.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct hm_progress {
+    /// The first image of the batch that is being denoised.
+    pub first_image: u64,
+    /// Images of that batch.
+    pub images: u64,
+    /// Images of the whole call.
+    pub count: u64,
+    /// The step, from 0.
+    pub step: u32,
+    pub steps: u32,
+}
+
+/// Told of every step; anything but 0 cancels the call. Must return, not jump or throw.
+pub type hm_progress_fn =
+    Option<unsafe extern "C" fn(user: *mut c_void, progress: *const hm_progress) -> i32>;
+
+impl hm_settings {
+    pub(super) fn to_settings(self) -> Result<Settings, Failure> {
+        let unknown = |name: &str, value: u32| {
+            Failure::Argument(format!("settings.{name} is {value}, expected 0 or 1"))
+        };
+        Ok(Settings {
+            steps: self.steps as usize,
+            solver: match self.solver {
+                HM_SOLVER_DDIM => Solver::ddim(self.eta)?,
+                HM_SOLVER_DDPM => Solver::Ddpm,
+                other => return Err(unknown("solver", other)),
+            },
+            guidance: Guidance::new(
+                self.guidance,
+                match self.guidance_channels {
+                    HM_GUIDE_THREE => GuidedChannels::Three,
+                    HM_GUIDE_ALL => GuidedChannels::All,
+                    other => return Err(unknown("guidance_channels", other)),
+                },
+            )?,
+            clip_x0: match self.clip_x0 {
+                0 => false,
+                1 => true,
+                other => return Err(unknown("clip_x0", other)),
+            },
+        })
+    }
+}
+
+/// The usual settings of a model: 20 DDIM steps, guidance 3 for the bundled model and 1.5 for others, seed 0.
+///
+/// # Safety
+/// `model` is loaded, `settings` may be written to.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn hm_settings_init(
+    model: *const hm_model,
+    settings: *mut hm_settings,
+) -> hm_status {
+    guard(|| {
+        // SAFETY: the caller's promise.
+        let out = unsafe { Out::new(settings, "settings") }?;
+        // SAFETY: the caller's promise.
+        let info = &unsafe { hm_model::from_pointer(model) }?.info;
+        out.set(hm_settings {
+            steps: 20,
+            batch: 0,
+            solver: HM_SOLVER_DDIM,
+            guidance_channels: HM_GUIDE_THREE,
+            clip_x0: info.clip_x0.into(),
+            eta: 0.0,
+            guidance: if info.is_bundled() { 3.0 } else { 1.5 },
+            seed: 0,
+        });
+        Ok(())
+    })
+}
+
+/// Samples `count` images, one for each label, on the calling thread.
+///
+/// `values` takes them as `[count, channels, height, width]`; `length` is exactly that many floats. Label
+/// `classes` is the null label. Without a schedule everything is computed. `progress` may be null. After
+/// a failure or cancellation `values` holds the batches that were finished before it.
+///
+/// # Safety
+/// `model` is loaded, `settings` points to settings, `schedule` is null or open, `labels` points to `count` labels,
+/// `values` to `length` floats that only this call touches while it runs; `progress` may be called with `user`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn hm_sample(
+    model: *const hm_model,
+    settings: *const hm_settings,
+    schedule: *const hm_schedule,
+    labels: *const u32,
+    count: usize,
+    values: *mut f32,
+    length: usize,
+    progress: hm_progress_fn,
+    user: *mut c_void,
+) -> hm_status {
+    guard(|| {
+        // SAFETY: the caller's promise.
+        let model = unsafe { hm_model::from_pointer(model) }?;
+        // SAFETY: the caller's promise.
+        let given = unsafe { arguments::shared(settings, "settings") }?;
+        // SAFETY: the caller's promise.
+        let schedule = unsafe { hm_schedule::table(schedule) }?;
+        // SAFETY: the caller's promise.
+        let labels = unsafe { arguments::slice(labels, count, "labels") }?;
+        // SAFETY: the caller's promise.
+        let mut out = unsafe { OutSlice::new(values, length, "values") }?;
+        let settings = given.to_settings()?;
+        let config = &model.info.config;
+        let size = config.image_shape().iter().product::<usize>();
+        out.check(size.saturating_mul(count), "values")?;
+        let batch = match given.batch as usize {
+            0 => batch_for(config, settings.guidance.is_active(), BATCH_BUDGET).min(count.max(1)),
+            batch => batch,
+        };
+        let sampler = Sampler::new(&model.dit, settings, schedule)?;
+        let run = sampler.run(Request {
+            labels: labels.iter().map(|label| *label as usize).collect(),
+            seed: given.seed,
+            noise: None,
+            batch,
+        })?;
+        for event in run {
+            match event? {
+                Event::Step {
+                    first_image,
+                    images,
+                    step,
+                    ..
+                } => {
+                    let done = hm_progress {
+                        first_image: first_image as u64,
+                        images: images as u64,
+                        count: count as u64,
+                        step: step as u32,
+                        steps: given.steps,
+                    };
+                    // SAFETY: the caller promised that it may be called with `user`; `done` lives until it returns.
+                    if progress.is_some_and(|tell| unsafe { tell(user, &done) } != 0) {
+                        return Err(Failure::Cancelled);
+                    }
+                }
+                Event::Images {
+                    first_image, x0, ..
+                } => out.set(first_image * size, &x0),
+            }
+        }
+        Ok(())
+    })
+}
+
+/// One image `[channels, height, width]` as `height · width` RGB pixels of 3 bytes. Latents become a rough preview.
+///
+/// # Safety
+/// `model` is loaded, `image` points to `length` floats, `rgb` to `rgb_length` bytes that only this call touches.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn hm_rgb8(
+    model: *const hm_model,
+    image: *const f32,
+    length: usize,
+    rgb: *mut u8,
+    rgb_length: usize,
+) -> hm_status {
+    guard(|| {
+        // SAFETY: the caller's promise.
+        let shape = unsafe { hm_model::from_pointer(model) }?
+            .info
+            .config
+            .image_shape();
+        // SAFETY: the caller's promise.
+        let values = unsafe { arguments::slice(image, length, "image") }?;
+        // SAFETY: the caller's promise.
+        let mut out = unsafe { OutSlice::new(rgb, rgb_length, "rgb") }?;
+        check_images(values.len(), shape, Some(1))?;
+        out.check(3 * shape[1] * shape[2], "rgb")?;
+        out.set(0, image_from_values(values, shape).as_raw());
+        Ok(())
+    })
+}
+
+/// Writes images `[n, channels, height, width]` as one PNG, side by side and below each other.
+///
+/// # Safety
+/// `model` is loaded, `values` points to `length` floats, `path` is a string.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn hm_write_png(
+    model: *const hm_model,
+    values: *const f32,
+    length: usize,
+    path: *const c_char,
+) -> hm_status {
+    guard(|| {
+        // SAFETY: the caller's promise.
+        let shape = unsafe { hm_model::from_pointer(model) }?
+            .info
+            .config
+            .image_shape();
+        // SAFETY: the caller's promise.
+        let values = unsafe { arguments::slice(values, length, "values") }?;
+        // SAFETY: the caller's promise.
+        let path = unsafe { arguments::text(path, "path") }?;
+        check_images(values.len(), shape, None)?;
+        let tiles: Vec<Tile> = values
+            .chunks(shape.iter().product())
+            .map(|image| Tile {
+                image: image_from_values(image, shape),
+                label: String::new(),
+            })
+            .collect();
+        write_png(&grid(&tiles, columns_for(tiles.len())), Path::new(path))?;
+        Ok(())
+    })
+}
+
+/// Whether `length` floats are whole images, and as many as asked.
+fn check_images(length: usize, shape: [usize; 3], expected: Option<usize>) -> Result<(), Failure> {
+    let size: usize = shape.iter().product();
+    let fits = match expected {
+        Some(count) => length == count * size,
+        None => length > 0 && length.is_multiple_of(size),
+    };
+    if fits {
+        return Ok(());
+    }
+    Err(Failure::Argument(format!(
+        "got {length} floats, expected {} of {shape:?}, which have {size}",
+        if expected.is_some() {
+            "an image"
+        } else {
+            "whole images"
+        }
+    )))
+}

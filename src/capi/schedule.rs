@@ -1,0 +1,166 @@
+//! Which branch is computed at which step.
+
+use std::{ffi::c_char, path::Path};
+
+use super::{
+    arguments::{self, Out},
+    error::{Failure, guard, guard_free, hm_status},
+    model::hm_model,
+    sample::hm_settings,
+};
+use crate::{
+    plan::{Accounting, compile},
+    policy::Policy,
+    sampler::{model_identity, model_shape, run_settings},
+    schedule::{Schedule, ScheduleFile, bundled_schedule},
+};
+
+/// A schedule that fits a model and a number of steps.
+pub struct hm_schedule {
+    pub(super) schedule: Schedule,
+    figures: Accounting,
+}
+
+/// What a schedule costs and saves, for one image and one half of the guidance batch.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct hm_figures {
+    pub steps: u32,
+    pub branches: u32,
+    /// Share of branch evaluations that are reused.
+    pub cur: f64,
+    /// Multiply-accumulates without reuse over those with it.
+    pub macs_ratio: f64,
+    pub macs: u64,
+    pub macs_full: u64,
+    /// Bytes of cached features at most.
+    pub cache_bytes: u64,
+}
+
+/// A schedule for a model and settings: a .schedule.json file, "none", "fora:N", "random:CUR[:SEED]", or "learned":
+/// the bundled router that fits, and where none does, nothing is reused.
+///
+/// # Safety
+/// `model` is loaded, `settings` points to settings, `spec` is a string, `schedule` may be written to.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn hm_schedule_open(
+    model: *const hm_model,
+    settings: *const hm_settings,
+    spec: *const c_char,
+    schedule: *mut *mut hm_schedule,
+) -> hm_status {
+    guard(|| {
+        // SAFETY: the caller's promise.
+        let out = unsafe { Out::new(schedule, "schedule") }?;
+        // SAFETY: the caller's promise.
+        let model = unsafe { hm_model::from_pointer(model) }?;
+        // SAFETY: the caller's promise.
+        let settings = unsafe { arguments::shared(settings, "settings") }?.to_settings()?;
+        // SAFETY: the caller's promise.
+        let spec = unsafe { arguments::text(spec, "spec") }?;
+        let branches = 2 * model.info.config.blocks;
+        let (identity, run) = (
+            model_identity(&model.info),
+            run_settings(&model.info, &settings)?,
+        );
+        let path = Path::new(spec);
+        let table = if spec == "learned" {
+            match bundled_schedule(&identity, &run) {
+                Some(file) => file.schedule()?,
+                None => Schedule::full(settings.steps, branches)?,
+            }
+        } else if path.extension().is_some_and(|e| e == "json") || path.is_file() {
+            let file = ScheduleFile::read(path)?;
+            file.check_fits(&identity, &run)?;
+            file.schedule()?
+        } else {
+            spec.parse::<Policy>()?.schedule(settings.steps, branches)?
+        };
+        out.set(hm_schedule::new(table, model));
+        Ok(())
+    })
+}
+
+/// A schedule from a table: `steps` rows of `branches` bytes, non-zero for compute. The first row must compute everything.
+///
+/// # Safety
+/// `model` is loaded, `compute` points to `length` bytes, `schedule` may be written to.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn hm_schedule_from_table(
+    model: *const hm_model,
+    compute: *const u8,
+    length: usize,
+    steps: u32,
+    schedule: *mut *mut hm_schedule,
+) -> hm_status {
+    guard(|| {
+        // SAFETY: the caller's promise.
+        let out = unsafe { Out::new(schedule, "schedule") }?;
+        // SAFETY: the caller's promise.
+        let model = unsafe { hm_model::from_pointer(model) }?;
+        // SAFETY: the caller's promise.
+        let compute = unsafe { arguments::slice(compute, length, "compute") }?;
+        let table = Schedule::new(
+            steps as usize,
+            2 * model.info.config.blocks,
+            compute.iter().map(|c| *c != 0).collect(),
+        )?;
+        out.set(hm_schedule::new(table, model));
+        Ok(())
+    })
+}
+
+/// What the schedule costs and saves.
+///
+/// # Safety
+/// `schedule` is open, `figures` may be written to.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn hm_schedule_get_figures(
+    schedule: *const hm_schedule,
+    figures: *mut hm_figures,
+) -> hm_status {
+    guard(|| {
+        // SAFETY: the caller's promise.
+        let out = unsafe { Out::new(figures, "figures") }?;
+        // SAFETY: the caller's promise.
+        let hm_schedule { schedule, figures } = unsafe { arguments::shared(schedule, "schedule") }?;
+        out.set(hm_figures {
+            steps: schedule.steps() as u32,
+            branches: schedule.branches() as u32,
+            cur: schedule.cur(),
+            macs_ratio: figures.macs_full as f64 / figures.macs as f64,
+            macs: figures.macs,
+            macs_full: figures.macs_full,
+            cache_bytes: figures.cache_bytes(),
+        });
+        Ok(())
+    })
+}
+
+/// Frees a schedule; null is nothing.
+///
+/// # Safety
+/// `schedule` is null, or came from one of the functions above and is not used again.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn hm_schedule_free(schedule: *mut hm_schedule) {
+    if !schedule.is_null() {
+        // SAFETY: a box of `hm_schedule::new`, given back once.
+        guard_free(|| drop(unsafe { Box::from_raw(schedule) }));
+    }
+}
+
+impl hm_schedule {
+    fn new(schedule: Schedule, model: &hm_model) -> *mut Self {
+        let figures = compile(&schedule, &model_shape(&model.info.config)).accounting();
+        Box::into_raw(Box::new(Self { schedule, figures }))
+    }
+
+    /// The table of a schedule that may be absent.
+    ///
+    /// # Safety
+    /// `schedule` is null or open.
+    pub(super) unsafe fn table(schedule: *const Self) -> Result<Option<Schedule>, Failure> {
+        // SAFETY: the caller's promise.
+        Ok(unsafe { schedule.as_ref() }.map(|s| s.schedule.clone()))
+    }
+}

@@ -1,0 +1,184 @@
+//! What goes wrong on a device, as types.
+//!
+//! burn installs handlers of its own on a wgpu device: the one for a lost device marks it, and every read-back after
+//! that fails; the one for other errors panics, wherever they come from. [`FaultLog`] replaces the second.
+
+use std::{
+    fmt,
+    panic::resume_unwind,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    thread::ThreadId,
+};
+
+use burn::backend::ExecutionError;
+
+/// Why a device did not do its work.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum DeviceFault {
+    /// The device is gone, and everything on it: driver reset, GPU unplugged, `wgpu::Device::destroy`.
+    #[error("the device was lost ({reason}): open an engine again and load the model onto it")]
+    Lost { reason: String },
+    /// No memory for an allocation. The device lives on.
+    #[error("the device has no memory left ({message}): run fewer images at a time")]
+    OutOfMemory { message: String },
+    /// An allocation that no buffer of this device can hold, however much is free.
+    #[error(
+        "a tensor is larger than the device's largest buffer ({message}): run fewer images at a time"
+    )]
+    TooLarge { message: String },
+    /// wgpu refused a call.
+    #[error("the device refused a command: {message}")]
+    Validation { message: String },
+    /// Anything else.
+    #[error("the device failed: {message}")]
+    Failed { message: String },
+}
+
+impl DeviceFault {
+    /// Whether nothing can be done on the device any more.
+    pub fn is_lost(&self) -> bool {
+        matches!(self, Self::Lost { .. })
+    }
+
+    pub(super) fn from_wgpu(error: &wgpu::Error) -> Self {
+        match error {
+            wgpu::Error::OutOfMemory { source } => Self::OutOfMemory {
+                message: source.to_string(),
+            },
+            wgpu::Error::Validation { description, .. } => Self::Validation {
+                message: description.clone(),
+            },
+            wgpu::Error::Internal {
+                description,
+                source,
+            } => Self::Failed {
+                message: match source.source() {
+                    Some(cause) => format!("{description}: {cause}"),
+                    None => description.clone(),
+                },
+            },
+        }
+    }
+
+    /// What burn's error says by itself.
+    pub(super) fn from_execution(error: &ExecutionError) -> Self {
+        let message = first_cause(error.reason());
+        if error.is_device_poisoned() {
+            return Self::Lost { reason: message };
+        }
+        // burn hands on a text; these are the two of cubecl's `IoError` that a smaller run avoids.
+        if error.reason().contains("can't allocate buffer of size") {
+            Self::TooLarge { message }
+        } else if error.reason().contains("out of device memory") {
+            Self::OutOfMemory { message }
+        } else {
+            Self::Failed { message }
+        }
+    }
+}
+
+/// The innermost line of cubecl's report, without headings and backtrace.
+fn first_cause(report: &str) -> String {
+    report
+        .lines()
+        .map(str::trim)
+        .take_while(|line| !line.starts_with("Backtrace"))
+        .filter(|line| !line.is_empty() && *line != "Caused by:")
+        .last()
+        .unwrap_or("no reason given")
+        .to_owned()
+}
+
+/// What a host does with the errors of its own calls on a shared device.
+type HostHandler = Arc<dyn Fn(&wgpu::Error) + Send + Sync>;
+
+/// The errors of a wgpu device that no error scope caught.
+#[derive(Clone)]
+pub(super) struct FaultLog {
+    first: Arc<Mutex<Option<DeviceFault>>>,
+    host: Arc<Mutex<Option<HostHandler>>>,
+}
+
+impl FaultLog {
+    /// Takes over the device's uncaptured errors. One raised on burn's thread is written down, and ends the launch or
+    /// allocation that raised it, so that what it was to make cannot be read; all others are the host's.
+    pub(super) fn install(device: &wgpu::Device, burns: Option<ThreadId>) -> Self {
+        let log = Self {
+            first: Arc::default(),
+            host: Arc::default(),
+        };
+        let handler = log.clone();
+        device.on_uncaptured_error(Arc::new(move |error: wgpu::Error| {
+            let here = std::thread::current().id();
+            if burns.is_some_and(|thread| thread != here) {
+                let host = lock(&handler.host).clone();
+                match host {
+                    Some(host) => host(&error),
+                    None => tracing::error!("uncaptured wgpu error of the host's: {error}"),
+                }
+                return;
+            }
+            tracing::debug!("uncaptured wgpu error: {error}");
+            // What follows a first error is mostly its consequence.
+            lock(&handler.first).get_or_insert_with(|| DeviceFault::from_wgpu(&error));
+            // burn catches what unwinds on its thread, and marks the buffers that were not written. Resuming rather than
+            // panicking keeps the host's panic hook out of it.
+            if cfg!(panic = "unwind") && burns.is_some() && !std::thread::panicking() {
+                resume_unwind(Box::new(error.to_string()));
+            }
+        }));
+        log
+    }
+
+    /// The first fault since the last call.
+    pub(super) fn take(&self) -> Option<DeviceFault> {
+        lock(&self.first).take()
+    }
+
+    pub(super) fn set_host_handler(&self, handler: HostHandler) {
+        *lock(&self.host) = Some(handler);
+    }
+}
+
+/// The data of these locks is whole at every moment, whatever panicked.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl fmt::Debug for FaultLog {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FaultLog")
+            .field("first", &*lock(&self.first))
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn burns_errors_are_told_apart() {
+        let poisoned = ExecutionError::device_poisoned("Destroyed: \nBacktrace:\n  0: somewhere");
+        assert_eq!(
+            DeviceFault::from_execution(&poisoned),
+            DeviceFault::Lost {
+                reason: "Destroyed:".into()
+            }
+        );
+        let large = ExecutionError::with_context(
+            "An IO error happened\nCaused by:\n  can't allocate buffer of size: 99\nBacktrace:\n  0: x",
+        );
+        assert_eq!(
+            DeviceFault::from_execution(&large),
+            DeviceFault::TooLarge {
+                message: "can't allocate buffer of size: 99".into()
+            }
+        );
+        let other = ExecutionError::with_context("the fusion server failed to run a task");
+        assert!(matches!(
+            DeviceFault::from_execution(&other),
+            DeviceFault::Failed { .. }
+        ));
+    }
+}
