@@ -80,7 +80,7 @@ fn route(places: &[Place]) -> Route {
     }
     let differentiable = places.iter().any(|place| place.device.is_autodiff());
     let cpu = places.iter().any(|place| on_cpu(&place.device));
-    let shaders = cfg!(not(any(feature = "spirv", feature = "msl")));
+    let shaders = cfg!(not(feature = "composed"));
     match (differentiable, cpu) {
         (true, true) => Route::DifferentiableCpu,
         (false, true) => Route::Fast,

@@ -131,6 +131,7 @@ fn a_profile_accounts_for_every_op_of_the_plan_and_draws_the_same_images() {
 }
 
 /// The promise about dispatches: at most 20 for a computed block (it takes 10), one for a reused span.
+#[cfg(not(feature = "composed"))]
 #[test]
 fn dispatches_on_vulkan_are_few_and_reused_spans_cost_one() {
     let report = harmonica_json(&[
