@@ -6,7 +6,6 @@
 
 use std::error::Error;
 
-use burn::tensor::{Tensor, TensorData};
 use harmonica::{
     checkpoint::{LoadOptions, ModelSpec, load_model},
     device::{Engine, device_descriptor, interop::ImagePainter},
@@ -50,15 +49,15 @@ fn main() -> Result<(), Box<dyn Error>> {
         noise: None,
         batch: 2,
     };
-    let [channels, height, width] = info.config.image_shape();
     for event in sampler.run(request)? {
-        if let Event::Images { images, x0, .. } = event? {
-            let data = TensorData::new(x0, [images, channels, height, width]);
-            let batch = Tensor::<4>::from_data(data, engine.device());
+        if let Event::Images {
+            images, on_device, ..
+        } = event?
+        {
             for image in 0..images {
                 let side = [SIDE as usize; 2];
                 let texture = painter.texture(side, wgpu::TextureUsages::COPY_SRC)?;
-                painter.paint(batch.clone(), image, &texture)?;
+                painter.paint(on_device.clone(), image, &texture)?;
                 textures.push(texture);
             }
         }

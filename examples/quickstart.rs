@@ -50,6 +50,7 @@ fn main() -> Result<(), Box<dyn Error>> {
                 first_image, step, ..
             } => eprintln!("images from {first_image}: step {step}"),
             Event::Images { x0, .. } => values.extend(x0),
+            _ => {}
         }
     }
 

@@ -24,13 +24,14 @@
 //!     guidance: Guidance::new(3.0, GuidedChannels::Three)?,
 //!     clip_x0: info.clip_x0,
 //! };
-//! let sampler = Sampler::new(&model, settings, None)?;
+//! let sampler = Sampler::new(&model, settings, None)?.with_engine(&engine);
 //! let request = Request { labels: vec![6, 7], seed: 0, noise: None, batch: 2 };
 //! // A run is an iterator that does one step a poll: stop polling to pause, drop it to cancel.
 //! for event in sampler.run(request)? {
 //!     match event? {
 //!         Event::Step { step, .. } => println!("step {step}"),
 //!         Event::Images { x0, .. } => println!("{} values in [-1, 1]", x0.len()),
+//!         _ => {}
 //!     }
 //! }
 //! # Ok(())

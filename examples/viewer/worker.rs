@@ -64,9 +64,9 @@ impl From<InteropError> for End {
 }
 
 /// A side under way.
-struct Lane<'s, 'm> {
+struct Lane {
     side: Side,
-    run: Run<'s, 'm>,
+    run: Run,
     done: usize,
     seconds: f64,
     /// What was painted last, `[1, C, H, W]`.
@@ -115,8 +115,11 @@ impl Worker {
             batch: 1,
         };
         let key = (job.label, job.seed, format!("{:?}", job.settings));
-        let full = Sampler::new(&self.model, job.settings, None)?;
-        let scheduled = Sampler::new(&self.model, job.settings, Some(job.schedule.clone()))?;
+        let sampler = |schedule| {
+            Sampler::new(&self.model, job.settings, schedule)
+                .map(|sampler| sampler.with_preview(true).with_engine(&self.engine))
+        };
+        let (full, scheduled) = (sampler(None)?, sampler(Some(job.schedule.clone()))?);
         let lane = |side, run| Lane {
             side,
             run,
@@ -160,7 +163,7 @@ impl Worker {
     }
 
     /// One step of a side, timed to its end on the device.
-    fn poll(&self, job: &Job, lane: &mut Lane<'_, '_>) -> Result<(), End> {
+    fn poll(&self, job: &Job, lane: &mut Lane) -> Result<(), End> {
         let started = Instant::now();
         let Some(event) = lane.run.next().transpose()? else {
             return Err(End::Failed("the run ended without an image".into()));
@@ -170,8 +173,11 @@ impl Worker {
         }
         lane.seconds += started.elapsed().as_secs_f64();
         match event {
-            Event::Step { step, .. } => {
+            Event::Step { step, x0, .. } => {
                 lane.done = step + 1;
+                if let Some(x0) = x0 {
+                    self.show(lane, x0)?;
+                }
                 self.send(Update::Step {
                     job: job.number,
                     side: lane.side,
@@ -180,11 +186,12 @@ impl Worker {
                 })
             }
             Event::Images { x0, .. } => self.finish(job, lane, x0),
+            _ => Ok(()),
         }
     }
 
     /// Shows a side's final image.
-    fn finish(&self, job: &Job, lane: &mut Lane<'_, '_>, values: Vec<f32>) -> Result<(), End> {
+    fn finish(&self, job: &Job, lane: &mut Lane, values: Vec<f32>) -> Result<(), End> {
         let [channels, height, width] = self.model.config().image_shape();
         let data = TensorData::new(values.clone(), [1, channels, height, width]);
         self.show(lane, Tensor::from_data(data, self.engine.device()))?;
@@ -198,7 +205,7 @@ impl Worker {
     }
 
     /// Paints `x0` `[1, C, H, W]` where the side is shown.
-    fn show(&self, lane: &mut Lane<'_, '_>, x0: Tensor<4>) -> Result<(), End> {
+    fn show(&self, lane: &mut Lane, x0: Tensor<4>) -> Result<(), End> {
         let target = match lane.side {
             Side::Uncached => &self.pictures.uncached,
             Side::Cached => &self.pictures.cached,

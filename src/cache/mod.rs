@@ -112,9 +112,9 @@ impl FeatureStore {
         }
     }
 
-    /// Whether it can serve a batch of this shape.
-    pub fn fits(&self, shape: [usize; 3]) -> bool {
-        self.shape == shape
+    /// Whether it can serve a plan of so many slots and features of this shape.
+    pub fn fits(&self, slots: usize, shape: [usize; 3]) -> bool {
+        (self.slots, self.shape) == (slots, shape)
     }
 
     /// Bytes of all slots.

@@ -195,6 +195,7 @@ pub unsafe extern "C" fn hm_sample(
                 Event::Images {
                     first_image, x0, ..
                 } => out.set(first_image * size, &x0),
+                _ => {}
             }
         }
         Ok(())

@@ -56,9 +56,9 @@ pub(super) struct Args {
 }
 
 /// A schedule to time, and what was measured.
-struct Row<'m> {
+struct Row {
     name: String,
-    sampler: Sampler<'m>,
+    sampler: Sampler,
     seconds: Vec<f64>,
     dispatches: u64,
     peak_cache_bytes: usize,
@@ -142,13 +142,13 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
 }
 
 /// The uncached run first, then what was asked for.
-fn rows<'m>(
+fn rows(
     args: &Args,
-    model: &'m Dit,
+    model: &Dit,
     info: &ModelInfo,
     settings: Settings,
-) -> Result<Vec<Row<'m>>, CliError> {
-    let row = |name: String, sampler: Sampler<'m>| Row {
+) -> Result<Vec<Row>, CliError> {
+    let row = |name: String, sampler: Sampler| Row {
         name,
         sampler: sampler.with_cache_dtype(args.cache.cache_dtype),
         seconds: Vec::new(),
@@ -172,7 +172,7 @@ fn rows<'m>(
 
 /// One whole run: seconds until its images are here, and the images.
 fn timed(
-    sampler: &Sampler<'_>,
+    sampler: &Sampler,
     request: &Request,
     bar: &ProgressBar,
     context: &Context,
@@ -183,13 +183,14 @@ fn timed(
         match event? {
             Event::Step { .. } => bar.inc(1),
             Event::Images { x0, .. } => images.extend(x0),
+            _ => {}
         }
         context.check_interrupt()?;
     }
     Ok((started.elapsed().as_secs_f64(), images))
 }
 
-fn figures(row: &Row<'_>, uncached: &Row<'_>, info: &ModelInfo, batch: usize) -> Value {
+fn figures(row: &Row, uncached: &Row, info: &ModelInfo, batch: usize) -> Value {
     let plan = row.sampler.plan().accounting();
     let macs_ratio = plan.macs_full as f64 / plan.macs as f64;
     // Runs that stood next to each other in time are compared with each other.
@@ -273,7 +274,7 @@ fn summary(rows: &[Value]) -> Table {
 }
 
 /// Milliseconds and dispatches of each part of a run.
-fn parts_table(rows: &[Row<'_>]) -> Table {
+fn parts_table(rows: &[Row]) -> Table {
     let mut header = vec!["ms (dispatches) by part"];
     header.extend(Part::ALL.map(Part::name));
     let cells = rows.iter().map(|row| {

@@ -185,6 +185,7 @@ fn draw(
         match event? {
             Event::Step { images, .. } => step(images as u64),
             Event::Images { x0, .. } => all.extend(x0),
+            _ => {}
         }
     }
     Ok(all)

@@ -120,7 +120,8 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
     });
     let chosen = args.schedule.resolve(&info, &settings)?;
     let sampler = Sampler::new(&model, settings, Some(chosen.schedule))?
-        .with_cache_dtype(args.cache.cache_dtype);
+        .with_cache_dtype(args.cache.cache_dtype)
+        .with_engine(&engine);
     let request = Request {
         labels: labels.clone(),
         seed: args.seed,
@@ -140,6 +141,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
         match event? {
             Event::Step { images, .. } => bar.inc(images as u64),
             Event::Images { x0, .. } => values.extend(x0),
+            _ => {}
         }
         if let Err(interrupt) = context.check_interrupt() {
             bar.abandon();

@@ -26,6 +26,12 @@ impl LaunchObserver for Counter {
     }
 }
 
+impl std::fmt::Debug for LaunchCount {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("LaunchCount").field(&self.so_far()).finish()
+    }
+}
+
 impl LaunchCount {
     /// Starts to count.
     pub fn start() -> Self {

@@ -65,10 +65,11 @@ pub(super) fn attention_wgsl(qkv: CubeTensor, bias: CubeTensor, heads: usize) ->
     out
 }
 
-/// Queries that the CPU takes at a time: the lanes of the vector unit.
+/// Queries that the CPU takes at a time: one or a few vectors of them.
 const LANES: usize = 16;
-/// Keys, or channels of a value, that meet a vector of queries at a time: its accumulators.
-const ROWS: usize = 8;
+/// Keys, or channels of a value, that meet the queries at a time. With 16 lanes, that many accumulators stay in
+/// registers also where vectors are short.
+const ROWS: usize = 4;
 /// Queries of a thread's piece of work.
 const PIECE: usize = 64;
 
@@ -92,33 +93,33 @@ pub fn attention_cpu(
         })
         .for_each(|(image, first, out)| {
             let image = &qkv[image * tokens * width..][..tokens * width];
-            pulp::Arch::new().dispatch(|| {
-                let mut head = Head::new(tokens, dim, heads);
-                for h in 0..heads {
-                    head.pack(image, bias, h);
-                    for (block, out) in out.chunks_mut(LANES * dim).enumerate() {
-                        head.mix(image, bias, first + block * LANES, out);
-                    }
+            let mut head = Head::new(tokens, dim, heads);
+            for h in 0..heads {
+                head.pack(image, bias, h);
+                for (block, out) in out.chunks_mut(LANES * dim).enumerate() {
+                    head.mix(image, bias, first + block * LANES, out);
                 }
-            });
+            }
         });
 }
 
-/// Keys and values of one head, laid out for [`multiply`], and room for the scores of a vector of queries.
+/// Keys and values of one head, laid out for [`Products`], and room for the scores of a vector of queries.
 struct Head {
     tokens: usize,
     dim: usize,
     size: usize,
     /// First channel of the head.
     column: usize,
-    /// `[tokens/8][size][8]`
+    /// `[tokens/4][size][4]`
     keys: Vec<f32>,
-    /// `[size/8][tokens][8]`
+    /// `[size/4][tokens][4]`
     values: Vec<f32>,
     /// `[size][16]`
     queries: Vec<f32>,
-    /// `[tokens][16]`, the keys padded to a multiple of 8
+    /// `[tokens][16]`, the keys padded to a multiple of 4
     scores: Vec<f32>,
+    /// `[size][16]`, the channels padded likewise
+    mixed: Vec<f32>,
 }
 
 impl Head {
@@ -133,6 +134,7 @@ impl Head {
             values: vec![0.0; size.next_multiple_of(ROWS) * tokens],
             queries: vec![0.0; size * LANES],
             scores: vec![0.0; tokens.next_multiple_of(ROWS) * LANES],
+            mixed: vec![0.0; size.next_multiple_of(ROWS) * LANES],
         }
     }
 
@@ -171,49 +173,87 @@ impl Head {
                 self.queries[c * LANES + lane] = (query + bias) * scale;
             }
         }
-        let groups = self.keys.chunks_exact(size * ROWS);
-        for (group, scores) in groups.zip(self.scores.chunks_exact_mut(ROWS * LANES)) {
-            let product = multiply(group, &self.queries);
-            scores.copy_from_slice(product.as_flattened());
-        }
+        let arch = pulp::Arch::new();
+        arch.dispatch(Products {
+            groups: &self.keys,
+            by: &self.queries,
+            out: &mut self.scores,
+        });
         let (scores, _) = self.scores.as_chunks_mut::<LANES>();
         let scores = &mut scores[..self.tokens];
-        let mut largest = [f32::MIN; LANES];
-        for score in scores.iter() {
-            for lane in 0..LANES {
-                largest[lane] = largest[lane].max(score[lane]);
-            }
-        }
         let mut total = [0.0; LANES];
-        for score in scores.iter_mut() {
-            for lane in 0..LANES {
-                score[lane] = exp(score[lane] - largest[lane]);
-                total[lane] += score[lane];
-            }
-        }
-        let weights = scores.as_flattened();
-        for (group, values) in self.values.chunks_exact(self.tokens * ROWS).enumerate() {
-            let product = multiply(values, weights);
-            for (c, product) in product.iter().enumerate().take(size - group * ROWS) {
-                let channel = self.column + group * ROWS + c;
-                for lane in 0..rows {
-                    out[lane * dim + channel] = product[lane] / total[lane];
+        arch.dispatch(|| {
+            let mut largest = [f32::MIN; LANES];
+            for score in scores.iter() {
+                for lane in 0..LANES {
+                    largest[lane] = largest[lane].max(score[lane]);
                 }
+            }
+            for score in scores.iter_mut() {
+                for lane in 0..LANES {
+                    score[lane] = exp(score[lane] - largest[lane]);
+                    total[lane] += score[lane];
+                }
+            }
+        });
+        arch.dispatch(Products {
+            groups: &self.values,
+            by: scores.as_flattened(),
+            out: &mut self.mixed,
+        });
+        for (channel, mixed) in self.mixed.as_chunks::<LANES>().0[..size].iter().enumerate() {
+            for lane in 0..rows {
+                out[lane * dim + self.column + channel] = mixed[lane] / total[lane];
             }
         }
     }
 }
 
-/// `out[r][l] = Σ_k a[k][r]·b[k][l]`: the accumulators stay in registers.
-#[inline(always)]
-fn multiply(a: &[f32], b: &[f32]) -> [[f32; LANES]; ROWS] {
-    let mut out = [[0.0; LANES]; ROWS];
-    for (a, b) in a.as_chunks::<ROWS>().0.iter().zip(b.as_chunks::<LANES>().0) {
-        for r in 0..ROWS {
-            for l in 0..LANES {
-                out[r][l] += a[r] * b[l];
+/// `out[g][r][l] = Σ_k groups[g][k][r]·by[k][l]`.
+struct Products<'a> {
+    /// `[n][k][4]`
+    groups: &'a [f32],
+    /// `[k][16]`
+    by: &'a [f32],
+    /// `[n][4][16]`
+    out: &'a mut [f32],
+}
+
+impl pulp::WithSimd for Products<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: pulp::Simd>(self, simd: S) {
+        match S::F32_LANES {
+            16 => self.run::<S, 1>(simd),
+            8 => self.run::<S, 2>(simd),
+            4 => self.run::<S, 4>(simd),
+            _ => self.run::<S, LANES>(simd),
+        }
+    }
+}
+
+impl Products<'_> {
+    /// With `LANES` as `V` vectors.
+    #[inline(always)]
+    fn run<S: pulp::Simd, const V: usize>(self, simd: S) {
+        let by = self.by.as_chunks::<LANES>().0;
+        let groups = self.groups.chunks_exact(by.len() * ROWS);
+        let out = self.out.as_chunks_mut::<LANES>().0;
+        for (group, out) in groups.zip(out.chunks_exact_mut(ROWS)) {
+            let mut sums = [[simd.splat_f32s(0.0); V]; ROWS];
+            for (a, b) in group.as_chunks::<ROWS>().0.iter().zip(by) {
+                let (b, _) = S::as_simd_f32s(b);
+                for (sums, a) in sums.iter_mut().zip(a) {
+                    let a = simd.splat_f32s(*a);
+                    for (sum, b) in sums.iter_mut().zip(b) {
+                        *sum = simd.mul_add_f32s(a, *b, *sum);
+                    }
+                }
+            }
+            for (out, sums) in out.iter_mut().zip(sums) {
+                S::as_mut_simd_f32s(out).0.copy_from_slice(&sums);
             }
         }
     }
-    out
 }

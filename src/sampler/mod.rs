@@ -8,10 +8,11 @@ mod parts;
 mod run;
 
 pub use parts::{Part, PartTimes, PartTotal};
-pub use run::{Event, Request, Run, Sampler, Totals};
+pub use run::{Event, Request, Run, RunState, Sampler, Totals};
 
 use crate::{
     checkpoint::ModelInfo,
+    device::DeviceFault,
     diffusion::{DiffusionError, Guidance, Solver, Trajectory},
     dit::DitConfig,
     schedule::{GuidanceRecord, ModelIdentity, ModelShape, RunSettings, ScheduleError},
@@ -58,12 +59,15 @@ pub enum SampleError {
     Batch,
     /// The network returned something that is no picture.
     #[error(
-        "image {image} is not finite after the last step: the weights are damaged or the settings are too extreme"
+        "image {image} is not finite since step {step}: the weights are damaged or the settings are too extreme"
     )]
-    NotFinite { image: usize },
+    NotFinite { image: usize, step: usize },
+    /// The state of a run with other settings.
+    #[error("the state is that of another run: it stands at step {step}, this run has {steps}")]
+    State { step: usize, steps: usize },
     /// The device failed.
-    #[error("the device failed while sampling: {0}")]
-    Device(String),
+    #[error(transparent)]
+    Device(#[from] DeviceFault),
 }
 
 /// The costs of a network's parts depend on these numbers alone.

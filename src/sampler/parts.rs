@@ -49,6 +49,7 @@ impl Part {
 }
 
 /// Time and dispatches a part, measured with a wait for the device after each: slower in sum than an undisturbed run.
+#[derive(Debug)]
 pub struct PartTimes {
     parts: [PartTotal; 6],
     launches: LaunchCount,

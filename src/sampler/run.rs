@@ -1,5 +1,10 @@
 //! The denoising loop.
 
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+};
+
 use burn::tensor::{Tensor, TensorData};
 
 use super::{
@@ -10,7 +15,8 @@ use super::{
 };
 use crate::{
     cache::{CacheDtype, FeatureStore},
-    diffusion::{ImageNoise, Solver, StepCoefficients, Trajectory},
+    device::{DeviceFault, Engine},
+    diffusion::{ImageNoise, Solver, SolverStep, StepCoefficients, Trajectory},
     dit::{Conditioning, Dit},
     kernels::{DdimStep, runs_kernels, solver_step},
     plan::{Plan, compile},
@@ -33,16 +39,24 @@ pub struct Request {
     pub batch: usize,
 }
 
-/// A model ready to sample.
-#[derive(Debug)]
-pub struct Sampler<'m> {
-    model: &'m Dit,
+/// A model ready to sample: its weights are shared, so clones and runs cost nothing and live on their own.
+#[derive(Debug, Clone)]
+pub struct Sampler {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug, Clone)]
+struct Inner {
+    model: Dit,
     settings: Settings,
     trajectory: Trajectory,
     schedule: Schedule,
-    plan: Plan,
+    plan: Arc<Plan>,
     cache_dtype: CacheDtype,
     conditioning_bytes: usize,
+    preview: bool,
+    recovery: bool,
+    engine: Option<Engine>,
 }
 
 /// What a run did, for all its images together.
@@ -57,29 +71,64 @@ pub struct Totals {
 }
 
 /// What happened in a poll.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
+#[non_exhaustive]
 pub enum Event {
+    /// The run begins: so many images, in batches.
+    Started { images: usize, steps: usize },
     /// One denoising step of a batch was issued to the device.
     Step {
         first_image: usize,
         images: usize,
         step: usize,
+        /// The clean images as predicted at this step, `[images, C, H, W]` on the device; with
+        /// [`Sampler::with_preview`] only.
+        x0: Option<Tensor<4>>,
     },
-    /// A batch is done: images `first_image..`, `x0` `[images, C, H, W]` row-major.
+    /// A batch is done: images `first_image..`.
     Images {
         first_image: usize,
         images: usize,
+        /// `[images, C, H, W]`, row-major.
         x0: Vec<f32>,
+        /// The same on the device.
+        on_device: Tensor<4>,
     },
+    /// All images are done.
+    Done(Totals),
 }
 
-impl<'m> Sampler<'m> {
+/// Where a run stood after its last finished step, on the host: all that [`Sampler::resume`] needs, on any device.
+#[derive(Debug, Clone)]
+pub struct RunState {
+    request: Request,
+    /// First image of the batch at hand.
+    first: usize,
+    step: usize,
+    /// `[B, C, H, W]` of the batch at hand.
+    x: Vec<f32>,
+    noise: Vec<ImageNoise>,
+}
+
+impl RunState {
+    /// First image of the batch at hand; those before it were delivered.
+    pub fn first_image(&self) -> usize {
+        self.first
+    }
+
+    /// The step that comes next.
+    pub fn step(&self) -> usize {
+        self.step
+    }
+}
+
+impl Sampler {
     /// A sampler; `schedule` `None` computes everything.
     ///
     /// # Errors
     /// [`SampleError::Diffusion`] for impossible settings, [`SampleError::Schedule`] for a table of another size.
     pub fn new(
-        model: &'m Dit,
+        model: &Dit,
         settings: Settings,
         schedule: Option<Schedule>,
     ) -> Result<Self, SampleError> {
@@ -102,48 +151,68 @@ impl<'m> Sampler<'m> {
         }
         let plan = compile(&schedule, &model_shape(model.config()));
         Ok(Self {
-            model,
-            settings,
-            trajectory,
-            schedule,
-            plan,
-            cache_dtype: CacheDtype::default(),
-            conditioning_bytes: CONDITIONING_BYTES,
+            inner: Arc::new(Inner {
+                model: model.clone(),
+                settings,
+                trajectory,
+                schedule,
+                plan: Arc::new(plan),
+                cache_dtype: CacheDtype::default(),
+                conditioning_bytes: CONDITIONING_BYTES,
+                preview: false,
+                recovery: false,
+                engine: None,
+            }),
         })
+    }
+
+    fn with(mut self, change: impl FnOnce(&mut Inner)) -> Self {
+        change(Arc::make_mut(&mut self.inner));
+        self
     }
 
     /// Keeps features in this form.
     pub fn with_cache_dtype(self, cache_dtype: CacheDtype) -> Self {
-        Self {
-            cache_dtype,
-            ..self
-        }
+        self.with(|inner| inner.cache_dtype = cache_dtype)
     }
 
     /// Bounds the adaLN vectors that are computed ahead [default: 64 MiB]; with 0 every step computes its own.
     pub fn with_conditioning_bytes(self, conditioning_bytes: usize) -> Self {
-        Self {
-            conditioning_bytes,
-            ..self
-        }
+        self.with(|inner| inner.conditioning_bytes = conditioning_bytes)
+    }
+
+    /// Whether every [`Event::Step`] carries the clean images as predicted there.
+    pub fn with_preview(self, preview: bool) -> Self {
+        self.with(|inner| inner.preview = preview)
+    }
+
+    /// Whether runs keep a [`RunState`] of the last finished step, for the price of a read-back a step.
+    pub fn with_recovery(self, recovery: bool) -> Self {
+        self.with(|inner| inner.recovery = recovery)
+    }
+
+    /// Asks the engine that the model lives on what an error of the device means, and after every read-back whether
+    /// there was one: some faults leave wrong values and a read-back that succeeds.
+    pub fn with_engine(self, engine: &Engine) -> Self {
+        self.with(|inner| inner.engine = Some(engine.clone()))
     }
 
     /// The schedule in use.
     pub fn schedule(&self) -> &Schedule {
-        &self.schedule
+        &self.inner.schedule
     }
 
     /// What the run will do, op by op.
     pub fn plan(&self) -> &Plan {
-        &self.plan
+        &self.inner.plan
     }
 
     /// Starts a run; the work is done by polling it.
     ///
     /// # Errors
     /// [`SampleError`] for a request that does not fit the model.
-    pub fn run(&self, request: Request) -> Result<Run<'_, 'm>, SampleError> {
-        let config = self.model.config();
+    pub fn run(&self, request: Request) -> Result<Run, SampleError> {
+        let config = self.inner.model.config();
         let images = request.labels.len();
         if images == 0 {
             return Err(SampleError::NoImages);
@@ -170,47 +239,72 @@ impl<'m> Sampler<'m> {
             }
         }
         Ok(Run {
-            sampler: self,
+            inner: self.inner.clone(),
             request,
             next_image: 0,
             batch: None,
-            failed: false,
+            phase: Phase::Fresh,
             peak_cache_bytes: 0,
             store: None,
             parts: None,
+            state: None,
         })
+    }
+
+    /// Goes on with a run of the same model and settings where it stood, on this sampler's device.
+    ///
+    /// Cached features are not part of the state: the first step that is resumed computes every branch, the following
+    /// ones reuse as the schedule says. Without reuse the images are those of the undisturbed run.
+    ///
+    /// # Errors
+    /// [`SampleError`] for a state that does not fit the model or its settings.
+    pub fn resume(&self, state: RunState) -> Result<Run, SampleError> {
+        let mut run = self.run(state.request.clone())?;
+        let steps = self.inner.settings.steps;
+        let size: usize = self.inner.model.config().image_shape().iter().product();
+        if state.step > steps || state.x.len() != state.noise.len() * size {
+            return Err(SampleError::State {
+                step: state.step,
+                steps,
+            });
+        }
+        let schedule = &self.inner.schedule;
+        let resumed = Schedule::from_rule(steps, schedule.branches(), |s, n| {
+            s == 0 || s == state.step || schedule.computes(s, n)
+        })?;
+        let plan = compile(&resumed, &model_shape(self.inner.model.config()));
+        run.phase = Phase::Running;
+        run.next_image = state.first;
+        let batch = run.batch(state.first, state.x, state.noise, Arc::new(plan));
+        run.batch = Some(Batch {
+            step: state.step,
+            ..batch
+        });
+        Ok(run)
     }
 
     /// Bytes of the cache for a batch of `images` images.
     pub fn cache_bytes(&self, images: usize) -> usize {
-        let config = self.model.config();
-        let numbers = self.copies() * images * config.tokens() * config.hidden;
-        self.plan.slots() * self.cache_dtype.feature_bytes(numbers)
+        let config = self.inner.model.config();
+        let numbers = self.inner.copies() * images * config.tokens() * config.hidden;
+        self.inner.plan.slots() * self.inner.cache_dtype.feature_bytes(numbers)
     }
 
     /// Bytes of adaLN weights that a run of one batch of `images` images reads.
     pub fn adaln_bytes_read(&self, images: usize) -> usize {
-        let config = self.model.config();
+        let config = self.inner.model.config();
         let layers = 4 * config.hidden * config.hidden * (6 * config.blocks + 2);
-        self.settings.steps.div_ceil(self.steps_ahead(images)) * layers
-    }
-
-    /// Steps whose adaLN vectors fit the memory bound, at least the one at hand.
-    fn steps_ahead(&self, images: usize) -> usize {
-        let config = self.model.config();
-        let vectors = 4 * config.hidden * (6 * config.blocks + 2);
-        // In a guided batch the null label's vectors serve the whole unconditional half.
-        let rows = images + self.copies() - 1;
-        (self.conditioning_bytes / (vectors * rows)).max(1)
+        let chunks = self
+            .inner
+            .settings
+            .steps
+            .div_ceil(self.inner.steps_ahead(images));
+        chunks * layers
     }
 
     /// Elements of the network's batch an image: two with guidance.
     pub fn copies(&self) -> usize {
-        if self.settings.guidance.is_active() {
-            2
-        } else {
-            1
-        }
+        self.inner.copies()
     }
 
     /// Runs to the end, waiting for the device after each part of each step: the images, and where the time went.
@@ -244,7 +338,25 @@ impl<'m> Sampler<'m> {
     }
 }
 
-impl Sampler<'_> {
+impl Inner {
+    /// Steps whose adaLN vectors fit the memory bound, at least the one at hand.
+    fn steps_ahead(&self, images: usize) -> usize {
+        let config = self.model.config();
+        let vectors = 4 * config.hidden * (6 * config.blocks + 2);
+        // In a guided batch the null label's vectors serve the whole unconditional half.
+        let rows = images + self.copies() - 1;
+        (self.conditioning_bytes / (vectors * rows)).max(1)
+    }
+
+    /// Elements of the network's batch an image: two with guidance.
+    fn copies(&self) -> usize {
+        if self.settings.guidance.is_active() {
+            2
+        } else {
+            1
+        }
+    }
+
     /// The step as one kernel, where it is deterministic DDIM on a device that runs it.
     fn fused_step(&self, step: &StepCoefficients) -> Option<DdimStep> {
         let Settings {
@@ -267,13 +379,24 @@ impl Sampler<'_> {
         })
     }
 
+    /// What ended a poll.
+    fn fault_of_panic(&self, panic: &(dyn std::any::Any + Send)) -> DeviceFault {
+        let text = panic.downcast_ref::<String>().map(String::as_str);
+        let message = text
+            .or_else(|| panic.downcast_ref::<&str>().copied())
+            .unwrap_or("no reason given")
+            .to_owned();
+        let known = self.engine.as_ref().and_then(Engine::fault);
+        known.unwrap_or(DeviceFault::Failed { message })
+    }
+
     /// Any solver's step from the network's output `[B or 2B, C_out, H, W]`.
     fn composed_step(
         &self,
         step: &StepCoefficients,
         batch: &mut Batch,
         output: Tensor<4>,
-    ) -> Tensor<4> {
+    ) -> SolverStep {
         let Settings {
             solver,
             guidance,
@@ -295,44 +418,53 @@ impl Sampler<'_> {
                 .for_each(|stream| stream.fill(size, &mut values));
             Tensor::from_data(TensorData::new(values, dims), &batch.x.device())
         });
-        solver
-            .step(step, batch.x.clone(), output, clip_x0, noise)
-            .next
+        solver.step(step, batch.x.clone(), output, clip_x0, noise)
     }
 }
 
-/// A run in progress.
-pub struct Run<'s, 'm> {
-    sampler: &'s Sampler<'m>,
+/// A run in progress: an iterator of events that does one step a poll. It may be moved to and polled from any thread.
+#[derive(Debug)]
+pub struct Run {
+    inner: Arc<Inner>,
     request: Request,
     next_image: usize,
     batch: Option<Batch>,
-    failed: bool,
+    phase: Phase,
     peak_cache_bytes: usize,
     /// The last batch's slots, for the next one.
     store: Option<FeatureStore>,
     parts: Option<PartTimes>,
+    state: Option<RunState>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Fresh,
+    Running,
+    /// Everything was told, or something failed.
+    Over,
 }
 
 /// The images that are being denoised together.
+#[derive(Debug)]
 struct Batch {
     first: usize,
     labels: Vec<usize>,
     noise: Vec<ImageNoise>,
     x: Tensor<4>,
     step: usize,
+    plan: Arc<Plan>,
     store: FeatureStore,
     /// adaLN vectors of the steps `ahead..`.
     conditioning: Option<Conditioning>,
     ahead: std::ops::Range<usize>,
 }
 
-impl Run<'_, '_> {
+impl Run {
     /// What the whole run costs, and the cache it has needed so far.
     pub fn totals(&self) -> Totals {
-        let sampler = self.sampler;
-        let figures = sampler.plan.accounting();
-        let passes = (self.request.labels.len() * sampler.copies()) as u64;
+        let figures = self.inner.plan.accounting();
+        let passes = (self.request.labels.len() * self.inner.copies()) as u64;
         Totals {
             macs: passes * figures.macs,
             macs_full: passes * figures.macs_full,
@@ -340,12 +472,14 @@ impl Run<'_, '_> {
         }
     }
 
+    /// Where the run stood after its last finished step, also after an error; with [`Sampler::with_recovery`] only.
+    pub fn state(&self) -> Option<&RunState> {
+        self.state.as_ref()
+    }
+
     fn start_batch(&mut self) -> Batch {
         let request = &self.request;
-        let sampler = self.sampler;
-        let config = sampler.model.config();
-        let [c, h, w] = config.image_shape();
-        let size = c * h * w;
+        let size: usize = self.inner.model.config().image_shape().iter().product();
         let first = self.next_image;
         let count = request.batch.min(request.labels.len() - first);
         let mut noise: Vec<_> = (0..count)
@@ -359,19 +493,34 @@ impl Run<'_, '_> {
         if let Some(given) = &request.noise {
             values.copy_from_slice(&given[first * size..(first + count) * size]);
         }
-        let data = TensorData::new(values, [count, c, h, w]);
-        let device = sampler.model.device();
-        let shape = [sampler.copies() * count, config.tokens(), config.hidden];
-        let store = match self.store.take().filter(|store| store.fits(shape)) {
+        self.batch(first, values, noise, self.inner.plan.clone())
+    }
+
+    /// The batch of images `first..` in state `x`, at step 0.
+    fn batch(
+        &mut self,
+        first: usize,
+        x: Vec<f32>,
+        noise: Vec<ImageNoise>,
+        plan: Arc<Plan>,
+    ) -> Batch {
+        let inner = &self.inner;
+        let config = inner.model.config();
+        let ([c, h, w], device) = (config.image_shape(), inner.model.device());
+        let count = noise.len();
+        let shape = [inner.copies() * count, config.tokens(), config.hidden];
+        let kept = self.store.take();
+        let store = match kept.filter(|store| store.fits(plan.slots(), shape)) {
             Some(store) => store,
-            None => FeatureStore::new(sampler.plan.slots(), shape, sampler.cache_dtype, &device),
+            None => FeatureStore::new(plan.slots(), shape, inner.cache_dtype, &device),
         };
         Batch {
             first,
-            labels: request.labels[first..first + count].to_vec(),
+            labels: self.request.labels[first..first + count].to_vec(),
             noise,
-            x: Tensor::from_data(data, &device),
+            x: Tensor::from_data(TensorData::new(x, [count, c, h, w]), &device),
             step: 0,
+            plan,
             store,
             conditioning: None,
             ahead: 0..0,
@@ -380,22 +529,21 @@ impl Run<'_, '_> {
 
     /// The adaLN vectors of the batch's step, computed for as many steps as the memory bound allows.
     fn conditioning(&mut self, batch: &mut Batch) -> Conditioning {
-        let sampler = self.sampler;
-        let config = sampler.model.config();
+        let inner = self.inner.clone();
         let mut labels = batch.labels.clone();
-        if sampler.settings.guidance.is_active() {
-            labels.push(config.classes);
+        if inner.settings.guidance.is_active() {
+            labels.push(inner.model.config().classes);
         }
         let ready = batch.conditioning.take();
         let conditioning = match ready.filter(|_| batch.ahead.contains(&batch.step)) {
             Some(conditioning) => conditioning,
             None => {
-                let ahead = sampler.steps_ahead(batch.labels.len());
-                let end = sampler.settings.steps.min(batch.step.saturating_add(ahead));
+                let ahead = inner.steps_ahead(batch.labels.len());
+                let end = inner.settings.steps.min(batch.step.saturating_add(ahead));
                 batch.ahead = batch.step..end;
-                let steps = &sampler.trajectory.steps()[batch.ahead.clone()];
+                let steps = &inner.trajectory.steps()[batch.ahead.clone()];
                 let timesteps: Vec<_> = steps.iter().map(|s| s.timestep as f32).collect();
-                let conditioning = sampler.model.condition_steps(&timesteps, &labels);
+                let conditioning = inner.model.condition_steps(&timesteps, &labels);
                 self.mark(Part::Conditioning);
                 conditioning
             }
@@ -407,88 +555,148 @@ impl Run<'_, '_> {
 
     fn mark(&mut self, part: Part) {
         if let Some(parts) = &mut self.parts {
-            parts.mark(part, &self.sampler.model.device());
+            parts.mark(part, &self.inner.model.device());
         }
     }
 
-    /// One denoising step of the batch.
-    fn advance(&mut self, batch: &mut Batch) {
+    /// One denoising step of the batch; the predicted clean images.
+    fn advance(&mut self, batch: &mut Batch) -> Tensor<4> {
         let conditioning = self.conditioning(batch);
-        let sampler = self.sampler;
+        let inner = self.inner.clone();
         let tokens = planned_tokens(
-            sampler.model,
-            &sampler.plan.steps()[batch.step],
+            &inner.model,
+            &batch.plan.steps()[batch.step],
             batch.x.clone(),
-            sampler.copies(),
+            inner.copies(),
             &conditioning,
             &mut batch.store,
             self.parts.as_mut(),
         );
-        let step = &sampler.trajectory.steps()[batch.step];
-        batch.x = match sampler.fused_step(step) {
+        let step = &inner.trajectory.steps()[batch.step];
+        let (next, x0) = match inner.fused_step(step) {
             Some(fused) => {
-                let (patches, bias) = sampler.model.patches(tokens, &conditioning);
-                solver_step(batch.x.clone(), patches, bias, fused).0
+                let (patches, bias) = inner.model.patches(tokens, &conditioning);
+                solver_step(batch.x.clone(), patches, bias, fused)
             }
             None => {
-                let output = sampler.model.unembed(tokens, &conditioning);
-                sampler.composed_step(step, batch, output)
+                let output = inner.model.unembed(tokens, &conditioning);
+                let step = inner.composed_step(step, batch, output);
+                (step.next, step.x0)
             }
         };
+        batch.x = next;
         batch.step += 1;
         self.mark(Part::Solver);
+        x0
+    }
+
+    /// Values of a tensor, and what the engine says of how they came about.
+    fn read(&self, x: &Tensor<4>) -> Result<Vec<f32>, SampleError> {
+        let engine = self.inner.engine.as_ref();
+        let data = x.clone().try_into_data().map_err(|e| match engine {
+            Some(engine) => engine.fault_of(&e),
+            None => DeviceFault::Failed {
+                message: e.to_string(),
+            },
+        })?;
+        if let Some(fault) = engine.and_then(Engine::fault) {
+            return Err(fault.into());
+        }
+        let values = data.try_into_vec::<f32>();
+        values.map_err(|e| {
+            let message = format!("{e:?}");
+            DeviceFault::Failed { message }.into()
+        })
     }
 
     fn finish(&mut self, batch: Batch) -> Result<Event, SampleError> {
         self.peak_cache_bytes = self.peak_cache_bytes.max(batch.store.bytes());
-        self.store = Some(batch.store);
         let images = batch.labels.len();
-        let data = batch
-            .x
-            .try_into_data()
-            .map_err(|e| SampleError::Device(e.to_string()))?;
-        let x0 = data
-            .try_into_vec::<f32>()
-            .map_err(|e| SampleError::Device(format!("{e:?}")))?;
+        let x0 = self.read(&batch.x)?;
         let size = x0.len() / images;
         if let Some(bad) = x0.iter().position(|v| !v.is_finite()) {
             return Err(SampleError::NotFinite {
                 image: batch.first + bad / size,
+                step: self.first_bad_step(&batch)?,
             });
         }
+        self.store = Some(batch.store);
         Ok(Event::Images {
             first_image: batch.first,
             images,
             x0,
+            on_device: batch.x,
         })
     }
-}
 
-impl Iterator for Run<'_, '_> {
-    type Item = Result<Event, SampleError>;
+    /// The first step of a failed batch that shows it: runs it again, looking at every step's result. Runs that go
+    /// well pay nothing for this.
+    fn first_bad_step(&mut self, failed: &Batch) -> Result<usize, SampleError> {
+        self.next_image = failed.first;
+        let mut batch = self.start_batch();
+        while batch.step < self.inner.settings.steps {
+            self.advance(&mut batch);
+            if self.read(&batch.x)?.iter().any(|v| !v.is_finite()) {
+                break;
+            }
+        }
+        Ok(batch.step.saturating_sub(1))
+    }
 
-    fn next(&mut self) -> Option<Self::Item> {
-        if self.failed {
-            return None;
+    /// What the next poll does.
+    fn poll(&mut self) -> Result<Option<Event>, SampleError> {
+        let steps = self.inner.settings.steps;
+        if self.phase == Phase::Fresh {
+            self.phase = Phase::Running;
+            let images = self.request.labels.len();
+            return Ok(Some(Event::Started { images, steps }));
         }
         let mut batch = match self.batch.take() {
             Some(batch) => batch,
             None if self.next_image < self.request.labels.len() => self.start_batch(),
-            None => return None,
+            None => {
+                self.phase = Phase::Over;
+                return Ok(Some(Event::Done(self.totals())));
+            }
         };
-        if batch.step == self.sampler.settings.steps {
+        if batch.step == steps {
             self.next_image += batch.labels.len();
-            let event = self.finish(batch);
-            self.failed = event.is_err();
-            return Some(event);
+            return self.finish(batch).map(Some);
         }
-        self.advance(&mut batch);
+        let x0 = self.advance(&mut batch);
+        if self.inner.recovery {
+            self.state = Some(RunState {
+                request: self.request.clone(),
+                first: batch.first,
+                step: batch.step,
+                x: self.read(&batch.x)?,
+                noise: batch.noise.clone(),
+            });
+        }
         let event = Event::Step {
             first_image: batch.first,
             images: batch.labels.len(),
             step: batch.step - 1,
+            x0: self.inner.preview.then_some(x0),
         };
         self.batch = Some(batch);
-        Some(Ok(event))
+        Ok(Some(event))
+    }
+}
+
+impl Iterator for Run {
+    type Item = Result<Event, SampleError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.phase == Phase::Over {
+            return None;
+        }
+        // Some faults of a device come out of burn as panics.
+        let polled = catch_unwind(AssertUnwindSafe(|| self.poll()));
+        let polled = polled.unwrap_or_else(|panic| Err(self.inner.fault_of_panic(&*panic).into()));
+        if polled.is_err() {
+            self.phase = Phase::Over;
+        }
+        polled.transpose()
     }
 }

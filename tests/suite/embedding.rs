@@ -15,7 +15,7 @@ use harmonica::{
     diffusion::{Guidance, GuidedChannels, Solver},
     dit::{Dit, DitConfig},
     report::image_from_values,
-    sampler::{Request, SampleError, Sampler, Settings},
+    sampler::{Event, Request, SampleError, Sampler, Settings},
 };
 
 struct Host {
@@ -214,27 +214,36 @@ fn a_device_lost_in_mid_run_is_a_typed_fault_and_a_new_one_does_the_work() {
     let sampler = Sampler::new(&model, settings, None).unwrap();
     let expected = sampler.sample(request()).unwrap();
 
+    let sampler = sampler.with_engine(&host.engine).with_recovery(true);
     let mut run = sampler.run(request()).unwrap();
-    run.next().unwrap().unwrap();
-    run.next().unwrap().unwrap();
+    for _ in 0..3 {
+        run.next().unwrap().unwrap();
+    }
     host.device.destroy();
     let error = run.find_map(Result::err).expect("a lost device is seen");
-    assert!(matches!(error, SampleError::Device(_)), "{error}");
-    let fault = host.engine.fault().expect("a loss is a fault");
-    assert!(fault.is_lost(), "{fault}");
+    assert!(
+        matches!(&error, SampleError::Device(fault) if fault.is_lost()),
+        "{error}"
+    );
     // It stays lost, and everything on it can be dropped.
     assert!(host.engine.fault().is_some_and(|fault| fault.is_lost()));
+    let state = run.state().expect("two steps were finished").clone();
+    assert_eq!(state.step(), 2);
     drop(run);
     drop(sampler);
     drop(model);
 
     let other = Host::new();
     let (model, settings) = small_model(&other.engine);
-    let again = Sampler::new(&model, settings, None)
+    let sampler = Sampler::new(&model, settings, None).unwrap();
+    let again = sampler
+        .resume(state)
         .unwrap()
-        .sample(request())
-        .unwrap();
-    assert_eq!(again, expected);
+        .find_map(|event| match event.unwrap() {
+            Event::Images { x0, .. } => Some(x0),
+            _ => None,
+        });
+    assert_eq!(again.unwrap(), expected);
     assert_eq!(other.engine.fault(), None);
 }
 

@@ -177,24 +177,33 @@ fn a_run_pauses_cancels_and_refuses_bad_requests() {
         batch,
     };
     let mut run = sampler.run(request(vec![0, 1, 2], 2)).unwrap();
-    let events: Vec<_> = run.by_ref().take(4).map(Result::unwrap).collect();
+    let events: Vec<_> = run.by_ref().take(5).map(Result::unwrap).collect();
     assert!(matches!(
-        events[2],
-        Event::Step {
-            first_image: 0,
-            images: 2,
-            step: 2
+        events[0],
+        Event::Started {
+            images: 3,
+            steps: 3
         }
     ));
     assert!(matches!(
         events[3],
+        Event::Step {
+            first_image: 0,
+            images: 2,
+            step: 2,
+            x0: None
+        }
+    ));
+    assert!(matches!(
+        events[4],
         Event::Images {
             first_image: 0,
             images: 2,
             ..
         }
     ));
-    drop(run);
+    let last = run.last().unwrap().unwrap();
+    assert!(matches!(last, Event::Done(totals) if totals.macs == totals.macs_full));
     assert!(matches!(
         sampler.run(request(vec![], 1)),
         Err(SampleError::NoImages)
@@ -234,7 +243,7 @@ fn infinite_noise_is_reported_as_such() {
     };
     assert!(matches!(
         sampler.sample(request),
-        Err(SampleError::NotFinite { image: 1 })
+        Err(SampleError::NotFinite { image: 1, step: 0 })
     ));
 }
 
@@ -301,4 +310,116 @@ fn noise_file_labels_choose_the_classes() {
         "--json",
     ]);
     assert_eq!(report["images"], 2);
+}
+
+/// A host keeps a run beside its model, and polls it from whatever thread is at hand.
+#[test]
+fn a_run_lives_on_its_own_and_moves_between_threads() {
+    let sampler = {
+        let model = bundled(&Engine::cpu());
+        Sampler::new(&model, settings(4, 3.0), None).unwrap()
+    };
+    let request = Request {
+        labels: vec![6, 7],
+        seed: 4,
+        noise: None,
+        batch: 2,
+    };
+    let expected = sampler.sample(request.clone()).unwrap();
+    let mut run = sampler.run(request).unwrap();
+    drop(sampler);
+    for _ in 0..3 {
+        run.next().unwrap().unwrap();
+    }
+    let found = std::thread::spawn(move || {
+        run.find_map(|event| match event.unwrap() {
+            Event::Images { x0, .. } => Some(x0),
+            _ => None,
+        })
+    });
+    assert_eq!(found.join().unwrap().unwrap(), expected);
+}
+
+#[test]
+fn previews_show_the_predicted_image_of_each_step() {
+    let model = bundled(&Engine::cpu());
+    let sampler = Sampler::new(&model, settings(3, 3.0), None).unwrap();
+    let request = Request {
+        labels: vec![6],
+        seed: 4,
+        noise: None,
+        batch: 1,
+    };
+    let mut previews = Vec::new();
+    let mut last = Vec::new();
+    for event in sampler.with_preview(true).run(request).unwrap() {
+        match event.unwrap() {
+            Event::Step { x0, .. } => {
+                let values = x0.unwrap().try_into_data().unwrap();
+                previews.push(values.try_into_vec::<f32>().unwrap());
+            }
+            Event::Images { x0, on_device, .. } => {
+                assert_eq!(on_device.dims(), [1, 3, 32, 32]);
+                last = x0;
+            }
+            _ => {}
+        }
+    }
+    // The last step's prediction is the image.
+    assert_eq!(previews.len(), 3);
+    assert!(max_abs_error(&previews[2], &last) < 1e-6);
+    assert!(psnr(&previews[1], &last) > psnr(&previews[0], &last));
+    assert!(previews.iter().flatten().all(|v| v.abs() <= 1.0));
+}
+
+#[test]
+fn a_run_resumes_where_it_stood() {
+    let model = bundled(&Engine::cpu());
+    let request = Request {
+        labels: vec![6, 7, 8],
+        seed: 4,
+        noise: None,
+        batch: 2,
+    };
+    for (solver, schedule) in [
+        (Solver::ddim(0.0).unwrap(), None),
+        (Solver::Ddpm, None),
+        (
+            Solver::ddim(0.0).unwrap(),
+            Some(Schedule::from_rule(5, 24, |s, n| s == 0 || n % 3 == s % 3).unwrap()),
+        ),
+    ] {
+        let settings = Settings {
+            solver,
+            ..settings(5, 3.0)
+        };
+        let exact = schedule.is_none();
+        let sampler = Sampler::new(&model, settings, schedule).unwrap();
+        let expected = sampler.sample(request.clone()).unwrap();
+        let sampler = sampler.with_recovery(true);
+        // Five steps and the images of the first batch, then two steps of the second.
+        let mut run = sampler.run(request.clone()).unwrap();
+        for _ in 0..9 {
+            run.next().unwrap().unwrap();
+        }
+        let state = run.state().unwrap().clone();
+        assert_eq!((state.first_image(), state.step()), (2, 2));
+        let resumed: Vec<f32> = sampler
+            .resume(state)
+            .unwrap()
+            .filter_map(|event| match event.unwrap() {
+                Event::Images { x0, .. } => Some(x0),
+                _ => None,
+            })
+            .flatten()
+            .collect();
+        let expected = &expected[2 * 3 * 32 * 32..];
+        if exact {
+            assert_eq!(resumed, expected, "{solver}");
+        } else {
+            let ratio = psnr(&resumed, expected);
+            println!("resumed under reuse: PSNR {ratio:.1} dB");
+            assert!(ratio > 20.0, "{ratio}");
+        }
+    }
 }
