@@ -27,7 +27,8 @@ run=(); command -v mold >/dev/null && run=(mold -run)
 
 if [ "${1:-}" = --all ]; then
   cargo fmt --check
-  cargo clippy --release --all-targets --quiet -- -D warnings
-  RUSTDOCFLAGS="-D warnings" cargo doc --release --no-deps --quiet
+  cargo clippy --release --all-targets --features capi --quiet -- -D warnings
+  RUSTDOCFLAGS="-D warnings" cargo doc --release --no-deps --features capi --quiet
 fi
-"${run[@]}" cargo test --release --locked
+# The C interface is tested too; it is a feature because few programs want its symbols.
+"${run[@]}" cargo test --release --locked --features capi

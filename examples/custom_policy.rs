@@ -49,7 +49,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let schedule = Schedule::from_rule(STEPS, branches, |s, n| computes(s, n, branches))?;
 
     // The plan says before the run what it will cost.
-    let sampler = Sampler::new(&model, settings, Some(schedule.clone()))?;
+    let sampler = Sampler::new(&model, settings, Some(schedule.clone()))?.with_engine(&engine);
     let figures = sampler.plan().accounting();
     print!("{}", sampler.plan());
     println!(
@@ -72,7 +72,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     let cached = sampler.sample(request.clone())?;
     let cached_seconds = started.elapsed().as_secs_f64();
     let started = Instant::now();
-    let uncached = Sampler::new(&model, settings, None)?.sample(request)?;
+    let uncached = Sampler::new(&model, settings, None)?
+        .with_engine(&engine)
+        .sample(request)?;
     let uncached_seconds = started.elapsed().as_secs_f64();
     println!(
         "{cached_seconds:.2} s against {uncached_seconds:.2} s (first runs, which compile kernels on a GPU), PSNR {:.1} dB",

@@ -38,7 +38,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let schedule = bundled_schedule(&model_identity(&info), &run_settings(&info, &settings)?)
         .map(|file| file.schedule())
         .transpose()?;
-    let sampler = Sampler::new(&model, settings, schedule)?;
+    let sampler = Sampler::new(&model, settings, schedule)?.with_engine(&engine);
 
     // One texture an image; what the host renders with afterwards.
     let painter = ImagePainter::new(&engine, wgpu::TextureFormat::Rgba8Unorm)?;

@@ -34,7 +34,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     // The learned schedule for this model and run; without one, everything would be computed.
     let learned = bundled_schedule(&model_identity(&info), &run_settings(&info, &settings)?);
     let schedule = learned.map(|file| file.schedule()).transpose()?;
-    let sampler = Sampler::new(&model, settings, schedule)?;
+    let sampler = Sampler::new(&model, settings, schedule)?.with_engine(&engine);
 
     let labels: Vec<usize> = (0..12).collect();
     let request = Request {

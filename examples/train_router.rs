@@ -112,7 +112,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let shape = info.config.image_shape();
     let mut tiles = Vec::new();
     for (name, schedule) in [("", None), ("cached", Some(schedule))] {
-        let sampler = Sampler::new(&model, run, schedule)?;
+        let sampler = Sampler::new(&model, run, schedule)?.with_engine(&engine);
         let values = sampler.sample(request.clone())?;
         tiles.extend(
             values

@@ -118,7 +118,7 @@ typedef struct hm_settings {
   uint64_t seed;
 } hm_settings;
 
-/* One denoising step that was done. */
+/* One denoising step that was issued; a GPU may still be working on it. */
 typedef struct hm_progress {
   /* The first image of the batch that is being denoised. */
   uint64_t first_image;

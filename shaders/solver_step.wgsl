@@ -50,7 +50,9 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups) g
         epsilon = unconditional + (epsilon - unconditional) * info.guidance;
     }
     var clean = (x[i] - epsilon * info.spread) / info.signal;
-    if (info.clip == 1u) {
+    // Clamping what is no number would make one of it, and hide damaged weights.
+    let is_number = (bitcast<u32>(clean) & 0x7fffffffu) <= 0x7f800000u;
+    if (info.clip == 1u && is_number) {
         clean = clamp(clean, -1.0, 1.0);
         epsilon = (x[i] - clean * info.signal) / info.spread;
     }

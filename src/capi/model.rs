@@ -22,7 +22,7 @@ pub struct hm_model {
     pub(super) info: ModelInfo,
     class_names: Vec<CString>,
     // Weights live on the device; the handle keeps it open whatever becomes of the caller's.
-    _engine: Engine,
+    pub(super) engine: Engine,
 }
 
 /// What a model draws.
@@ -74,7 +74,7 @@ pub unsafe extern "C" fn hm_model_load(
             dit,
             info,
             class_names,
-            _engine: engine.engine.clone(),
+            engine: engine.engine.clone(),
         };
         out.set(Box::into_raw(Box::new(loaded)));
         Ok(())

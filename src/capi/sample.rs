@@ -49,7 +49,7 @@ pub struct hm_settings {
     pub seed: u64,
 }
 
-/// One denoising step that was done.
+/// One denoising step that was issued; a GPU may still be working on it.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct hm_progress {
@@ -165,7 +165,7 @@ pub unsafe extern "C" fn hm_sample(
             0 => batch_for(config, settings.guidance.is_active(), BATCH_BUDGET).min(count.max(1)),
             batch => batch,
         };
-        let sampler = Sampler::new(&model.dit, settings, schedule)?;
+        let sampler = Sampler::new(&model.dit, settings, schedule)?.with_engine(&model.engine);
         let run = sampler.run(Request {
             labels: labels.iter().map(|label| *label as usize).collect(),
             seed: given.seed,

@@ -66,7 +66,18 @@ pub fn random_model(
 /// # Errors
 /// As [`load_model`].
 pub fn load_state(spec: &ModelSpec, options: LoadOptions) -> Result<StateDict, CheckpointError> {
-    state_of(&mut Weights::open(spec, options)?)
+    let mut weights = Weights::open(spec, options)?;
+    if !weights.has_formula_positions()? {
+        let path = match spec {
+            ModelSpec::Path(path) => path.clone(),
+            _ => "the model".into(),
+        };
+        return Err(CheckpointError::Settings {
+            path,
+            problem: "its position embedding is one of its own, which training would replace by the usual one".into(),
+        });
+    }
+    state_of(&mut weights)
 }
 
 /// The weights of a network that has learned nothing yet, initialised as the DiT release does.

@@ -15,6 +15,7 @@ use super::{
 use crate::{
     cache::CacheDtype,
     checkpoint::ModelInfo,
+    device::Engine,
     dit::Dit,
     metrics::{mean_and_error, mse, psnr_from_mse},
     sampler::{Event, Request, Sampler, Settings, batch_for, model_shape},
@@ -85,7 +86,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
     for entry in &entries {
         let started = Instant::now();
         let images = draw(
-            &model,
+            (&model, &engine),
             &info,
             entry,
             args.cache.cache_dtype,
@@ -160,7 +161,7 @@ fn entry(
 }
 
 fn draw(
-    model: &Dit,
+    (model, engine): (&Dit, &Engine),
     info: &ModelInfo,
     entry: &Entry,
     cache_dtype: CacheDtype,
@@ -172,7 +173,8 @@ fn draw(
     let batch =
         batch_for(&info.config, entry.settings.guidance.is_active(), 1 << 30).min(labels.len());
     let sampler = Sampler::new(model, entry.settings, Some(entry.schedule.clone()))?
-        .with_cache_dtype(cache_dtype);
+        .with_cache_dtype(cache_dtype)
+        .with_engine(engine);
     let request = Request {
         labels: labels.to_vec(),
         seed,

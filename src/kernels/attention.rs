@@ -18,12 +18,13 @@ use super::{
 /// Attention of every head, `[B, tokens, dim]`, for `qkv` `[B, tokens, 3·dim]` (queries, keys, values; heads one after
 /// another in each) before its bias `[3·dim]`.
 pub fn attention(qkv: Tensor<3>, bias: Tensor<1>, heads: usize) -> Tensor<3> {
-    if route(&[Place::of(&qkv), Place::of(&bias)]) == Route::Fast {
+    let head = qkv.dims()[2] / 3 / heads;
+    if route(&[Place::of(&qkv), Place::of(&bias)]) == Route::Fast && tile_of(head).is_some() {
         let (qkv, bias) = (qkv.into_dispatch(), bias.into_dispatch());
         return Tensor::from_dispatch(<Dispatch as SamplingKernels>::attention(qkv, bias, heads));
     }
     let [batch, tokens, width] = qkv.dims();
-    let (dim, head) = (width / 3, width / 3 / heads);
+    let dim = width / 3;
     let qkv = (qkv + bias.unsqueeze())
         .reshape([batch, tokens, 3, heads, head])
         .permute([2, 0, 3, 1, 4]);
@@ -36,17 +37,26 @@ pub fn attention(qkv: Tensor<3>, bias: Tensor<1>, heads: usize) -> Tensor<3> {
     mixed.swap_dims(1, 2).reshape([batch, tokens, dim])
 }
 
+/// Keys of a tile for heads of this many channels: keys and values share WebGPU's 16 KiB of workgroup memory.
+/// `None` where not even one fits.
+fn tile_of(head: usize) -> Option<u32> {
+    let bytes_of_key = 2 * 16 * head.div_ceil(4);
+    match 16 * 1024 / bytes_of_key.max(1) {
+        0 => None,
+        keys => Some(keys.min(16) as u32),
+    }
+}
+
 pub(super) fn attention_wgsl(qkv: CubeTensor, bias: CubeTensor, heads: usize) -> CubeTensor {
     /// Queries of a workgroup.
     const THREADS: u32 = 64;
-    /// WebGPU's default limit of workgroup memory, which keys and values of a tile share.
-    const MEMORY: u32 = 16 * 1024;
     let (qkv, bias) = (into_contiguous(qkv), into_contiguous(bias));
     let [batch, tokens, width] = wgsl::dims(&qkv);
     let (dim, head) = (width / 3, width / 3 / heads);
     let out = wgsl::empty(&qkv, Shape::new([batch, tokens, dim]));
     let quads = head.div_ceil(4) as u32;
-    let tile = (MEMORY / (2 * 16 * quads)).clamp(1, 16);
+    // Without a tile the composed form was taken.
+    let tile = tile_of(head).unwrap_or(1);
     let shader = Shader {
         name: "attention",
         source: include_str!("../../shaders/attention.wgsl"),
@@ -74,7 +84,7 @@ const ROWS: usize = 4;
 const PIECE: usize = 64;
 
 /// The CPU twin; `qkv` is `[B, tokens, 3·dim]`.
-pub fn attention_cpu(
+pub(super) fn attention_cpu(
     [_, tokens, width]: [usize; 3],
     heads: usize,
     qkv: &[f32],

@@ -90,7 +90,7 @@ pub(super) fn cache_write_wgsl(
 }
 
 /// The CPU twin, in place.
-pub fn cache_write_cpu(
+pub(super) fn cache_write_cpu(
     [_, tokens, dim]: [usize; 3],
     x: &mut [f32],
     (slab, gate): (&[f32], VectorAt),

@@ -18,7 +18,7 @@ use super::{VectorAt, gated_residual, gelu, modulate};
 pub trait DifferentiableKernels: Backend {
     /// GELU in its tanh form.
     fn gelu_tanh(x: FloatTensor<Self>) -> FloatTensor<Self>;
-    /// Gradient of [`DifferentiableKernels::gelu`] at `x`, times `grad`.
+    /// Gradient of [`DifferentiableKernels::gelu_tanh`] at `x`, times `grad`.
     fn gelu_tanh_gradient(x: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self>;
     /// `LN(x)·(1 + scale) + shift`; `x` `[B, tokens, dim]`, vectors `[B, 1, dim]`.
     fn modulate(

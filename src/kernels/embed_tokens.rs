@@ -58,7 +58,7 @@ pub(super) fn embed_tokens_wgsl(
 }
 
 /// The CPU twin; `count` numbers of `tokens` fill `out` as often as it has room.
-pub fn embed_tokens_cpu(tokens: &[f32], bias: &[f32], positions: &[f32], out: &mut [f32]) {
+pub(super) fn embed_tokens_cpu(tokens: &[f32], bias: &[f32], positions: &[f32], out: &mut [f32]) {
     let dim = bias.len();
     for_rows(out, dim, |first, rows| {
         for (row, out) in rows.chunks_exact_mut(dim).enumerate() {

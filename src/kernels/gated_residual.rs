@@ -78,7 +78,7 @@ pub(super) fn gated_residual_wgsl(
 }
 
 /// The CPU twin, in place; `x` and `feature` are `[B, tokens, dim]`.
-pub fn gated_residual_cpu(
+pub(super) fn gated_residual_cpu(
     [_, tokens, dim]: [usize; 3],
     x: &mut [f32],
     (slab, gate): (&[f32], VectorAt),

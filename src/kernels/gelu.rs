@@ -47,7 +47,7 @@ pub(super) fn gelu_wgsl(x: CubeTensor, bias: CubeTensor) -> CubeTensor {
 }
 
 /// The CPU twin, in place: `x[i] = gelu(x[i] + bias[i mod width])`.
-pub fn gelu_biased_cpu(x: &mut [f32], bias: &[f32]) {
+pub(super) fn gelu_biased_cpu(x: &mut [f32], bias: &[f32]) {
     for_rows(x, bias.len(), |_, rows| {
         for row in rows.chunks_exact_mut(bias.len()) {
             for (x, bias) in row.iter_mut().zip(bias) {
@@ -59,7 +59,7 @@ pub fn gelu_biased_cpu(x: &mut [f32], bias: &[f32]) {
 }
 
 /// The CPU form: `out[i] = gelu(x[i])`.
-pub fn gelu_cpu(x: &[f32], out: &mut [f32]) {
+pub(super) fn gelu_cpu(x: &[f32], out: &mut [f32]) {
     for_rows(out, 1, |first, out| {
         for (out, &x) in out.iter_mut().zip(&x[first..]) {
             *out = x * gate(x);
@@ -68,7 +68,7 @@ pub fn gelu_cpu(x: &[f32], out: &mut [f32]) {
 }
 
 /// `out[i] = grad[i]·gelu'(x[i])`.
-pub fn gelu_gradient_cpu(x: &[f32], grad: &[f32], out: &mut [f32]) {
+pub(super) fn gelu_gradient_cpu(x: &[f32], grad: &[f32], out: &mut [f32]) {
     for_rows(out, 1, |first, out| {
         for ((out, &x), &grad) in out.iter_mut().zip(&x[first..]).zip(&grad[first..]) {
             let gate = gate(x);

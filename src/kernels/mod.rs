@@ -1,7 +1,7 @@
 //! Operations that burn does not run well by itself: hand-written shaders (`shaders/*.wgsl`), each with its CPU twin
 //! beside its launch code.
 //!
-//! A tensor takes one of four routes:
+//! Tensors take these routes:
 //! - sampling on a GPU runs the shaders, a few dispatches a branch where composed operations take twenty;
 //! - sampling on the CPU runs the twins: one pass over memory, vectorised for the processor at hand, on all
 //!   threads (burn's CPU backend fuses nothing and calls the scalar maths library one number at a time);
@@ -28,14 +28,14 @@ use burn::{
     tensor::{DType, Device, Tensor},
 };
 
-pub use attention::{attention, attention_cpu};
-pub use cache_write::{SlotAt, cache_write, cache_write_cpu};
-pub use embed_tokens::{embed_tokens, embed_tokens_cpu};
-pub use gated_residual::{gated_residual, gated_residual_cpu};
-pub use gelu::{gelu, gelu_biased_cpu, gelu_cpu, gelu_gradient_cpu};
-pub use modulate::{modulate, modulate_cpu, modulate_gradient_cpu};
-pub use reuse_span::{Reused, reuse_span, reuse_span_cpu};
-pub use solver_step::{DdimStep, solver_step, solver_step_cpu};
+pub use attention::attention;
+pub use cache_write::{SlotAt, cache_write};
+pub use embed_tokens::embed_tokens;
+pub use gated_residual::gated_residual;
+pub use gelu::gelu;
+pub use modulate::modulate;
+pub use reuse_span::{Reused, reuse_span};
+pub use solver_step::{DdimStep, solver_step};
 pub use vectors::VectorAt;
 
 /// How an operation runs.

@@ -84,7 +84,7 @@ pub(super) fn modulate_wgsl(
 }
 
 /// The CPU twin; `x` is `[B, tokens, dim]`.
-pub fn modulate_cpu(
+pub(super) fn modulate_cpu(
     [_, tokens, dim]: [usize; 3],
     x: &[f32],
     (shifts, shift_at): (&[f32], VectorAt),
@@ -108,7 +108,7 @@ pub fn modulate_cpu(
 }
 
 /// The gradient with respect to `x`, given the gradient of the output.
-pub fn modulate_gradient_cpu(
+pub(super) fn modulate_gradient_cpu(
     [_, tokens, dim]: [usize; 3],
     x: &[f32],
     scale: &[f32],

@@ -73,7 +73,7 @@ pub(super) fn reuse_span_wgsl(
 }
 
 /// The CPU twin, in place.
-pub fn reuse_span_cpu(
+pub(super) fn reuse_span_cpu(
     [_, tokens, dim]: [usize; 3],
     x: &mut [f32],
     slab: &[f32],

@@ -86,7 +86,7 @@ pub(super) fn solver_step_wgsl(
 }
 
 /// The CPU twin; `shape` is `x`'s.
-pub fn solver_step_cpu(
+pub(super) fn solver_step_cpu(
     [images, channels, height, width]: [usize; 4],
     x: &[f32],
     patches: &[f32],

@@ -63,8 +63,10 @@ pub enum SampleError {
     )]
     NotFinite { image: usize, step: usize },
     /// The state of a run with other settings.
-    #[error("the state is that of another run: it stands at step {step}, this run has {steps}")]
-    State { step: usize, steps: usize },
+    #[error(
+        "the state is that of another run: resume it with the model and the settings it was started with"
+    )]
+    State,
     /// The device failed.
     #[error(transparent)]
     Device(#[from] DeviceFault),

@@ -101,11 +101,12 @@ pub enum Event {
 /// Where a run stood after its last finished step, on the host: all that [`Sampler::resume`] needs, on any device.
 #[derive(Debug, Clone)]
 pub struct RunState {
-    request: Request,
+    request: Arc<Request>,
+    settings: Settings,
     /// First image of the batch at hand.
     first: usize,
     step: usize,
-    /// `[B, C, H, W]` of the batch at hand.
+    /// `[B, C, H, W]` of the batch at hand; nothing between batches.
     x: Vec<f32>,
     noise: Vec<ImageNoise>,
 }
@@ -240,7 +241,7 @@ impl Sampler {
         }
         Ok(Run {
             inner: self.inner.clone(),
-            request,
+            request: Arc::new(request),
             next_image: 0,
             batch: None,
             phase: Phase::Fresh,
@@ -259,14 +260,17 @@ impl Sampler {
     /// # Errors
     /// [`SampleError`] for a state that does not fit the model or its settings.
     pub fn resume(&self, state: RunState) -> Result<Run, SampleError> {
-        let mut run = self.run(state.request.clone())?;
+        let mut run = self.run(Request::clone(&state.request))?;
         let steps = self.inner.settings.steps;
         let size: usize = self.inner.model.config().image_shape().iter().product();
-        if state.step > steps || state.x.len() != state.noise.len() * size {
-            return Err(SampleError::State {
-                step: state.step,
-                steps,
-            });
+        let fits = state.x.len() == state.noise.len() * size;
+        if state.settings != self.inner.settings || state.step > steps || !fits {
+            return Err(SampleError::State);
+        }
+        run.next_image = state.first;
+        if state.noise.is_empty() {
+            run.phase = Phase::Running;
+            return Ok(run);
         }
         let schedule = &self.inner.schedule;
         let resumed = Schedule::from_rule(steps, schedule.branches(), |s, n| {
@@ -274,7 +278,6 @@ impl Sampler {
         })?;
         let plan = compile(&resumed, &model_shape(self.inner.model.config()));
         run.phase = Phase::Running;
-        run.next_image = state.first;
         let batch = run.batch(state.first, state.x, state.noise, Arc::new(plan));
         run.batch = Some(Batch {
             step: state.step,
@@ -426,7 +429,7 @@ impl Inner {
 #[derive(Debug)]
 pub struct Run {
     inner: Arc<Inner>,
-    request: Request,
+    request: Arc<Request>,
     next_image: usize,
     batch: Option<Batch>,
     phase: Phase,
@@ -461,7 +464,8 @@ struct Batch {
 }
 
 impl Run {
-    /// What the whole run costs, and the cache it has needed so far.
+    /// What the whole request costs, and the cache it has needed so far. A run that was resumed is counted as if it had not
+    /// been disturbed.
     pub fn totals(&self) -> Totals {
         let figures = self.inner.plan.accounting();
         let passes = (self.request.labels.len() * self.inner.copies()) as u64;
@@ -478,7 +482,7 @@ impl Run {
     }
 
     fn start_batch(&mut self) -> Batch {
-        let request = &self.request;
+        let request = self.request.clone();
         let size: usize = self.inner.model.config().image_shape().iter().product();
         let first = self.next_image;
         let count = request.batch.min(request.labels.len() - first);
@@ -617,10 +621,14 @@ impl Run {
         if let Some(bad) = x0.iter().position(|v| !v.is_finite()) {
             return Err(SampleError::NotFinite {
                 image: batch.first + bad / size,
-                step: self.first_bad_step(&batch)?,
+                step: self.first_bad_step(batch)?,
             });
         }
         self.store = Some(batch.store);
+        if let Some(state) = &mut self.state {
+            (state.first, state.step) = (batch.first + images, 0);
+            (state.x, state.noise) = (Vec::new(), Vec::new());
+        }
         Ok(Event::Images {
             first_image: batch.first,
             images,
@@ -629,10 +637,11 @@ impl Run {
         })
     }
 
-    /// The first step of a failed batch that shows it: runs it again, looking at every step's result. Runs that go
-    /// well pay nothing for this.
-    fn first_bad_step(&mut self, failed: &Batch) -> Result<usize, SampleError> {
+    /// The first step of a failed batch that shows it: runs it again, in this one poll, looking at every step's
+    /// result. Runs that go well pay nothing for this.
+    fn first_bad_step(&mut self, failed: Batch) -> Result<usize, SampleError> {
         self.next_image = failed.first;
+        self.store = Some(failed.store);
         let mut batch = self.start_batch();
         while batch.step < self.inner.settings.steps {
             self.advance(&mut batch);
@@ -667,6 +676,7 @@ impl Run {
         if self.inner.recovery {
             self.state = Some(RunState {
                 request: self.request.clone(),
+                settings: self.inner.settings,
                 first: batch.first,
                 step: batch.step,
                 x: self.read(&batch.x)?,

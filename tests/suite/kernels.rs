@@ -364,6 +364,32 @@ fn solver_step_is_unpatchify_guidance_and_ddim() {
     }
 }
 
+/// A network's NaN must not come out of clipping as a colour.
+#[test]
+fn clipping_keeps_what_is_no_number() {
+    let step = DdimStep {
+        patch: 1,
+        out_channels: 1,
+        guided: 0,
+        guidance: 1.0,
+        clip_x0: true,
+        alpha_bar: 0.5,
+        alpha_bar_prev: 0.9,
+    };
+    for (name, engine) in engines() {
+        let device = engine.device();
+        let x = upload(&[0.5; 4], [1, 1, 2, 2], device);
+        let patches = upload(&[0.1, f32::NAN, f32::INFINITY, 0.1], [1, 4, 1], device);
+        let (next, x0) = solver_step(x, patches, upload(&[0.0], [1], device), step);
+        for values in [download(next), download(x0)] {
+            assert!(
+                values[0].is_finite() && values[1].is_nan(),
+                "{name}: {values:?}"
+            );
+        }
+    }
+}
+
 /// Every shader parses, validates without any optional capability, and stays within WebGPU's default limits.
 #[test]
 fn shaders_fit_every_webgpu_device() {

@@ -149,13 +149,8 @@ fn half_precision_stays_near() {
         precision: Precision::F16,
         ..recipe()
     };
-    let mut learner = match Learner::new(&start(), settings, vulkan().device()) {
-        Ok(learner) => learner,
-        Err(error) => {
-            println!("not tried: {error}");
-            return;
-        }
-    };
+    // Mesa's software driver, which the tests ask for, computes in f16.
+    let mut learner = Learner::new(&start(), settings, vulkan().device()).unwrap();
     let (_, found) = learner.gradient(batch).unwrap();
     let all = |gradients: &HashMap<String, Vec<f32>>| -> Vec<f32> {
         let mut names: Vec<_> = expected.keys().collect();

@@ -397,13 +397,35 @@ fn a_run_resumes_where_it_stood() {
         let sampler = Sampler::new(&model, settings, schedule).unwrap();
         let expected = sampler.sample(request.clone()).unwrap();
         let sampler = sampler.with_recovery(true);
-        // Five steps and the images of the first batch, then two steps of the second.
+        // The start, five steps and the images of the first batch; then two steps of the second.
         let mut run = sampler.run(request.clone()).unwrap();
-        for _ in 0..9 {
+        for _ in 0..7 {
+            run.next().unwrap().unwrap();
+        }
+        let between = run.state().unwrap().clone();
+        assert_eq!((between.first_image(), between.step()), (2, 0));
+        let rest = sampler.resume(between).unwrap();
+        let delivered: Vec<_> = rest
+            .filter_map(|event| match event.unwrap() {
+                Event::Images { first_image, .. } => Some(first_image),
+                _ => None,
+            })
+            .collect();
+        assert_eq!(delivered, [2]);
+        for _ in 0..2 {
             run.next().unwrap().unwrap();
         }
         let state = run.state().unwrap().clone();
         assert_eq!((state.first_image(), state.step()), (2, 2));
+        let others = Settings {
+            steps: 4,
+            ..settings
+        };
+        let other = Sampler::new(&model, others, None).unwrap();
+        assert!(matches!(
+            other.resume(state.clone()),
+            Err(SampleError::State)
+        ));
         let resumed: Vec<f32> = sampler
             .resume(state)
             .unwrap()

@@ -30,7 +30,7 @@ pub(super) struct NetworkArgs {
     #[arg(long, value_name = "N")]
     pub image_size: Option<usize>,
     /// Start from a model's weights instead of random ones: any file that `sample --model` takes
-    #[arg(long, value_name = "FILE|DIR", conflicts_with_all = ["size", "blocks", "hidden", "patch"])]
+    #[arg(long, value_name = "FILE|DIR", conflicts_with_all = ["size", "blocks", "hidden", "patch", "resume"])]
     pub init: Option<String>,
 }
 

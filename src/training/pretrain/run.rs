@@ -2,9 +2,13 @@
 //!
 //! A [`PretrainRun`] is an iterator of [`PretrainEvent`]s that does one thing a poll: an optimizer step, a save, or a grid
 //! of samples. Not polling pauses it; after [`PretrainRun::save`] it may be dropped and resumed later. What a step draws
-//! depends on the seed and the step's number alone, so a resumed run goes on bit for bit where it was saved.
+//! depends on the seed and the step's number alone, so a resumed run goes on bit for bit where it was saved; where the
+//! length is given in minutes, the learning rate follows the clock and may differ in its last digits.
 
-use std::time::{Duration, Instant};
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    time::{Duration, Instant},
+};
 
 use burn::tensor::Device;
 
@@ -66,8 +70,7 @@ pub struct PretrainRun<'d> {
     options: PretrainOptions,
     history: History,
     /// Seconds of earlier sessions, and when this one began.
-    seconds_before: f64,
-    started: Instant,
+    seconds: f64,
     saved: Instant,
     sampled: Instant,
     /// Steps since the last checkpoint, and since the last grid.
@@ -118,8 +121,7 @@ impl<'d> PretrainRun<'d> {
             data,
             learner,
             options,
-            seconds_before,
-            started: now,
+            seconds: seconds_before,
             saved: now,
             sampled: now,
             unsaved: 0,
@@ -144,7 +146,7 @@ impl<'d> PretrainRun<'d> {
 
     /// Seconds trained, over all sessions.
     pub fn seconds(&self) -> f64 {
-        self.seconds_before + self.started.elapsed().as_secs_f64()
+        self.seconds
     }
 
     /// Pictures seen.
@@ -293,7 +295,16 @@ impl Iterator for PretrainRun<'_> {
         if self.ended {
             return None;
         }
-        let event = self.advance().transpose();
+        let started = Instant::now();
+        // Some faults of a device come out of burn as panics.
+        let event = catch_unwind(AssertUnwindSafe(|| self.advance()))
+            .unwrap_or_else(|_| {
+                Err(TrainingError::Device(
+                    "it stopped in the middle of a step".into(),
+                ))
+            })
+            .transpose();
+        self.seconds += started.elapsed().as_secs_f64();
         self.ended = !matches!(event, Some(Ok(_)));
         event
     }

@@ -36,8 +36,10 @@ impl PretrainFolder {
     /// [`TrainingError::Exists`], [`TrainingError::NothingToResume`].
     pub fn check(&self, resume: bool) -> Result<bool, TrainingError> {
         let path = self.path.clone();
+        // A model whose state was deleted is nobody's to overwrite either.
+        let holds_run = self.checkpoint().exists() || self.model().exists();
         match (self.checkpoint().exists(), resume) {
-            (true, false) => Err(TrainingError::Exists { path }),
+            (_, false) if holds_run => Err(TrainingError::Exists { path }),
             (false, true) => Err(TrainingError::NothingToResume {
                 path,
                 file: CHECKPOINT,

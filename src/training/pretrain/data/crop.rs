@@ -41,8 +41,9 @@ impl Filter {
 }
 
 /// A square of `size` pixels from the middle of a picture (ADM's `center_crop_arr`): halved by a box filter while
-/// the shorter side is at least twice `size`, then resized by a bicubic filter so that it is `size`, then cut.
+/// the shorter side is at least twice `size`, then resized by a bicubic filter so that it is `size`, then cut. A `size` of 0 is taken as 1.
 pub fn center_crop(mut image: RgbImage, size: u32) -> RgbImage {
+    let size = size.max(1);
     while image.width().min(image.height()) >= 2 * size {
         let (width, height) = (image.width() / 2, image.height() / 2);
         image = resize(&image, width, height, Filter::Box);

@@ -5,15 +5,15 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use image::{DynamicImage, ImageDecoder, ImageReader, Rgb, RgbImage};
+use image::{DynamicImage, ImageDecoder, ImageReader, Limits, Rgb, RgbImage};
 use rayon::prelude::*;
 
 use super::{Collector, DEFAULT_IMAGE_SIZE, DataError, DataOptions, Dataset, center_crop};
 
 /// Pictures decoded at a time, over all threads.
 const AT_A_TIME: usize = 128;
-/// Folders inside each other, beyond which a link leads in circles.
-const MAX_DEPTH: usize = 16;
+/// Longer side over shorter side of a picture.
+const MAX_ASPECT: u32 = 64;
 
 /// One sub-folder a class in order of names, or pictures alone as one class of the folder's name.
 pub(super) fn read(
@@ -26,7 +26,7 @@ pub(super) fn read(
     for entry in entries(path)? {
         if entry.is_dir() {
             let mut inside = Vec::new();
-            pictures(&entry, &mut inside, MAX_DEPTH)?;
+            pictures(&entry, &mut inside, &mut vec![canonical(path)?])?;
             if !inside.is_empty() {
                 files.extend(inside.into_iter().map(|file| (file, class_names.len())));
                 class_names.push(name_of(&entry));
@@ -87,16 +87,32 @@ fn entries(path: &Path) -> Result<Vec<PathBuf>, DataError> {
     Ok(found)
 }
 
-/// All pictures below a folder.
-fn pictures(folder: &Path, found: &mut Vec<PathBuf>, depth: usize) -> Result<(), DataError> {
+/// All pictures below a folder; `around` are the folders it lies in, so that a link that leads in circles is seen.
+fn pictures(
+    folder: &Path,
+    found: &mut Vec<PathBuf>,
+    around: &mut Vec<PathBuf>,
+) -> Result<(), DataError> {
+    let own = canonical(folder)?;
+    if around.contains(&own) {
+        return Err(DataError::Circle {
+            link: folder.into(),
+        });
+    }
+    around.push(own);
     for entry in entries(folder)? {
-        if entry.is_dir() && depth > 0 {
-            pictures(&entry, found, depth - 1)?;
+        if entry.is_dir() {
+            pictures(&entry, found, around)?;
         } else if is_picture(&entry) {
             found.push(entry);
         }
     }
+    around.pop();
     Ok(())
+}
+
+fn canonical(path: &Path) -> Result<PathBuf, DataError> {
+    std::fs::canonicalize(path).map_err(DataError::io(path))
 }
 
 fn is_picture(path: &Path) -> bool {
@@ -118,6 +134,10 @@ pub(super) fn decode(path: &Path) -> Result<RgbImage, String> {
         // By content: extensions lie.
         let reader = ImageReader::open(path)?.with_guessed_format()?;
         let mut decoder = reader.into_decoder()?;
+        // A header may promise more pixels than there is memory for.
+        let mut limits = Limits::default();
+        limits.reserve(decoder.total_bytes())?;
+        decoder.set_limits(limits)?;
         let orientation = decoder.orientation()?;
         let mut image = DynamicImage::from_decoder(decoder)?;
         image.apply_orientation(orientation);
@@ -126,6 +146,16 @@ pub(super) fn decode(path: &Path) -> Result<RgbImage, String> {
     let image = read().map_err(|e| e.to_string())?;
     if image.width() == 0 || image.height() == 0 {
         return Err("it has no pixels".into());
+    }
+    let (short, long) = (
+        image.width().min(image.height()),
+        image.width().max(image.height()),
+    );
+    if long / short > MAX_ASPECT {
+        return Err(format!(
+            "its sides are 1 to {}, expected at most 1 to {MAX_ASPECT}: a crop would show next to nothing of it",
+            long / short
+        ));
     }
     if !image.color().has_alpha() {
         return Ok(image.to_rgb8());

@@ -37,6 +37,9 @@ pub enum DataError {
         picture: String,
         folder: String,
     },
+    /// A folder that contains itself.
+    #[error("{} leads back to a folder that it lies in: remove that link", link.display())]
+    Circle { link: PathBuf },
     /// A class without a readable picture.
     #[error("class `{class}` of {} has no readable picture; {reason}", path.display())]
     EmptyClass {
