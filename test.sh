@@ -32,3 +32,7 @@ if [ "${1:-}" = --all ]; then
 fi
 # The C interface is tested too; it is a feature because few programs want its symbols.
 "${run[@]}" cargo test --release --locked --features capi
+if [ "${1:-}" = --all ]; then
+  # What builds with burn's native shader compilers run instead of the shaders.
+  "${run[@]}" cargo test --release --locked --features composed --test suite -- caching:: sampling::
+fi

@@ -6,9 +6,8 @@
 //! ```
 //!
 //! `MINUTES` (default 30) is the time for the network, `PASSES` (default 40) the length of the router's training,
-//! `FOLDER` (default `train_emoji`) where everything is written. After half an hour on two laptop cores the network
-//! knows colours and outlines; a night makes faces of them. Started again with the same folder, it goes on where
-//! it was stopped, for `MINUTES` in all.
+//! `FOLDER` (default `train_emoji`) where everything is written. Half an hour shows how it works, not how well. Started again
+//! with the same folder, it goes on where it was stopped, for `MINUTES` in all.
 
 use std::{
     error::Error,

@@ -37,7 +37,7 @@ pub struct hm_figures {
     pub cache_bytes: u64,
 }
 
-/// A schedule for a model and settings: a .schedule.json file, "none", "fora:N", "random:CUR[:SEED]", or "learned":
+/// A schedule for a model and settings: a .schedule.json file, `none`, `fora:N`, `random:CUR[:SEED]`, or `learned`:
 /// the bundled router that fits, and where none does, nothing is reused.
 ///
 /// # Safety

@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use comfy_table::{CellAlignment, Table, presets};
+use indicatif::ProgressBar;
 use serde_json::{Value, json};
 
 use super::{
@@ -13,10 +14,7 @@ use super::{
     schedules::resolve,
 };
 use crate::{
-    cache::CacheDtype,
     checkpoint::ModelInfo,
-    device::Engine,
-    dit::Dit,
     metrics::{mean_and_error, mse, psnr_from_mse},
     sampler::{Event, Request, Sampler, Settings, batch_for, model_shape},
     schedule::Schedule,
@@ -85,16 +83,17 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
     let mut rows: Vec<Value> = Vec::new();
     for entry in &entries {
         let started = Instant::now();
-        let images = draw(
-            (&model, &engine),
-            &info,
-            entry,
-            args.cache.cache_dtype,
-            &labels,
-            args.seed,
-            &mut |n| bar.inc(n),
-            context,
-        )?;
+        let sampler = Sampler::new(&model, entry.settings, Some(entry.schedule.clone()))?
+            .with_cache_dtype(args.cache.cache_dtype)
+            .with_engine(&engine);
+        let guided = entry.settings.guidance.is_active();
+        let request = Request {
+            labels: labels.clone(),
+            seed: args.seed,
+            noise: None,
+            batch: batch_for(&info.config, guided, 1 << 30).min(labels.len()),
+        };
+        let images = draw(&sampler, request, &bar, context)?;
         let seconds = started.elapsed().as_secs_f64();
         if reference.is_empty() {
             reference.clone_from(&images);
@@ -161,31 +160,16 @@ fn entry(
 }
 
 fn draw(
-    (model, engine): (&Dit, &Engine),
-    info: &ModelInfo,
-    entry: &Entry,
-    cache_dtype: CacheDtype,
-    labels: &[usize],
-    seed: u64,
-    step: &mut dyn FnMut(u64),
+    sampler: &Sampler,
+    request: Request,
+    bar: &ProgressBar,
     context: &Context,
 ) -> Result<Vec<f32>, CliError> {
-    let batch =
-        batch_for(&info.config, entry.settings.guidance.is_active(), 1 << 30).min(labels.len());
-    let sampler = Sampler::new(model, entry.settings, Some(entry.schedule.clone()))?
-        .with_cache_dtype(cache_dtype)
-        .with_engine(engine);
-    let request = Request {
-        labels: labels.to_vec(),
-        seed,
-        noise: None,
-        batch,
-    };
     let mut all = Vec::new();
     for event in sampler.run(request)? {
         context.check_interrupt()?;
         match event? {
-            Event::Step { images, .. } => step(images as u64),
+            Event::Step { images, .. } => bar.inc(images as u64),
             Event::Images { x0, .. } => all.extend(x0),
             _ => {}
         }
