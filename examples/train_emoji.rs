@@ -148,6 +148,7 @@ fn train_router_and_draw(
             gradient_checkpointing: false,
         },
         more_targets: Vec::new(),
+        max_cache: None,
         replay: None,
         save_every: 5,
         log: None,

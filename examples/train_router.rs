@@ -64,6 +64,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             gradient_checkpointing: false,
         },
         more_targets: Vec::new(),
+        max_cache: None,
         replay: None,
         save_every: 1,
         // A run that is in the folder already goes on where it was.

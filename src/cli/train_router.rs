@@ -63,6 +63,10 @@ pub(super) struct Args {
     /// Steer beta to this MACs ratio; several make a schedule each, the first one steers
     #[arg(long, value_name = "X,…", value_delimiter = ',')]
     target_speedup: Vec<f64>,
+    /// Let the schedules keep at most this share of all features at a time: 0.5 halves the cache. Training does not
+    /// depend on it: with --resume, a finished run makes schedules for another bound
+    #[arg(long, value_name = "SHARE")]
+    max_cache: Option<f64>,
     /// Learning rate [default: 0.01, as published, with --beta; 0.1 when beta is steered]
     #[arg(long)]
     lr: Option<f64>,
@@ -203,6 +207,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
         folder,
         settings: settings.clone(),
         more_targets: targets,
+        max_cache: args.max_cache,
         replay,
         save_every: args.save_every,
         resume: args.resume,
@@ -269,7 +274,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
             .and_then(|p| off_target(p, measured.cur, measured.macs_ratio))
         {
             context.say(format!(
-                "warning: {:.1} % off its target; a table of this size comes no nearer",
+                "warning: {:.1} % off its target; a table of this size and cache comes no nearer",
                 100.0 * off
             ));
         }

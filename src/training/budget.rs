@@ -9,7 +9,10 @@
 use serde::{Deserialize, Serialize};
 
 use super::TrainingError;
-use crate::schedule::{ModelShape, Router, Schedule, ScheduleError};
+use crate::{
+    plan::compile,
+    schedule::{ModelShape, Router, Schedule, ScheduleError},
+};
 
 /// What β is steered to.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -216,10 +219,12 @@ impl Budget {
         Ok(best.2)
     }
 
-    /// The schedule that a trained router makes for this target, and its threshold.
+    /// The schedule that a trained router makes for this target with at most `max_slots` features in the cache, and
+    /// its threshold.
     ///
-    /// Where no threshold lands on the target, because many scores are equal (clamped logits are), the table is
-    /// made by rank: by score, among equals by marginal value. It then has no threshold.
+    /// Where no threshold does that – many scores are equal (clamped logits are), or too many features would be kept
+    /// at a time – the table is made by rank: by score, among equals by marginal value, skipping what finds no slot.
+    /// It then has no threshold.
     ///
     /// # Errors
     /// [`ScheduleError`] for a threshold out of range.
@@ -229,14 +234,17 @@ impl Budget {
         tau: f64,
         shape: &ModelShape,
         values: &[f32],
+        max_slots: usize,
     ) -> Result<(Schedule, Option<f64>), ScheduleError> {
         let threshold = self.final_threshold(router, tau, shape)?;
         let schedule = router.threshold(threshold)?;
-        let Some(target) = self.target() else {
-            return Ok((schedule, Some(threshold)));
+        let fits = compile(&schedule, shape).slots() <= max_slots;
+        let miss = |schedule: &Schedule| {
+            let reached = self.measure(schedule, shape);
+            self.target()
+                .map_or(0.0, |target| (reached / target - 1.0).abs())
         };
-        let miss = |schedule: &Schedule| (self.measure(schedule, shape) / target - 1.0).abs();
-        if miss(&schedule) <= TOLERANCE {
+        if fits && miss(&schedule) <= TOLERANCE {
             return Ok((schedule, Some(threshold)));
         }
         let branches = router.branches();
@@ -247,12 +255,17 @@ impl Budget {
                 .total_cmp(&logits[*b])
                 .then(values[*a].total_cmp(&values[*b]))
         });
+        if self.target().is_none() {
+            order.retain(|i| !schedule.computes(i / branches, i % branches));
+        }
+        let order = within_slots(&order, branches, max_slots);
         let table = |reused: usize| {
             let mut compute = vec![true; logits.len()];
             order[..reused].iter().for_each(|i| compute[*i] = false);
             Schedule::new(router.steps(), branches, compute)
         };
         // The measure grows with every reused branch, so the target lies between two neighbours.
+        let target = self.target().unwrap_or(f64::INFINITY);
         let (mut low, mut high) = (0, order.len());
         while high - low > 1 {
             let middle = usize::midpoint(low, high);
@@ -263,30 +276,39 @@ impl Budget {
             }
         }
         let (below, above) = (table(low)?, table(high)?);
-        let ranked = if miss(&below) <= miss(&above) {
+        let ranked = if self.target().is_some() && miss(&below) <= miss(&above) {
             below
         } else {
             above
         };
-        if miss(&ranked) < miss(&schedule) {
+        if !fits || miss(&ranked) < miss(&schedule) {
             Ok((ranked, None))
         } else {
             Ok((schedule, Some(threshold)))
         }
     }
 
-    /// Whether any schedule of this many steps can reach the target.
+    /// Whether any schedule of this many steps with so many slots can reach the target.
     ///
     /// # Errors
     /// [`TrainingError::Setting`].
-    pub fn check_reachable(&self, steps: usize, shape: &ModelShape) -> Result<(), TrainingError> {
+    pub fn check_reachable(
+        &self,
+        steps: usize,
+        shape: &ModelShape,
+        max_slots: usize,
+    ) -> Result<(), TrainingError> {
         let Some(target) = self.target() else {
             return Ok(());
         };
-        let most = self.measure(
-            &Schedule::from_rule(steps, shape.branches(), |_, _| false)?,
-            shape,
-        );
+        let branches = shape.branches();
+        // In execution order, so that no window of evaluations is left with a slot to spare.
+        let all: Vec<usize> = (branches..steps * branches).collect();
+        let mut compute = vec![true; steps * branches];
+        for i in within_slots(&all, branches, max_slots) {
+            compute[i] = false;
+        }
+        let most = self.measure(&Schedule::new(steps, branches, compute)?, shape);
         if target <= most {
             return Ok(());
         }
@@ -295,16 +317,42 @@ impl Budget {
         } else {
             "target-cur"
         };
+        let value = if max_slots < branches {
+            format!("{target} (reusing all that {max_slots} slots allow gives {most:.3})")
+        } else {
+            format!("{target} (reusing everything after step 0 gives {most:.3})")
+        };
         Err(TrainingError::Setting {
             flag,
-            value: format!("{target} (reusing everything after step 0 gives {most:.3})"),
+            value,
             expected: "a target that some schedule reaches",
         })
     }
 }
 
+/// The evaluations `s·N + n` of `order`, first come first served, that can all be reused with `max_slots` slots.
+///
+/// What an evaluation reads was written, or read, `N` evaluations before and lies in a slot all the while. So a
+/// schedule needs as many slots as the most reused evaluations among any `N` consecutive ones.
+fn within_slots(order: &[usize], branches: usize, max_slots: usize) -> Vec<usize> {
+    let end = order.iter().max().map_or(0, |last| last + 1);
+    // Reused evaluations in the window that starts here.
+    let mut reused = vec![0; end];
+    let mut taken = Vec::with_capacity(order.len());
+    for &i in order {
+        let windows = &mut reused[(i + 1).saturating_sub(branches)..=i];
+        if windows.iter().all(|count| *count < max_slots) {
+            windows.iter_mut().for_each(|count| *count += 1);
+            taken.push(i);
+        }
+    }
+    taken
+}
+
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     const SHAPE: ModelShape = ModelShape {
@@ -361,19 +409,70 @@ mod tests {
         let values = [0.0, 0.0, 0.0, 0.0, 4.0, 1.0, 3.0, 2.0];
         let budget = Budget::TargetCur(0.25);
         let (schedule, threshold) = budget
-            .final_schedule(&router, 0.1, &SHAPE, &values)
+            .final_schedule(&router, 0.1, &SHAPE, &values, 4)
             .unwrap();
         assert_eq!(
             (schedule.to_rows(), threshold),
             (vec!["####".to_owned(), "#.#.".to_owned()], None)
         );
-        assert!(Budget::TargetCur(0.6).check_reachable(2, &SHAPE).is_err());
-        assert!(Budget::TargetCur(0.5).check_reachable(2, &SHAPE).is_ok());
         assert!(
-            Budget::TargetSpeedup(50.0)
-                .check_reachable(20, &SHAPE)
+            Budget::TargetCur(0.6)
+                .check_reachable(2, &SHAPE, 4)
                 .is_err()
         );
+        assert!(Budget::TargetCur(0.5).check_reachable(2, &SHAPE, 4).is_ok());
+        assert!(
+            Budget::TargetSpeedup(50.0)
+                .check_reachable(20, &SHAPE, 4)
+                .is_err()
+        );
+    }
+
+    #[test]
+    fn slots_bound_what_the_compiled_schedule_keeps() {
+        let router = router();
+        let values = vec![0.0; 44];
+        for max_slots in 1..=4 {
+            for budget in [Budget::TargetCur(0.2), Budget::Beta(0.0)] {
+                let (schedule, threshold) = budget
+                    .final_schedule(&router, 0.9, &SHAPE, &values, max_slots)
+                    .unwrap();
+                assert!(compile(&schedule, &SHAPE).slots() <= max_slots);
+                assert!(threshold.is_some() || max_slots < 4);
+            }
+        }
+        // With 2 of 4 slots 20 of the 40 evaluations after step 0, which are 0.4545 of all 44.
+        assert!(
+            Budget::TargetCur(0.46)
+                .check_reachable(11, &SHAPE, 2)
+                .is_err()
+        );
+        assert!(
+            Budget::TargetCur(0.45)
+                .check_reachable(11, &SHAPE, 2)
+                .is_ok()
+        );
+    }
+
+    proptest! {
+        /// The windows say what the plan compiler finds.
+        #[test]
+        fn slots_are_the_fullest_window(cells in prop::collection::vec(prop::bool::ANY, 40), max_slots in 0usize..5) {
+            let wanted: Vec<usize> = (4..44).filter(|i| cells[i - 4]).collect();
+            let taken = within_slots(&wanted, 4, max_slots);
+            let table = |reused: &[usize]| {
+                let compute = (0..44).map(|i| !reused.contains(&i)).collect();
+                Schedule::new(11, 4, compute).unwrap()
+            };
+            let slots = compile(&table(&taken), &SHAPE).slots();
+            prop_assert!(slots <= max_slots);
+            // What was left out would have needed one more.
+            for left in wanted.iter().filter(|i| !taken.contains(i)) {
+                let mut more = taken.clone();
+                more.push(*left);
+                prop_assert_eq!(compile(&table(&more), &SHAPE).slots(), max_slots + 1);
+            }
+        }
     }
 
     #[test]

@@ -23,7 +23,9 @@ use crate::{
     files::write_bytes_atomically,
     report::{Curves, draw_schedule},
     sampler::{Settings, model_identity, model_shape, run_settings},
-    schedule::{Measured, ModelIdentity, PolicyRecord, Router, RunSettings, ScheduleFile},
+    schedule::{
+        Measured, ModelIdentity, ModelShape, PolicyRecord, Router, RunSettings, ScheduleFile,
+    },
 };
 
 /// Where the files of a run lie.
@@ -53,14 +55,16 @@ impl RunFolder {
         self.path.join("router.png")
     }
 
-    /// The schedule for a target; `several`: named after it, since there are others.
-    pub fn schedule(&self, target: Budget, several: bool) -> PathBuf {
-        let name = match target {
-            Budget::TargetCur(x) if several => format!("router-cur{x}.schedule.json"),
-            Budget::TargetSpeedup(x) if several => format!("router-speedup{x}.schedule.json"),
-            _ => "router.schedule.json".to_owned(),
+    /// The schedule for a target, named after the bound of its cache and, if there are `several`, after itself.
+    pub fn schedule(&self, target: Budget, max_cache: Option<f64>, several: bool) -> PathBuf {
+        let target = match target {
+            Budget::TargetCur(x) if several => format!("-cur{x}"),
+            Budget::TargetSpeedup(x) if several => format!("-speedup{x}"),
+            _ => String::new(),
         };
-        self.path.join(name)
+        let cache = max_cache.map_or(String::new(), |share| format!("-cache{share}"));
+        self.path
+            .join(format!("router{target}{cache}.schedule.json"))
     }
 }
 
@@ -106,6 +110,7 @@ pub struct RouterRun<'m> {
     run: Settings,
     /// What to emit schedules for; the first one steers.
     targets: Vec<Budget>,
+    max_cache: Option<f64>,
     save_every: usize,
     history: Vec<PassSummary>,
     extra_log: Option<PathBuf>,
@@ -118,6 +123,8 @@ pub struct RouterRunOptions {
     pub settings: SdtSettings,
     /// More targets to emit schedules for, beyond the one in `settings`.
     pub more_targets: Vec<Budget>,
+    /// The most features that a schedule may keep at a time, as a share of all branches.
+    pub max_cache: Option<f64>,
     pub replay: Option<Replay>,
     /// Passes between checkpoints.
     pub save_every: usize,
@@ -141,6 +148,7 @@ impl<'m> RouterRun<'m> {
             folder,
             settings,
             more_targets,
+            max_cache,
             replay,
             save_every,
             resume,
@@ -155,15 +163,23 @@ impl<'m> RouterRun<'m> {
                 expected: "at least 1",
             });
         }
+        if let Some(share) = max_cache.filter(|share| !(*share > 0.0 && *share <= 1.0)) {
+            return Err(TrainingError::Setting {
+                flag: "max-cache",
+                value: share.to_string(),
+                expected: "a number above 0 and at most 1",
+            });
+        }
         if let Some(replay) = &replay {
             replay.check(model, settings.passes)?;
         }
         let mut targets = vec![settings.budget];
         targets.extend(more_targets);
         let shape = model_shape(&info.config);
+        let slots = max_slots(max_cache, &shape);
         targets
             .iter()
-            .try_for_each(|target| target.check_reachable(run.steps, &shape))?;
+            .try_for_each(|target| target.check_reachable(run.steps, &shape, slots))?;
         let replay_identity = replay.as_ref().map(Replay::identity);
         let there = folder.checkpoint().exists();
         let (sdt, history) = match (there, resume) {
@@ -198,6 +214,7 @@ impl<'m> RouterRun<'m> {
             info,
             run,
             targets,
+            max_cache,
             save_every,
             history,
             extra_log: log,
@@ -279,7 +296,12 @@ impl<'m> RouterRun<'m> {
                     settings.tau,
                     &shape,
                     &state.steering.values,
+                    max_slots(self.max_cache, &shape),
                 )?;
+                let mut parameters = serde_json::to_value(target).unwrap_or_default();
+                if let Some(share) = self.max_cache {
+                    parameters["max-cache"] = share.into();
+                }
                 let mut training = serde_json::to_value(settings).unwrap_or_default();
                 training["passes_done"] = state.pass.into();
                 training["final_beta"] = state.beta.into();
@@ -287,7 +309,7 @@ impl<'m> RouterRun<'m> {
                     format: 1,
                     policy: PolicyRecord {
                         name: "harmonica".into(),
-                        parameters: serde_json::to_value(target).ok(),
+                        parameters: Some(parameters),
                     },
                     model: model_identity(self.info),
                     run: run_settings(self.info, &self.run)?,
@@ -302,7 +324,7 @@ impl<'m> RouterRun<'m> {
                     training: Some(training),
                     measured: Some(Measured::of(&schedule, &shape)),
                 };
-                Ok((self.folder.schedule(*target, several), file))
+                Ok((self.folder.schedule(*target, self.max_cache, several), file))
             })
             .collect()
     }
@@ -411,6 +433,13 @@ impl TrainingSummary {
             beta,
         }))
     }
+}
+
+/// Slots that a share of all branches allows.
+fn max_slots(max_cache: Option<f64>, shape: &ModelShape) -> usize {
+    let branches = shape.branches();
+    // Half of an odd number of branches must not round up.
+    max_cache.map_or(branches, |share| (share * branches as f64 + 1e-9) as usize)
 }
 
 fn load_state(
