@@ -2,23 +2,25 @@
 
 use std::time::Instant;
 
-use comfy_table::{CellAlignment, Table, presets};
+use comfy_table::Table;
 use indicatif::ProgressBar;
 use serde_json::{Value, json};
 
 use super::{
     Context,
+    draw::draw,
     error::CliError,
     options::{CacheArgs, DeviceArgs, ModelArgs, RunArgs, print_json, progress},
     sample::MAX_COUNT,
     schedules::resolve,
+    table::markdown_table,
 };
 use crate::{
     checkpoint::ModelInfo,
     device::{Engine, LaunchCount},
     dit::Dit,
     metrics::{max_abs_error, median, peak_memory_bytes, reset_peak_memory},
-    sampler::{Event, Part, PartTotal, Request, Sampler, Settings, model_shape},
+    sampler::{Part, PartTotal, Request, Sampler, Settings, model_shape},
 };
 
 #[derive(clap::Args, Debug)]
@@ -186,15 +188,7 @@ fn timed(
     context: &Context,
 ) -> Result<(f64, Vec<f32>), CliError> {
     let started = Instant::now();
-    let mut images = Vec::new();
-    for event in sampler.run(request.clone())? {
-        match event? {
-            Event::Step { .. } => bar.inc(1),
-            Event::Images { x0, .. } => images.extend(x0),
-            _ => {}
-        }
-        context.check_interrupt()?;
-    }
+    let (images, _) = draw(sampler.run(request.clone())?, bar, |_| 1, context)?;
     Ok((started.elapsed().as_secs_f64(), images))
 }
 
@@ -278,7 +272,7 @@ fn summary(rows: &[Value]) -> Table {
             ),
         ]
     });
-    table(&header, cells)
+    markdown_table(&header, cells)
 }
 
 /// Milliseconds and dispatches of each part of a run.
@@ -293,20 +287,7 @@ fn parts_table(rows: &[Row]) -> Table {
         cells.extend(row.parts.iter().map(part));
         cells
     });
-    table(&header, cells)
-}
-
-fn table(header: &[&str], rows: impl Iterator<Item = Vec<String>>) -> Table {
-    let mut table = Table::new();
-    table.load_preset(presets::ASCII_MARKDOWN);
-    table.set_header(header.to_vec());
-    rows.for_each(|row| {
-        table.add_row(row);
-    });
-    for column in table.column_iter_mut().skip(1) {
-        column.set_cell_alignment(CellAlignment::Right);
-    }
-    table
+    markdown_table(&header, cells)
 }
 
 fn say_settings(

@@ -9,6 +9,7 @@ use serde_json::json;
 
 use super::{
     Context,
+    draw::draw,
     error::CliError,
     options::{CacheArgs, DeviceArgs, ModelArgs, RunArgs, print_json, progress},
     schedules::ScheduleArgs,
@@ -18,7 +19,7 @@ use crate::{
     device::LaunchCount,
     files::check_writable,
     report::{ReportError, Tile, columns_for, grid, image_from_values, write_png},
-    sampler::{Event, Request, Sampler, batch_for},
+    sampler::{Request, Sampler, batch_for},
 };
 
 /// Memory for activations and cache when the batch is chosen by itself.
@@ -129,28 +130,20 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
         batch,
     };
     let launches = LaunchCount::start();
-    let mut steps = sampler.run(request)?;
+    let steps = sampler.run(request)?;
     let bar = progress(
         context,
         (labels.len() * settings.steps) as u64,
         "image steps",
     );
     let started = Instant::now();
-    let mut values = Vec::new();
-    for event in steps.by_ref() {
-        match event? {
-            Event::Step { images, .. } => bar.inc(images as u64),
-            Event::Images { x0, .. } => values.extend(x0),
-            _ => {}
-        }
-        if let Err(interrupt) = context.check_interrupt() {
-            bar.abandon();
-            return Err(interrupt);
-        }
+    let drawn = draw(steps, &bar, |images| images as u64, context);
+    if matches!(drawn, Err(CliError::Interrupted)) {
+        bar.abandon();
     }
+    let (values, totals) = drawn?;
     let seconds = started.elapsed().as_secs_f64();
     bar.finish_and_clear();
-    let totals = steps.totals();
     let dispatches = launches.finish(&engine);
 
     if let Some(path) = &args.save_tensors {
