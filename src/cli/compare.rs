@@ -9,7 +9,7 @@ use super::{
     Context,
     draw::draw,
     error::CliError,
-    options::{CacheArgs, DeviceArgs, ModelArgs, RunArgs, print_json, progress},
+    options::{CacheArgs, Session, SessionArgs, print_json, progress},
     sample::MAX_COUNT,
     schedules::resolve,
     table::markdown_table,
@@ -24,11 +24,7 @@ use crate::{
 #[derive(clap::Args, Debug)]
 pub(super) struct Args {
     #[command(flatten)]
-    model: ModelArgs,
-    #[command(flatten)]
-    device: DeviceArgs,
-    #[command(flatten)]
-    run: RunArgs,
+    session: SessionArgs,
     #[command(flatten)]
     cache: CacheArgs,
     /// Schedules to compare with the uncached run: files, policies, or steps:K (no reuse, K steps)
@@ -67,9 +63,13 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
             args.count
         )));
     }
-    let engine = args.device.open(context)?;
-    let (model, info) = args.model.load(&engine)?;
-    let settings = args.run.settings(&info)?;
+    let Session {
+        engine,
+        model,
+        info,
+        settings,
+        ..
+    } = args.session.open(context)?;
     let mut entries = vec![entry("none", args.force, &info, &settings)?];
     for spec in &args.schedules {
         entries.push(entry(spec, args.force, &info, &settings)?);

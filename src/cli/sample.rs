@@ -11,7 +11,7 @@ use super::{
     Context,
     draw::draw,
     error::CliError,
-    options::{CacheArgs, DeviceArgs, ModelArgs, RunArgs, print_json, progress},
+    options::{CacheArgs, Session, SessionArgs, print_json, progress},
     schedules::ScheduleArgs,
 };
 use crate::{
@@ -32,11 +32,7 @@ const DEFAULT_COUNT: usize = 46;
 #[derive(clap::Args, Debug)]
 pub(super) struct Args {
     #[command(flatten)]
-    model: ModelArgs,
-    #[command(flatten)]
-    device: DeviceArgs,
-    #[command(flatten)]
-    run: RunArgs,
+    session: SessionArgs,
     #[command(flatten)]
     schedule: ScheduleArgs,
     #[command(flatten)]
@@ -68,11 +64,13 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
-    let engine = args.device.open(context)?;
-    let started = Instant::now();
-    let (model, info) = args.model.load(&engine)?;
-    let seconds_load = started.elapsed().as_secs_f64();
-    let settings = args.run.settings(&info)?;
+    let Session {
+        engine,
+        model,
+        info,
+        settings,
+        seconds_load,
+    } = args.session.open(context)?;
 
     let given = args
         .noise
