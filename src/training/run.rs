@@ -64,6 +64,9 @@ impl RunFolder {
     }
 }
 
+/// Version of the metadata.
+const FORMAT: u32 = 1;
+
 /// What the metadata of `router.safetensors` says.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 struct Saved {
@@ -312,7 +315,7 @@ impl<'m> RouterRun<'m> {
         let (state, settings) = (self.sdt.state(), self.sdt.settings());
         let AdamWParts(first, second, steps) = state.optimizer.parts();
         let saved = Saved {
-            format: 1,
+            format: FORMAT,
             model: model_identity(self.info),
             run: run_settings(self.info, &self.run)?,
             clip_x0: self.run.clip_x0,
@@ -428,6 +431,13 @@ fn load_state(
         .unwrap_or_default();
     let saved: Saved = serde_json::from_str(&text)
         .map_err(|e| damaged(format!("its training state is not valid: {e}")))?;
+    if saved.format != FORMAT {
+        let problem = format!(
+            "its training state has format {}, this program reads format {FORMAT}",
+            saved.format
+        );
+        return Err(checkpoint::CheckpointError::Config { path, problem }.into());
+    }
     let (steps, branches) = (saved.run.steps, saved.model.branches);
     let mut tensor = |name: &str| -> Result<Vec<f32>, TrainingError> {
         let values = source.read_f32(name)?;
