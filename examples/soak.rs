@@ -69,10 +69,13 @@ impl Host {
 
     /// Bytes that burn holds on the device, and those of the process.
     fn memory(&self) -> Result<(u64, u64), Box<dyn Error>> {
-        let usage = self.engine.device().memory_pool_usage()?;
+        let usage = self.engine.device().memory_pool_usage();
+        let reserved = usage
+            .ok_or("the device does not tell its memory")?
+            .bytes_reserved;
         // A peak that was just reset is what is resident now.
         let resident = reset_peak_memory().then(peak_memory_bytes).flatten();
-        Ok((usage.bytes_reserved, resident.unwrap_or(0)))
+        Ok((reserved, resident.unwrap_or(0)))
     }
 }
 

@@ -174,46 +174,35 @@ impl FeatureStore {
         slab: &Tensor<3>,
         span: &[(VectorAt, Read)],
     ) -> Tensor<3> {
-        let place = |read: &Read| self.place(read.slot);
-        match &self.kept {
-            Kept::Arenas(arenas) => span
-                .chunk_by(|(_, a), (_, b)| place(a).0 == place(b).0)
-                .fold(x, |x, span| {
-                    let reused = span.iter().map(|(gate, read)| Reused {
-                        gate: *gate,
-                        slot: place(read).1,
-                    });
-                    match arenas.get(place(&span[0].1).0) {
-                        Some(Some(arena)) => reuse_span(x, slab, arena, reused.collect()),
-                        _ => x,
-                    }
-                }),
-            Kept::Tensors(_) => self.reuse_tensors(x, slab, span),
-        }
-    }
-
-    fn reuse_tensors(
-        &mut self,
-        x: Tensor<3>,
-        slab: &Tensor<3>,
-        span: &[(VectorAt, Read)],
-    ) -> Tensor<3> {
-        let Kept::Tensors(tensors) = &mut self.kept else {
-            return x;
-        };
-        span.iter().fold(x, |x, (gate, read)| {
-            let feature = if read.last {
-                tensors[read.slot].take()
-            } else {
-                tensors[read.slot].clone()
-            };
-            match feature {
-                Some(feature) => {
-                    gated_residual(x, slab, *gate, feature.cast(FloatDType::F32), None)
+        let placed: Vec<_> = span
+            .iter()
+            .map(|(gate, read)| {
+                let (arena, slot) = self.place(read.slot);
+                (arena, Reused { gate: *gate, slot })
+            })
+            .collect();
+        match &mut self.kept {
+            Kept::Arenas(arenas) => placed.chunk_by(|a, b| a.0 == b.0).fold(x, |x, together| {
+                let reused = together.iter().map(|(_, reused)| *reused).collect();
+                match arenas.get(together[0].0) {
+                    Some(Some(arena)) => reuse_span(x, slab, arena, reused),
+                    _ => x,
                 }
-                None => x,
-            }
-        })
+            }),
+            Kept::Tensors(tensors) => span.iter().fold(x, |x, (gate, read)| {
+                let feature = if read.last {
+                    tensors[read.slot].take()
+                } else {
+                    tensors[read.slot].clone()
+                };
+                match feature {
+                    Some(feature) => {
+                        gated_residual(x, slab, *gate, feature.cast(FloatDType::F32), None)
+                    }
+                    None => x,
+                }
+            }),
+        }
     }
 }
 

@@ -2,33 +2,30 @@
 
 use std::time::Instant;
 
-use comfy_table::{CellAlignment, Table, presets};
+use comfy_table::Table;
 use indicatif::ProgressBar;
 use serde_json::{Value, json};
 
 use super::{
     Context,
+    draw::draw,
     error::CliError,
-    options::{CacheArgs, DeviceArgs, ModelArgs, RunArgs, print_json, progress},
+    options::{CacheArgs, Session, SessionArgs, print_json, progress},
     sample::MAX_COUNT,
     schedules::resolve,
+    table::markdown_table,
 };
 use crate::{
     checkpoint::ModelInfo,
-    device::{Engine, LaunchCount},
-    dit::Dit,
+    device::LaunchCount,
     metrics::{max_abs_error, median, peak_memory_bytes, reset_peak_memory},
-    sampler::{Event, Part, PartTotal, Request, Sampler, Settings, model_shape},
+    sampler::{Part, PartTotal, Request, Sampler, model_shape},
 };
 
 #[derive(clap::Args, Debug)]
 pub(super) struct Args {
     #[command(flatten)]
-    model: ModelArgs,
-    #[command(flatten)]
-    device: DeviceArgs,
-    #[command(flatten)]
-    run: RunArgs,
+    session: SessionArgs,
     #[command(flatten)]
     cache: CacheArgs,
     /// Schedules to time against the uncached run: files or policies
@@ -77,11 +74,15 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
             )));
         }
     }
-    let engine = args.device.open(context)?;
-    let (model, info) = args.model.load(&engine)?;
+    let session = args.session.open(context)?;
     let seconds_load = context.started.elapsed().as_secs_f64();
-    let settings = args.run.settings(&info)?;
-    let mut rows = rows(&args, &engine, &model, &info, settings)?;
+    let Session {
+        engine,
+        info,
+        settings,
+        ..
+    } = &session;
+    let mut rows = rows(&args, &session)?;
     let labels: Vec<usize> = (0..args.batch).map(|i| i % info.config.classes).collect();
     let request = Request {
         labels,
@@ -106,7 +107,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
         let fresh_peak = reset_peak_memory();
         let launches = LaunchCount::start();
         timed(&row.sampler, &request, &bar, context)?;
-        row.dispatches = launches.finish(&engine);
+        row.dispatches = launches.finish(engine);
         row.peak_host_bytes = peak_memory_bytes().filter(|_| fresh_peak);
         row.peak_cache_bytes = row.sampler.cache_bytes(args.batch);
         let (_, parts) = row.sampler.profile(request.clone())?;
@@ -123,7 +124,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
 
     let figures: Vec<Value> = rows
         .iter()
-        .map(|row| figures(row, &rows[0], &info, args.batch))
+        .map(|row| figures(row, &rows[0], info, args.batch))
         .collect();
     let report = engine.report();
     if args.json {
@@ -137,7 +138,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
     }
     out!("{}", summary(&figures));
     out!("{}", parts_table(&rows));
-    say_settings(context, &args, &engine, &info, settings);
+    say_settings(context, &args, &session);
     context.say(format!(
         "first image {:.2} s after the start of the process, {seconds_load:.2} s of it to open the device and load the model",
         first_image.unwrap_or(f64::NAN)
@@ -146,18 +147,13 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
 }
 
 /// The uncached run first, then what was asked for.
-fn rows(
-    args: &Args,
-    engine: &Engine,
-    model: &Dit,
-    info: &ModelInfo,
-    settings: Settings,
-) -> Result<Vec<Row>, CliError> {
+fn rows(args: &Args, session: &Session) -> Result<Vec<Row>, CliError> {
+    let sampler = |schedule| Sampler::new(&session.model, session.settings, schedule);
     let row = |name: String, sampler: Sampler| Row {
         name,
         sampler: sampler
             .with_cache_dtype(args.cache.cache_dtype)
-            .with_engine(engine),
+            .with_engine(&session.engine),
         seconds: Vec::new(),
         dispatches: 0,
         peak_cache_bytes: 0,
@@ -165,15 +161,14 @@ fn rows(
         off: None,
         parts: Vec::new(),
     };
-    let mut rows = vec![row("none".into(), Sampler::new(model, settings, None)?)];
+    let mut rows = vec![row("none".into(), sampler(None)?)];
     if args.conditioning_each_step {
-        let sampler = Sampler::new(model, settings, None)?.with_conditioning_bytes(0);
+        let sampler = sampler(None)?.with_conditioning_bytes(0);
         rows.push(row("none, adaLN each step".into(), sampler));
     }
     for spec in args.schedules.iter().filter(|spec| *spec != "none") {
-        let chosen = resolve(spec, args.force, info, &settings)?;
-        let sampler = Sampler::new(model, settings, Some(chosen.schedule))?;
-        rows.push(row(chosen.name, sampler));
+        let chosen = resolve(spec, args.force, &session.info, &session.settings)?;
+        rows.push(row(chosen.name, sampler(Some(chosen.schedule))?));
     }
     Ok(rows)
 }
@@ -186,15 +181,7 @@ fn timed(
     context: &Context,
 ) -> Result<(f64, Vec<f32>), CliError> {
     let started = Instant::now();
-    let mut images = Vec::new();
-    for event in sampler.run(request.clone())? {
-        match event? {
-            Event::Step { .. } => bar.inc(1),
-            Event::Images { x0, .. } => images.extend(x0),
-            _ => {}
-        }
-        context.check_interrupt()?;
-    }
+    let (images, _) = draw(sampler.run(request.clone())?, bar, |_| 1, context)?;
     Ok((started.elapsed().as_secs_f64(), images))
 }
 
@@ -278,7 +265,7 @@ fn summary(rows: &[Value]) -> Table {
             ),
         ]
     });
-    table(&header, cells)
+    markdown_table(&header, cells)
 }
 
 /// Milliseconds and dispatches of each part of a run.
@@ -293,29 +280,16 @@ fn parts_table(rows: &[Row]) -> Table {
         cells.extend(row.parts.iter().map(part));
         cells
     });
-    table(&header, cells)
+    markdown_table(&header, cells)
 }
 
-fn table(header: &[&str], rows: impl Iterator<Item = Vec<String>>) -> Table {
-    let mut table = Table::new();
-    table.load_preset(presets::ASCII_MARKDOWN);
-    table.set_header(header.to_vec());
-    rows.for_each(|row| {
-        table.add_row(row);
-    });
-    for column in table.column_iter_mut().skip(1) {
-        column.set_cell_alignment(CellAlignment::Right);
-    }
-    table
-}
-
-fn say_settings(
-    context: &Context,
-    args: &Args,
-    engine: &Engine,
-    info: &ModelInfo,
-    settings: Settings,
-) {
+fn say_settings(context: &Context, args: &Args, session: &Session) {
+    let Session {
+        engine,
+        info,
+        settings,
+        ..
+    } = session;
     let full = model_shape(&info.config).full_macs(settings.steps) as f64;
     context.say(format!(
         "{}, {} tokens, batch {}, {} steps, guidance {}, {:.2} GMACs an image and half; {} timed runs in turn on {} ({})",

@@ -2,32 +2,29 @@
 
 use std::time::Instant;
 
-use comfy_table::{CellAlignment, Table, presets};
-use indicatif::ProgressBar;
+use comfy_table::Table;
 use serde_json::{Value, json};
 
 use super::{
     Context,
+    draw::draw,
     error::CliError,
-    options::{CacheArgs, DeviceArgs, ModelArgs, RunArgs, print_json, progress},
+    options::{CacheArgs, Session, SessionArgs, print_json, progress},
     sample::MAX_COUNT,
     schedules::resolve,
+    table::markdown_table,
 };
 use crate::{
     checkpoint::ModelInfo,
     metrics::{mean_and_error, mse, psnr_from_mse},
-    sampler::{Event, Request, Sampler, Settings, batch_for, model_shape},
+    sampler::{Request, Sampler, Settings, batch_for, model_shape},
     schedule::Schedule,
 };
 
 #[derive(clap::Args, Debug)]
 pub(super) struct Args {
     #[command(flatten)]
-    model: ModelArgs,
-    #[command(flatten)]
-    device: DeviceArgs,
-    #[command(flatten)]
-    run: RunArgs,
+    session: SessionArgs,
     #[command(flatten)]
     cache: CacheArgs,
     /// Schedules to compare with the uncached run: files, policies, or steps:K (no reuse, K steps)
@@ -66,9 +63,13 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
             args.count
         )));
     }
-    let engine = args.device.open(context)?;
-    let (model, info) = args.model.load(&engine)?;
-    let settings = args.run.settings(&info)?;
+    let Session {
+        engine,
+        model,
+        info,
+        settings,
+        ..
+    } = args.session.open(context)?;
     let mut entries = vec![entry("none", args.force, &info, &settings)?];
     for spec in &args.schedules {
         entries.push(entry(spec, args.force, &info, &settings)?);
@@ -93,7 +94,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
             noise: None,
             batch: batch_for(&info.config, guided, 1 << 30).min(labels.len()),
         };
-        let images = draw(&sampler, request, &bar, context)?;
+        let (images, _) = draw(sampler.run(request)?, &bar, |images| images as u64, context)?;
         let seconds = started.elapsed().as_secs_f64();
         if reference.is_empty() {
             reference.clone_from(&images);
@@ -159,28 +160,8 @@ fn entry(
     })
 }
 
-fn draw(
-    sampler: &Sampler,
-    request: Request,
-    bar: &ProgressBar,
-    context: &Context,
-) -> Result<Vec<f32>, CliError> {
-    let mut all = Vec::new();
-    for event in sampler.run(request)? {
-        context.check_interrupt()?;
-        match event? {
-            Event::Step { images, .. } => bar.inc(images as u64),
-            Event::Images { x0, .. } => all.extend(x0),
-            _ => {}
-        }
-    }
-    Ok(all)
-}
-
 fn table(rows: &[Value]) -> Table {
-    let mut table = Table::new();
-    table.load_preset(presets::ASCII_MARKDOWN);
-    table.set_header([
+    let header = [
         "schedule",
         "steps",
         "CUR %",
@@ -188,11 +169,11 @@ fn table(rows: &[Value]) -> Table {
         "MSE ×1000",
         "PSNR dB",
         "seconds",
-    ]);
-    for row in rows {
+    ];
+    let cells = rows.iter().map(|row| {
         let number = |key: &str| row[key].as_f64().unwrap_or(f64::NAN);
         let exact = number("mse") == 0.0;
-        table.add_row([
+        vec![
             row["schedule"].as_str().unwrap_or_default().to_owned(),
             row["steps"].to_string(),
             format!("{:.1}", 100.0 * number("cur")),
@@ -212,10 +193,7 @@ fn table(rows: &[Value]) -> Table {
                 format!("{:.2}", number("psnr"))
             },
             format!("{:.1}", number("seconds")),
-        ]);
-    }
-    for column in table.column_iter_mut().skip(1) {
-        column.set_cell_alignment(CellAlignment::Right);
-    }
-    table
+        ]
+    });
+    markdown_table(&header, cells)
 }

@@ -12,12 +12,14 @@ mod bench;
 mod compare;
 mod convert;
 mod devices;
+mod draw;
 mod error;
 mod inspect;
 mod options;
 mod sample;
 mod schedule;
 mod schedules;
+mod table;
 mod train_dit;
 mod train_router;
 

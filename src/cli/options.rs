@@ -1,6 +1,6 @@
 //! Flags that several subcommands share.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -153,6 +153,44 @@ impl RunArgs {
         };
         settings.trajectory()?;
         Ok(settings)
+    }
+}
+
+/// What the commands that draw begin with.
+#[derive(Args, Debug)]
+pub(super) struct SessionArgs {
+    #[command(flatten)]
+    model: ModelArgs,
+    #[command(flatten)]
+    device: DeviceArgs,
+    #[command(flatten)]
+    run: RunArgs,
+}
+
+/// A model on an open device, and how to run it.
+pub(super) struct Session {
+    pub engine: Engine,
+    pub model: Dit,
+    pub info: ModelInfo,
+    pub settings: Settings,
+    /// What loading the model took.
+    pub seconds_load: f64,
+}
+
+impl SessionArgs {
+    pub fn open(&self, context: &Context) -> Result<Session, CliError> {
+        let engine = self.device.open(context)?;
+        let started = Instant::now();
+        let (model, info) = self.model.load(&engine)?;
+        let seconds_load = started.elapsed().as_secs_f64();
+        let settings = self.run.settings(&info)?;
+        Ok(Session {
+            engine,
+            model,
+            info,
+            settings,
+            seconds_load,
+        })
     }
 }
 

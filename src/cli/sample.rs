@@ -9,8 +9,9 @@ use serde_json::json;
 
 use super::{
     Context,
+    draw::draw,
     error::CliError,
-    options::{CacheArgs, DeviceArgs, ModelArgs, RunArgs, print_json, progress},
+    options::{CacheArgs, Session, SessionArgs, print_json, progress},
     schedules::ScheduleArgs,
 };
 use crate::{
@@ -18,7 +19,7 @@ use crate::{
     device::LaunchCount,
     files::check_writable,
     report::{ReportError, Tile, columns_for, grid, image_from_values, write_png},
-    sampler::{Event, Request, Sampler, batch_for},
+    sampler::{Request, Sampler, batch_for},
 };
 
 /// Memory for activations and cache when the batch is chosen by itself.
@@ -31,11 +32,7 @@ const DEFAULT_COUNT: usize = 46;
 #[derive(clap::Args, Debug)]
 pub(super) struct Args {
     #[command(flatten)]
-    model: ModelArgs,
-    #[command(flatten)]
-    device: DeviceArgs,
-    #[command(flatten)]
-    run: RunArgs,
+    session: SessionArgs,
     #[command(flatten)]
     schedule: ScheduleArgs,
     #[command(flatten)]
@@ -67,11 +64,13 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
-    let engine = args.device.open(context)?;
-    let started = Instant::now();
-    let (model, info) = args.model.load(&engine)?;
-    let seconds_load = started.elapsed().as_secs_f64();
-    let settings = args.run.settings(&info)?;
+    let Session {
+        engine,
+        model,
+        info,
+        settings,
+        seconds_load,
+    } = args.session.open(context)?;
 
     let given = args
         .noise
@@ -129,28 +128,20 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
         batch,
     };
     let launches = LaunchCount::start();
-    let mut steps = sampler.run(request)?;
+    let steps = sampler.run(request)?;
     let bar = progress(
         context,
         (labels.len() * settings.steps) as u64,
         "image steps",
     );
     let started = Instant::now();
-    let mut values = Vec::new();
-    for event in steps.by_ref() {
-        match event? {
-            Event::Step { images, .. } => bar.inc(images as u64),
-            Event::Images { x0, .. } => values.extend(x0),
-            _ => {}
-        }
-        if let Err(interrupt) = context.check_interrupt() {
-            bar.abandon();
-            return Err(interrupt);
-        }
+    let drawn = draw(steps, &bar, |images| images as u64, context);
+    if matches!(drawn, Err(CliError::Interrupted)) {
+        bar.abandon();
     }
+    let (values, totals) = drawn?;
     let seconds = started.elapsed().as_secs_f64();
     bar.finish_and_clear();
-    let totals = steps.totals();
     let dispatches = launches.finish(&engine);
 
     if let Some(path) = &args.save_tensors {

@@ -69,21 +69,13 @@ pub(super) fn cache_write_wgsl(
 ) -> (CubeTensor, CubeTensor) {
     let [x, arena] = [x, arena].map(wgsl::owned);
     let [slab, feature, bias] = [slab, feature, bias].map(into_contiguous);
-    let [batch, tokens, dim] = wgsl::dims(&x);
-    let count = batch * tokens * dim;
+    let dims = wgsl::dims(&x);
+    let count: usize = dims.iter().product();
     let shader = Shader::flat(
         "cache_write",
         include_str!("../../shaders/cache_write.wgsl"),
     );
-    let info = Info::of(&[
-        count,
-        tokens * dim,
-        dim,
-        gate.stride,
-        gate.count,
-        gate.start,
-    ])
-    .with(&[slot.word, usize::from(slot.packed)]);
+    let info = Info::gated(dims, gate).with(&[gate.start, slot.word, usize::from(slot.packed)]);
     let buffers = [&x, &slab, &feature, &bias, &arena];
     wgsl::launch_flat(shader, count.div_ceil(2), &buffers, info);
     (x, arena)

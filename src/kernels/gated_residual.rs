@@ -59,20 +59,13 @@ pub(super) fn gated_residual_wgsl(
 ) -> CubeTensor {
     let x = wgsl::owned(x);
     let [slab, feature, bias] = [slab, feature, bias].map(into_contiguous);
-    let [batch, tokens, dim] = wgsl::dims(&x);
-    let count = batch * tokens * dim;
+    let dims = wgsl::dims(&x);
+    let count: usize = dims.iter().product();
     let shader = Shader::flat(
         "gated_residual",
         include_str!("../../shaders/gated_residual.wgsl"),
     );
-    let info = Info::of(&[
-        count,
-        tokens * dim,
-        dim,
-        gate.stride,
-        gate.count,
-        gate.start,
-    ]);
+    let info = Info::gated(dims, gate).with(&[gate.start]);
     wgsl::launch_flat(shader, count, &[&x, &slab, &feature, &bias], info);
     x
 }

@@ -89,7 +89,8 @@ fn route(places: &[Place]) -> Route {
     }
 }
 
-fn on_cpu(device: &Device) -> bool {
+/// Whether tensors of this device lie in the processor's memory.
+pub(crate) fn on_cpu(device: &Device) -> bool {
     let device = device.clone().inner();
     matches!(device.as_dispatch(), DispatchDevice::Flex(_))
 }

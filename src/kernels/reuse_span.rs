@@ -53,18 +53,11 @@ pub(super) fn reuse_span_wgsl(
         return x;
     };
     let [slab, arena] = [slab, arena].map(into_contiguous);
-    let [batch, tokens, dim] = wgsl::dims(&x);
-    let count = batch * tokens * dim;
+    let dims = wgsl::dims(&x);
+    let count: usize = dims.iter().product();
     let shader = Shader::flat("reuse_span", include_str!("../../shaders/reuse_span.wgsl"));
     let packed = usize::from(first.slot.packed);
-    let mut info = Info::of(&[
-        count,
-        tokens * dim,
-        dim,
-        first.gate.stride,
-        first.gate.count,
-    ])
-    .with(&[packed, span.len(), 0]);
+    let mut info = Info::gated(dims, first.gate).with(&[packed, span.len(), 0]);
     for reused in span {
         info = info.with(&[reused.gate.start, reused.slot.word]);
     }

@@ -7,6 +7,8 @@ use burn::cubecl::{
     server::{KernelArguments, MetadataBindingInfo},
 };
 
+use super::VectorAt;
+
 /// Threads of a workgroup, for work that is one number (or two) a thread.
 pub(super) const THREADS: u32 = 256;
 /// WebGPU's limit of workgroups along a dimension.
@@ -57,6 +59,13 @@ pub(super) struct Info(Vec<u32>);
 impl Info {
     pub fn of(words: &[usize]) -> Self {
         Self::default().with(words)
+    }
+
+    /// What the kernels that add to `[B, tokens, dim]` under a gate want to know first: numbers in all, of an element and
+    /// of a token, then how the gates of the elements lie.
+    pub fn gated([batch, tokens, dim]: [usize; 3], gate: VectorAt) -> Self {
+        let element = tokens * dim;
+        Self::of(&[batch * element, element, dim, gate.stride, gate.count])
     }
 
     pub fn with(mut self, words: &[usize]) -> Self {

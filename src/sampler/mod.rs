@@ -3,12 +3,17 @@
 //! A [`Run`] is an iterator of [`Event`]s that does one denoising step a poll: not polling pauses it,
 //! dropping it cancels.
 
+mod batch;
 mod forward;
 mod parts;
 mod run;
+mod setup;
+mod state;
 
 pub use parts::{Part, PartTimes, PartTotal};
-pub use run::{Event, Request, Run, RunState, Sampler, Totals};
+pub use run::{Event, Request, Run, Totals};
+pub use setup::Sampler;
+pub use state::RunState;
 
 use crate::{
     checkpoint::ModelInfo,

@@ -11,16 +11,22 @@ pub mod adamw;
 pub mod budget;
 pub mod iepo;
 pub mod pretrain;
+mod replay;
 pub mod run;
+mod saved;
 pub mod sdt;
+mod settings;
 pub mod student;
 mod walk;
 
 pub use adamw::AdamWParts;
 pub use budget::{Budget, Steering};
 pub use iepo::Proxy;
-pub use run::{PassSummary, RouterRun, RouterRunOptions, RunFolder, TrainingSummary};
-pub use sdt::{Iteration, Progress, Replay, Sdt, SdtSettings, TrainingState};
+pub use replay::Replay;
+pub use run::{PassSummary, RouterRun, RouterRunOptions, RunFolder};
+pub use saved::TrainingSummary;
+pub use sdt::{Iteration, Progress, Sdt, TrainingState};
+pub use settings::SdtSettings;
 
 use crate::{
     checkpoint::CheckpointError, diffusion::DiffusionError, report::ReportError,

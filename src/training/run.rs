@@ -14,24 +14,22 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::{
-    AdamWParts, Budget, Iteration, Progress, Replay, Sdt, SdtSettings, Steering, TrainingError,
-    TrainingState,
+    Budget, Iteration, Progress, Replay, Sdt, SdtSettings, TrainingError,
+    saved::{Saved, check_same, load_state},
 };
 use crate::{
-    checkpoint::{self, ModelInfo, write_tensors_with_metadata},
+    checkpoint::{self, ModelInfo},
     dit::Dit,
     files::write_bytes_atomically,
     report::{Curves, draw_schedule},
     sampler::{Settings, model_identity, model_shape, run_settings},
-    schedule::{
-        Measured, ModelIdentity, ModelShape, PolicyRecord, Router, RunSettings, ScheduleFile,
-    },
+    schedule::{Measured, ModelShape, PolicyRecord, ScheduleFile},
 };
 
 /// Where the files of a run lie.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RunFolder {
-    path: PathBuf,
+    pub(super) path: PathBuf,
 }
 
 impl RunFolder {
@@ -66,25 +64,6 @@ impl RunFolder {
         self.path
             .join(format!("router{target}{cache}.schedule.json"))
     }
-}
-
-/// What the metadata of `router.safetensors` says.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-struct Saved {
-    format: u32,
-    model: ModelIdentity,
-    run: RunSettings,
-    clip_x0: bool,
-    settings: SdtSettings,
-    pass: usize,
-    optimizer_steps: Vec<u32>,
-    lambda: Vec<f64>,
-    beta: f64,
-    beta_correction: f64,
-    /// Identity of the replayed noise, where there is one.
-    #[serde(default)]
-    replay: Option<String>,
-    history: Vec<PassSummary>,
 }
 
 /// A pass in a few numbers.
@@ -332,33 +311,14 @@ impl<'m> RouterRun<'m> {
     /// Writes checkpoint, schedules and picture.
     fn save(&self) -> Result<(), TrainingError> {
         let (state, settings) = (self.sdt.state(), self.sdt.settings());
-        let AdamWParts(first, second, steps) = state.optimizer.parts();
-        let saved = Saved {
-            format: 1,
-            model: model_identity(self.info),
-            run: run_settings(self.info, &self.run)?,
-            clip_x0: self.run.clip_x0,
-            settings: settings.clone(),
-            pass: state.pass,
-            optimizer_steps: steps.to_vec(),
-            lambda: state.lambda.clone(),
-            beta: state.beta,
-            beta_correction: state.steering.correction,
-            replay: self.replay.clone(),
-            history: self.history.clone(),
-        };
-        let shape = vec![state.router.steps(), state.router.branches()];
-        let metadata = serde_json::to_string(&saved).unwrap_or_default();
-        write_tensors_with_metadata(
-            &self.folder.checkpoint(),
-            &[
-                ("logits", shape.clone(), state.router.logits().to_vec()),
-                ("adamw.first_moment", shape.clone(), first.to_vec()),
-                ("adamw.second_moment", shape.clone(), second.to_vec()),
-                ("marginal_values", shape, state.steering.values.clone()),
-            ],
-            &metadata,
+        let saved = Saved::of(
+            self.info,
+            &self.run,
+            &self.sdt,
+            self.replay.clone(),
+            self.history.clone(),
         )?;
+        saved.write(state, &self.folder.checkpoint())?;
         let files = self.schedules()?;
         for (path, file) in &files {
             file.write(path)?;
@@ -395,149 +355,11 @@ impl<'m> RouterRun<'m> {
     }
 }
 
-/// What a `router.safetensors` of ours holds.
-pub struct TrainingSummary {
-    pub pass: usize,
-    pub settings: SdtSettings,
-    pub router: Router,
-    pub lambda: Vec<f64>,
-    pub beta: f64,
-}
-
-impl TrainingSummary {
-    /// `None` where the file is something else.
-    ///
-    /// # Errors
-    /// [`TrainingError`] for a training state that is damaged.
-    pub fn read(path: &Path) -> Result<Option<Self>, TrainingError> {
-        if path.extension().is_none_or(|e| e != "safetensors") {
-            return Ok(None);
-        }
-        let source = checkpoint::open(path)?;
-        if source.get("adamw.first_moment").is_none() {
-            return Ok(None);
-        }
-        let (saved, state) = load_state(source)?;
-        let TrainingState {
-            pass,
-            router,
-            lambda,
-            beta,
-            ..
-        } = state;
-        Ok(Some(Self {
-            pass,
-            settings: saved.settings,
-            router,
-            lambda,
-            beta,
-        }))
-    }
-}
-
 /// Slots that a share of all branches allows.
 fn max_slots(max_cache: Option<f64>, shape: &ModelShape) -> usize {
     let branches = shape.branches();
-    // Half of an odd number of branches must not round up.
+    // 0.3 of 10 branches must not lose a slot to rounding.
     max_cache.map_or(branches, |share| (share * branches as f64 + 1e-9) as usize)
-}
-
-fn load_state(
-    mut source: checkpoint::TensorSource,
-) -> Result<(Saved, TrainingState), TrainingError> {
-    let path = source.path().to_path_buf();
-    let damaged = |problem: String| checkpoint::CheckpointError::Damaged {
-        path: path.clone(),
-        problem,
-    };
-    let text = source
-        .metadata()
-        .get(checkpoint::METADATA_KEY)
-        .cloned()
-        .unwrap_or_default();
-    let saved: Saved = serde_json::from_str(&text)
-        .map_err(|e| damaged(format!("its training state is not valid: {e}")))?;
-    let (steps, branches) = (saved.run.steps, saved.model.branches);
-    let mut tensor = |name: &str| -> Result<Vec<f32>, TrainingError> {
-        let values = source.read_f32(name)?;
-        if values.len() != steps * branches {
-            return Err(damaged(format!(
-                "`{name}` holds {} numbers, expected {steps}·{branches}",
-                values.len()
-            ))
-            .into());
-        }
-        Ok(values)
-    };
-    let router = Router::new(steps, branches, tensor("logits")?)?;
-    let (first, second) = (
-        tensor("adamw.first_moment")?,
-        tensor("adamw.second_moment")?,
-    );
-    let values = tensor("marginal_values")?;
-    if saved.optimizer_steps.len() != steps || saved.lambda.len() != steps {
-        return Err(damaged(format!("it has not {steps} step counts and lambdas")).into());
-    }
-    let optimizer =
-        super::adamw::AdamW::from_parts(branches, first, second, saved.optimizer_steps.clone());
-    let state = TrainingState {
-        pass: saved.pass,
-        router,
-        optimizer,
-        lambda: saved.lambda.clone(),
-        beta: saved.beta,
-        steering: Steering {
-            values,
-            correction: saved.beta_correction,
-        },
-    };
-    Ok((saved, state))
-}
-
-/// Whether a run in a folder can go on under these settings; more passes are welcome.
-fn check_same(
-    folder: &RunFolder,
-    saved: &Saved,
-    info: &ModelInfo,
-    run: &Settings,
-    settings: &SdtSettings,
-) -> Result<(), TrainingError> {
-    let differs = |flag: &str, found: String, asked: String| TrainingError::Resume {
-        path: folder.path.clone(),
-        flag: flag.into(),
-        found,
-        asked,
-    };
-    let (found, asked) = (&saved.model, model_identity(info));
-    if *found != asked {
-        return Err(differs(
-            "a model with fingerprint",
-            format!("{:?}", found.fingerprint),
-            format!("{:?}", asked.fingerprint),
-        ));
-    }
-    let asked = run_settings(info, run)?;
-    if saved.run != asked || saved.clip_x0 != run.clip_x0 {
-        return Err(differs(
-            "the run",
-            format!("{:?}", saved.run),
-            format!("{asked:?}"),
-        ));
-    }
-    let fields = |s: &SdtSettings| serde_json::to_value(s).unwrap_or_default();
-    let (found, asked) = (fields(&saved.settings), fields(settings));
-    for (key, value) in found.as_object().into_iter().flatten() {
-        // More passes are welcome.
-        let free = key == "passes";
-        if asked[key] != *value && !free {
-            return Err(differs(
-                &format!("--{}", key.replace('_', "-")),
-                value.to_string(),
-                asked[key].to_string(),
-            ));
-        }
-    }
-    Ok(())
 }
 
 /// Drops the lines of passes that the checkpoint has not seen.

@@ -9,10 +9,10 @@ use std::ops::ControlFlow;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    TrainingError,
+    Replay, SdtSettings, TrainingError,
     adamw::AdamW,
     budget::{Budget, Steering},
-    iepo::{self, Proxy},
+    iepo,
     student::student_step,
     walk::{StepConditions, Treatment, Walk, Walker},
 };
@@ -22,63 +22,6 @@ use crate::{
     sampler::{Settings, model_shape},
     schedule::{LOGIT_LIMIT, ModelShape, Router},
 };
-
-/// Every setting of SDT and IEPO.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct SdtSettings {
-    /// Passes to train for.
-    pub passes: usize,
-    /// Images a pass; guidance doubles what the network sees.
-    pub batch: usize,
-    /// Images in the network at a time.
-    pub micro_batch: usize,
-    pub learning_rate: f64,
-    /// Threshold `τ`.
-    pub tau: f64,
-    /// `C`: λ is refreshed at the start of pass `p` when `p·T` is a multiple of it.
-    pub lambda_every: usize,
-    pub proxy: Proxy,
-    /// β, or what steers it.
-    pub budget: Budget,
-    pub seed: u64,
-    /// Keep only the blocks' inputs in the forward pass.
-    pub gradient_checkpointing: bool,
-}
-
-impl SdtSettings {
-    /// # Errors
-    /// [`TrainingError::Setting`] for the first setting out of range.
-    pub fn check(&self) -> Result<(), TrainingError> {
-        let setting = |flag, value: String, expected| {
-            Err(TrainingError::Setting {
-                flag,
-                value,
-                expected,
-            })
-        };
-        for (flag, value) in [
-            ("passes", self.passes),
-            ("batch", self.batch),
-            ("micro-batch", self.micro_batch),
-            ("lambda-every", self.lambda_every),
-        ] {
-            if value == 0 {
-                return setting(flag, "0".into(), "a whole number of at least 1");
-            }
-        }
-        if !(self.learning_rate.is_finite() && self.learning_rate > 0.0) {
-            return setting(
-                "lr",
-                self.learning_rate.to_string(),
-                "a finite number above 0",
-            );
-        }
-        if !(self.tau > 0.0 && self.tau < 1.0) {
-            return setting("tau", self.tau.to_string(), "a number between 0 and 1");
-        }
-        self.budget.check()
-    }
-}
 
 /// Everything that training changes; enough to go on bit for bit.
 #[derive(Debug, Clone, PartialEq)]
@@ -92,18 +35,6 @@ pub struct TrainingState {
     pub beta: f64,
     /// What steering β remembers.
     pub steering: Steering,
-}
-
-/// Fixed noise, labels and initial logits instead of drawn ones.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Replay {
-    /// `[passes, B, C, H, W]`
-    pub noise: Vec<f32>,
-    /// `[C, H, W]`
-    pub image_shape: [usize; 3],
-    /// `[passes][B]`
-    pub labels: Vec<Vec<usize>>,
-    pub router: Router,
 }
 
 /// One trained step.
@@ -406,67 +337,6 @@ impl<'m> Sdt<'m> {
     }
 }
 
-impl Replay {
-    /// A hash of the noise, to know it again.
-    pub fn identity(&self) -> String {
-        blake3::hash(bytemuck::cast_slice(&self.noise)).to_hex()[..32].to_owned()
-    }
-
-    /// Whether the replay fits the model, the run and the number of passes.
-    ///
-    /// # Errors
-    /// [`TrainingError::Setting`].
-    pub fn check(&self, model: &Dit, passes: usize) -> Result<(), TrainingError> {
-        let setting = |value: String, expected| {
-            Err(TrainingError::Setting {
-                flag: "replay",
-                value,
-                expected,
-            })
-        };
-        let size: usize = model.config().image_shape().iter().product();
-        let images: usize = self.labels.iter().map(Vec::len).sum();
-        if self.image_shape != model.config().image_shape() {
-            let shape = self.image_shape;
-            return setting(
-                format!("{shape:?} an image"),
-                "noise of the model's channels, height and width",
-            );
-        }
-        if self.router.branches() != 2 * model.config().blocks {
-            let branches = self.router.branches();
-            return setting(
-                format!("a router of {branches} branches"),
-                "two branches a block of the model",
-            );
-        }
-        if self.labels.is_empty() || images == 0 || self.noise.len() != images * size {
-            return setting(
-                format!("{} numbers of noise for {images} labels", self.noise.len()),
-                "noise [passes,B,C,H,W] and labels [passes,B] of the model's shape",
-            );
-        }
-        if passes > self.labels.len() {
-            return setting(
-                format!("{} passes long", self.labels.len()),
-                "at least --passes passes",
-            );
-        }
-        match self
-            .labels
-            .iter()
-            .flatten()
-            .find(|y| **y > model.config().classes)
-        {
-            Some(label) => setting(
-                format!("a file with label {label}"),
-                "labels within the model's classes",
-            ),
-            None => Ok(()),
-        }
-    }
-}
-
 /// Logits from N(0, 1), step 0 pinned.
 fn initial_router(steps: usize, branches: usize, seed: u64) -> Result<Router, TrainingError> {
     let mut logits = vec![LOGIT_LIMIT; branches];
@@ -485,7 +355,7 @@ pub(super) mod tests {
         checkpoint::random_model,
         diffusion::{Guidance, GuidedChannels, Solver},
         dit::DitConfig,
-        training::{iepo::lambda_long, walk::Walker},
+        training::{Proxy, iepo::lambda_long, walk::Walker},
     };
 
     pub fn tiny() -> DitConfig {

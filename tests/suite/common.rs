@@ -64,6 +64,15 @@ pub fn forward(model: &Dit, x: &(Vec<usize>, Vec<f32>), t: &[f32], y: &[usize]) 
         .unwrap()
 }
 
+/// Makes a training state look like one that a later program wrote.
+pub fn of_a_later_format(state: &Path) {
+    let mut bytes = std::fs::read(state).unwrap();
+    let format = br#"\"format\":1"#;
+    let at = bytes.windows(format.len()).position(|w| w == format);
+    bytes[at.unwrap() + format.len() - 1] = b'2';
+    std::fs::write(state, bytes).unwrap();
+}
+
 /// Runs the command.
 pub fn harmonica(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_harmonica"))

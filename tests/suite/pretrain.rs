@@ -16,7 +16,9 @@ use harmonica::{
 };
 
 use crate::{
-    common::{engines, golden, harmonica, harmonica_json, integers, tensor, vulkan},
+    common::{
+        engines, golden, harmonica, harmonica_json, integers, of_a_later_format, tensor, vulkan,
+    },
     pretrain_data::{folder, open},
 };
 
@@ -404,6 +406,12 @@ fn contradictions_are_refused() {
         small(),
         other,
         "was trained with --lr 0.0005, this command says 1.0",
+    );
+    of_a_later_format(&run.join("checkpoint.safetensors"));
+    refused(
+        small(),
+        options(&run, 1, true),
+        "its training state has format 2, this program reads format 1",
     );
     let mut wild = options(&at.path().join("wild"), 50, false);
     wild.settings.lr = 1e30;

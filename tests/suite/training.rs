@@ -8,7 +8,7 @@ use std::{
 
 use harmonica::checkpoint::{self, read_named_tensors};
 
-use crate::common::{golden, harmonica, harmonica_json, tensor};
+use crate::common::{golden, harmonica, harmonica_json, of_a_later_format, tensor};
 
 fn train(out: &Path, flags: &[&str]) -> Vec<String> {
     let tiny = golden("tiny-a.pt");
@@ -377,4 +377,8 @@ fn wrong_training_settings_are_refused() {
         &["--steps", "3", "--target-cur", "0.9", "--out", "elsewhere"],
         "cannot be used multiple times",
     );
+    of_a_later_format(&out.join("router.safetensors"));
+    let (code, line) = said(&["--steps", "3", "--resume"]);
+    let text = "its training state has format 2, this program reads format 1";
+    assert!(code == Some(1) && line.ends_with(text), "{code:?} {line}");
 }

@@ -8,12 +8,13 @@ use super::{
     gradient::{BatchGradient, batch_gradient},
     network::{Layout, flat, read},
     objective::{Batch, Objective},
-    optimizer::{Step, Weights, is_cpu, norm},
+    optimizer::{Step, Weights, norm},
     settings::{Precision, PretrainSettings},
 };
 use crate::{
     checkpoint::StateDict,
     dit::{Dit, DitConfig},
+    kernels,
     training::TrainingError,
 };
 
@@ -113,7 +114,7 @@ impl Learner {
         device: &Device,
     ) -> Result<Self, TrainingError> {
         settings.check()?;
-        let on_cpu = is_cpu(device);
+        let on_cpu = kernels::on_cpu(device);
         let (name, dtype) = match settings.precision {
             Precision::F32 => ("f32", None),
             Precision::F16 => ("f16", Some(DType::F16)),

@@ -3,10 +3,7 @@
 //! On GPUs the composed form runs, which burn fuses; on burn's CPU backend, which fuses nothing, a loop of our own
 //! reads and writes every number once. Both follow PyTorch's `AdamW` (arXiv 1711.05101, algorithm 2).
 
-use burn::{
-    backend::DispatchDevice,
-    tensor::{Device, Tensor},
-};
+use burn::tensor::Tensor;
 use rayon::prelude::*;
 
 use super::network::{flat, read};
@@ -177,16 +174,10 @@ pub(super) fn norm(
     Ok((square.sqrt(), values))
 }
 
-/// Whether tensors of this device lie in the processor's memory.
-pub(super) fn is_cpu(device: &Device) -> bool {
-    matches!(
-        device.clone().inner().as_dispatch(),
-        DispatchDevice::Flex(_)
-    )
-}
-
 #[cfg(test)]
 mod tests {
+    use burn::tensor::Device;
+
     use super::*;
 
     #[test]

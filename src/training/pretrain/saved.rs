@@ -76,6 +76,9 @@ impl PretrainFolder {
 
 const CHECKPOINT: &str = "checkpoint.safetensors";
 
+/// Version of the metadata.
+const FORMAT: u32 = 1;
+
 /// What the metadata of a checkpoint says.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SavedRun {
@@ -95,7 +98,7 @@ pub struct SavedRun {
 impl SavedRun {
     pub(super) fn of(learner: &Learner, data: &str, seconds: f64) -> Self {
         Self {
-            format: 1,
+            format: FORMAT,
             config: learner.config().clone(),
             own_embedders: learner.layout().own_embedders,
             data: data.into(),
@@ -138,6 +141,14 @@ impl SavedRun {
         };
         let saved: Self =
             serde_json::from_str(&text.unwrap_or_default()).map_err(|e| damaged(e.to_string()))?;
+        if saved.format != FORMAT {
+            let problem = format!(
+                "its training state has format {}, this program reads format {FORMAT}",
+                saved.format
+            );
+            let path = source.path().into();
+            return Err(CheckpointError::Config { path, problem }.into());
+        }
         saved.config.check().map_err(|e| damaged(e.to_string()))?;
         Ok(saved)
     }

@@ -1,0 +1,229 @@
+//! A model ready to sample.
+
+use std::sync::Arc;
+
+use super::{
+    SampleError, Settings, model_shape,
+    parts::PartTimes,
+    run::{Request, Run},
+};
+use crate::{
+    cache::CacheDtype,
+    device::Engine,
+    diffusion::Trajectory,
+    dit::Dit,
+    plan::{Plan, compile},
+    schedule::{Schedule, ScheduleError},
+};
+
+/// Bytes of adaLN vectors that are computed ahead of the steps that use them.
+const CONDITIONING_BYTES: usize = 64 << 20;
+
+/// A model ready to sample: its weights are shared, so clones and runs cost nothing and live on their own.
+#[derive(Debug, Clone)]
+pub struct Sampler {
+    pub(super) setup: Arc<Setup>,
+}
+
+/// What a sampler and its runs share.
+#[derive(Debug, Clone)]
+pub(super) struct Setup {
+    pub model: Dit,
+    pub settings: Settings,
+    pub trajectory: Trajectory,
+    pub schedule: Schedule,
+    pub plan: Arc<Plan>,
+    pub cache_dtype: CacheDtype,
+    conditioning_bytes: usize,
+    pub preview: bool,
+    pub recovery: bool,
+    pub engine: Option<Engine>,
+}
+
+impl Sampler {
+    /// A sampler; `schedule` `None` computes everything.
+    ///
+    /// # Errors
+    /// [`SampleError::Diffusion`] for impossible settings, [`SampleError::Schedule`] for a table of another size.
+    pub fn new(
+        model: &Dit,
+        settings: Settings,
+        schedule: Option<Schedule>,
+    ) -> Result<Self, SampleError> {
+        let trajectory = settings.trajectory()?;
+        let branches = 2 * model.config().blocks;
+        let schedule = match schedule {
+            Some(schedule) => schedule,
+            None => Schedule::full(settings.steps, branches)?,
+        };
+        if (schedule.steps(), schedule.branches()) != (settings.steps, branches) {
+            return Err(ScheduleError::Mismatch {
+                reason: format!(
+                    "its table is {}×{} (steps×branches), the run's is {}×{branches}",
+                    schedule.steps(),
+                    schedule.branches(),
+                    settings.steps
+                ),
+            }
+            .into());
+        }
+        let plan = compile(&schedule, &model_shape(model.config()));
+        Ok(Self {
+            setup: Arc::new(Setup {
+                model: model.clone(),
+                settings,
+                trajectory,
+                schedule,
+                plan: Arc::new(plan),
+                cache_dtype: CacheDtype::default(),
+                conditioning_bytes: CONDITIONING_BYTES,
+                preview: false,
+                recovery: false,
+                engine: None,
+            }),
+        })
+    }
+
+    fn with(mut self, change: impl FnOnce(&mut Setup)) -> Self {
+        change(Arc::make_mut(&mut self.setup));
+        self
+    }
+
+    /// Keeps features in this form.
+    pub fn with_cache_dtype(self, cache_dtype: CacheDtype) -> Self {
+        self.with(|setup| setup.cache_dtype = cache_dtype)
+    }
+
+    /// Bounds the adaLN vectors that are computed ahead [default: 64 MiB]; with 0 every step computes its own.
+    pub fn with_conditioning_bytes(self, conditioning_bytes: usize) -> Self {
+        self.with(|setup| setup.conditioning_bytes = conditioning_bytes)
+    }
+
+    /// Whether every [`super::Event::Step`] carries the clean images as predicted there.
+    pub fn with_preview(self, preview: bool) -> Self {
+        self.with(|setup| setup.preview = preview)
+    }
+
+    /// Whether runs keep a [`super::RunState`] of the last finished step, for the price of a read-back a step.
+    pub fn with_recovery(self, recovery: bool) -> Self {
+        self.with(|setup| setup.recovery = recovery)
+    }
+
+    /// Asks the engine that the model lives on what an error of the device means, and after every read-back whether
+    /// there was one: some faults leave wrong values and a read-back that succeeds.
+    pub fn with_engine(self, engine: &Engine) -> Self {
+        self.with(|setup| setup.engine = Some(engine.clone()))
+    }
+
+    /// The schedule in use.
+    pub fn schedule(&self) -> &Schedule {
+        &self.setup.schedule
+    }
+
+    /// What the run will do, op by op.
+    pub fn plan(&self) -> &Plan {
+        &self.setup.plan
+    }
+
+    /// Starts a run; the work is done by polling it.
+    ///
+    /// # Errors
+    /// [`SampleError`] for a request that does not fit the model.
+    pub fn run(&self, request: Request) -> Result<Run, SampleError> {
+        let config = self.setup.model.config();
+        let images = request.labels.len();
+        if images == 0 {
+            return Err(SampleError::NoImages);
+        }
+        if request.batch == 0 {
+            return Err(SampleError::Batch);
+        }
+        if let Some(&label) = request.labels.iter().find(|y| **y > config.classes) {
+            return Err(SampleError::Label {
+                label,
+                classes: config.classes,
+            });
+        }
+        if let Some(noise) = &request.noise {
+            let shape = config.image_shape();
+            let expected = images * shape.iter().product::<usize>();
+            if noise.len() != expected {
+                return Err(SampleError::Noise {
+                    found: noise.len(),
+                    expected,
+                    images,
+                    shape,
+                });
+            }
+        }
+        Ok(Run::new(self.setup.clone(), request))
+    }
+
+    /// Bytes of the cache for a batch of `images` images.
+    pub fn cache_bytes(&self, images: usize) -> usize {
+        let config = self.setup.model.config();
+        let numbers = self.setup.copies() * images * config.tokens() * config.hidden;
+        self.setup.plan.slots() * self.setup.cache_dtype.feature_bytes(numbers)
+    }
+
+    /// Bytes of adaLN weights that a run of one batch of `images` images reads.
+    pub fn adaln_bytes_read(&self, images: usize) -> usize {
+        let setup = &self.setup;
+        let layers = 4 * setup.model.config().hidden * setup.adaln_width();
+        let chunks = setup.settings.steps.div_ceil(setup.steps_ahead(images));
+        chunks * layers
+    }
+
+    /// Elements of the network's batch an image: two with guidance.
+    pub fn copies(&self) -> usize {
+        self.setup.copies()
+    }
+
+    /// Runs to the end, waiting for the device after each part of each step: the images, and where the time went.
+    ///
+    /// # Errors
+    /// [`SampleError`].
+    pub fn profile(&self, request: Request) -> Result<(Vec<f32>, PartTimes), SampleError> {
+        let run = self.run(request)?;
+        let mut parts = PartTimes::start();
+        let images = run.images(Some(&mut parts))?;
+        Ok((images, parts))
+    }
+
+    /// Runs to the end: all images `[B, C, H, W]`, row-major.
+    ///
+    /// # Errors
+    /// [`SampleError`].
+    pub fn sample(&self, request: Request) -> Result<Vec<f32>, SampleError> {
+        self.run(request)?.images(None)
+    }
+}
+
+impl Setup {
+    /// Elements of the network's batch an image: two with guidance.
+    pub fn copies(&self) -> usize {
+        if self.settings.guidance.is_active() {
+            2
+        } else {
+            1
+        }
+    }
+
+    /// Rows of adaLN vectors that a step of `images` images takes: in a guided batch the null label's vectors serve the
+    /// whole unconditional half.
+    pub fn adaln_rows(&self, images: usize) -> usize {
+        images + self.copies() - 1
+    }
+
+    /// Numbers of such a row: six vectors a block, two of the last layer.
+    fn adaln_width(&self) -> usize {
+        let config = self.model.config();
+        config.hidden * (6 * config.blocks + 2)
+    }
+
+    /// Steps whose adaLN vectors fit the memory bound, at least the one at hand.
+    pub fn steps_ahead(&self, images: usize) -> usize {
+        let step = 4 * self.adaln_width() * self.adaln_rows(images);
+        (self.conditioning_bytes / step).max(1)
+    }
+}

@@ -1,0 +1,70 @@
+//! Where a run stood, and going on from there.
+
+use std::sync::Arc;
+
+use super::{
+    SampleError, Settings,
+    batch::Batch,
+    model_shape,
+    run::{Request, Run},
+    setup::Sampler,
+};
+use crate::{diffusion::ImageNoise, plan::compile, schedule::Schedule};
+
+/// Where a run stood after its last finished step, on the host: all that [`Sampler::resume`] needs, on any device.
+#[derive(Debug, Clone)]
+pub struct RunState {
+    pub(super) request: Arc<Request>,
+    pub(super) settings: Settings,
+    /// First image of the batch at hand.
+    pub(super) first: usize,
+    pub(super) step: usize,
+    /// `[B, C, H, W]` of the batch at hand; nothing between batches.
+    pub(super) x: Vec<f32>,
+    pub(super) noise: Vec<ImageNoise>,
+}
+
+impl RunState {
+    /// First image of the batch at hand; those before it were delivered.
+    pub fn first_image(&self) -> usize {
+        self.first
+    }
+
+    /// The step that comes next.
+    pub fn step(&self) -> usize {
+        self.step
+    }
+}
+
+impl Sampler {
+    /// Goes on with a run of the same model and settings where it stood, on this sampler's device.
+    ///
+    /// Cached features are not part of the state: the first step that is resumed computes every branch, the following
+    /// ones reuse as the schedule says. Without reuse the images are those of the undisturbed run.
+    ///
+    /// # Errors
+    /// [`SampleError`] for a state that does not fit the model or its settings.
+    pub fn resume(&self, state: RunState) -> Result<Run, SampleError> {
+        let mut run = self.run(Request::clone(&state.request))?;
+        let setup = &self.setup;
+        let steps = setup.settings.steps;
+        let size: usize = setup.model.config().image_shape().iter().product();
+        let fits = state.x.len() == state.noise.len() * size;
+        if state.settings != setup.settings || state.step > steps || !fits {
+            return Err(SampleError::State);
+        }
+        if state.noise.is_empty() {
+            return Ok(run.going_on(state.first, None));
+        }
+        let schedule = &setup.schedule;
+        let resumed = Schedule::from_rule(steps, schedule.branches(), |s, n| {
+            s == 0 || s == state.step || schedule.computes(s, n)
+        })?;
+        let plan = compile(&resumed, &model_shape(setup.model.config()));
+        let batch = Batch {
+            step: state.step,
+            ..run.batch(state.first, state.x, state.noise, Arc::new(plan))
+        };
+        Ok(run.going_on(state.first, Some(batch)))
+    }
+}

@@ -1,0 +1,223 @@
+//! The checkpoint of a router's training: everything to go on from, in one file.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use super::{
+    AdamWParts, PassSummary, RunFolder, Sdt, SdtSettings, Steering, TrainingError, TrainingState,
+    adamw::AdamW,
+};
+use crate::{
+    checkpoint::{self, CheckpointError, ModelInfo, TensorSource, write_tensors_with_metadata},
+    sampler::{Settings, model_identity, run_settings},
+    schedule::{ModelIdentity, Router, RunSettings},
+};
+
+/// Version of the metadata.
+const FORMAT: u32 = 1;
+
+/// What the metadata of `router.safetensors` says.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) struct Saved {
+    format: u32,
+    model: ModelIdentity,
+    run: RunSettings,
+    clip_x0: bool,
+    settings: SdtSettings,
+    pass: usize,
+    optimizer_steps: Vec<u32>,
+    lambda: Vec<f64>,
+    beta: f64,
+    beta_correction: f64,
+    /// Identity of the replayed noise, where there is one.
+    #[serde(default)]
+    pub replay: Option<String>,
+    pub history: Vec<PassSummary>,
+}
+
+impl Saved {
+    pub fn of(
+        info: &ModelInfo,
+        run: &Settings,
+        sdt: &Sdt<'_>,
+        replay: Option<String>,
+        history: Vec<PassSummary>,
+    ) -> Result<Self, TrainingError> {
+        let state = sdt.state();
+        let AdamWParts(_, _, steps) = state.optimizer.parts();
+        Ok(Self {
+            format: FORMAT,
+            model: model_identity(info),
+            run: run_settings(info, run)?,
+            clip_x0: run.clip_x0,
+            settings: sdt.settings().clone(),
+            pass: state.pass,
+            optimizer_steps: steps.to_vec(),
+            lambda: state.lambda.clone(),
+            beta: state.beta,
+            beta_correction: state.steering.correction,
+            replay,
+            history,
+        })
+    }
+
+    /// Writes the checkpoint, with the tensors of the state it is of.
+    pub fn write(&self, state: &TrainingState, path: &Path) -> Result<(), TrainingError> {
+        let AdamWParts(first, second, _) = state.optimizer.parts();
+        let shape = vec![state.router.steps(), state.router.branches()];
+        let metadata = serde_json::to_string(self).unwrap_or_default();
+        let tensors = [
+            ("logits", shape.clone(), state.router.logits().to_vec()),
+            ("adamw.first_moment", shape.clone(), first.to_vec()),
+            ("adamw.second_moment", shape.clone(), second.to_vec()),
+            ("marginal_values", shape, state.steering.values.clone()),
+        ];
+        Ok(write_tensors_with_metadata(path, &tensors, &metadata)?)
+    }
+}
+
+/// What a checkpoint says, and the state that it holds.
+pub(super) fn load_state(
+    mut source: TensorSource,
+) -> Result<(Saved, TrainingState), TrainingError> {
+    let path = source.path().to_path_buf();
+    let damaged = |problem: String| CheckpointError::Damaged {
+        path: path.clone(),
+        problem,
+    };
+    let text = source
+        .metadata()
+        .get(checkpoint::METADATA_KEY)
+        .cloned()
+        .unwrap_or_default();
+    let saved: Saved = serde_json::from_str(&text)
+        .map_err(|e| damaged(format!("its training state is not valid: {e}")))?;
+    if saved.format != FORMAT {
+        let problem = format!(
+            "its training state has format {}, this program reads format {FORMAT}",
+            saved.format
+        );
+        return Err(CheckpointError::Config { path, problem }.into());
+    }
+    let (steps, branches) = (saved.run.steps, saved.model.branches);
+    let mut tensor = |name: &str| -> Result<Vec<f32>, TrainingError> {
+        let values = source.read_f32(name)?;
+        if values.len() != steps * branches {
+            return Err(damaged(format!(
+                "`{name}` holds {} numbers, expected {steps}·{branches}",
+                values.len()
+            ))
+            .into());
+        }
+        Ok(values)
+    };
+    let router = Router::new(steps, branches, tensor("logits")?)?;
+    let (first, second) = (
+        tensor("adamw.first_moment")?,
+        tensor("adamw.second_moment")?,
+    );
+    let values = tensor("marginal_values")?;
+    if saved.optimizer_steps.len() != steps || saved.lambda.len() != steps {
+        return Err(damaged(format!("it has not {steps} step counts and lambdas")).into());
+    }
+    let optimizer = AdamW::from_parts(branches, first, second, saved.optimizer_steps.clone());
+    let state = TrainingState {
+        pass: saved.pass,
+        router,
+        optimizer,
+        lambda: saved.lambda.clone(),
+        beta: saved.beta,
+        steering: Steering {
+            values,
+            correction: saved.beta_correction,
+        },
+    };
+    Ok((saved, state))
+}
+
+/// Whether a run in a folder can go on under these settings; more passes are welcome.
+pub(super) fn check_same(
+    folder: &RunFolder,
+    saved: &Saved,
+    info: &ModelInfo,
+    run: &Settings,
+    settings: &SdtSettings,
+) -> Result<(), TrainingError> {
+    let differs = |flag: &str, found: String, asked: String| TrainingError::Resume {
+        path: folder.path.clone(),
+        flag: flag.into(),
+        found,
+        asked,
+    };
+    let (found, asked) = (&saved.model, model_identity(info));
+    if *found != asked {
+        return Err(differs(
+            "a model with fingerprint",
+            format!("{:?}", found.fingerprint),
+            format!("{:?}", asked.fingerprint),
+        ));
+    }
+    let asked = run_settings(info, run)?;
+    if saved.run != asked || saved.clip_x0 != run.clip_x0 {
+        return Err(differs(
+            "the run",
+            format!("{:?}", saved.run),
+            format!("{asked:?}"),
+        ));
+    }
+    let fields = |s: &SdtSettings| serde_json::to_value(s).unwrap_or_default();
+    let (found, asked) = (fields(&saved.settings), fields(settings));
+    for (key, value) in found.as_object().into_iter().flatten() {
+        // More passes are welcome.
+        let free = key == "passes";
+        if asked[key] != *value && !free {
+            return Err(differs(
+                &format!("--{}", key.replace('_', "-")),
+                value.to_string(),
+                asked[key].to_string(),
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// What a `router.safetensors` of ours holds.
+pub struct TrainingSummary {
+    pub pass: usize,
+    pub settings: SdtSettings,
+    pub router: Router,
+    pub lambda: Vec<f64>,
+    pub beta: f64,
+}
+
+impl TrainingSummary {
+    /// `None` where the file is something else.
+    ///
+    /// # Errors
+    /// [`TrainingError`] for a training state that is damaged.
+    pub fn read(path: &Path) -> Result<Option<Self>, TrainingError> {
+        if path.extension().is_none_or(|e| e != "safetensors") {
+            return Ok(None);
+        }
+        let source = checkpoint::open(path)?;
+        if source.get("adamw.first_moment").is_none() {
+            return Ok(None);
+        }
+        let (saved, state) = load_state(source)?;
+        let TrainingState {
+            pass,
+            router,
+            lambda,
+            beta,
+            ..
+        } = state;
+        Ok(Some(Self {
+            pass,
+            settings: saved.settings,
+            router,
+            lambda,
+            beta,
+        }))
+    }
+}
