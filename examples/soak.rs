@@ -28,8 +28,8 @@ const STEPS: usize = 6;
 /// A host that makes its device itself, so that it can destroy it.
 struct Host {
     device: wgpu::Device,
-    engine: Engine,
     sampler: Sampler,
+    engine: Engine,
 }
 
 impl Host {
@@ -62,9 +62,15 @@ impl Host {
         let sampler = Sampler::new(&model, settings, Some(schedule))?.with_engine(&engine);
         Ok(Self {
             device,
-            engine,
             sampler,
+            engine,
         })
+    }
+
+    /// Without this, every device that was opened would cost memory to the end of the process.
+    fn close(self) {
+        drop(self.sampler);
+        self.engine.close();
     }
 
     /// Bytes that burn holds on the device, and those of the process.
@@ -143,7 +149,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         }
     }
     println!("{polls} events were seen before the cancellations");
-    drop(host);
+    host.close();
 
     println!("\nlost devices  device MB  process MB");
     for lost in 1..=losses {
@@ -159,7 +165,8 @@ fn main() -> Result<(), Box<dyn Error>> {
             other => return Err(format!("a lost device ended the run with {other:?}").into()),
         }
         let state = run.state().ok_or("no step was finished")?.clone();
-        drop((run, sampler, host));
+        drop((run, sampler));
+        host.close();
 
         // Another device: the interrupted run goes on, and a fresh one is as ever.
         let next = Host::new()?;
@@ -179,6 +186,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         if lost == 1 || lost.is_multiple_of(losses.div_ceil(5)) {
             print_memory(lost, next.memory()?);
         }
+        next.close();
     }
     println!("\nevery image is the same as the first run's");
     Ok(())

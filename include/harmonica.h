@@ -163,7 +163,7 @@ const char *hm_engine_backend(const hm_engine *engine);
  * engine is null or open. */
 const char *hm_engine_notice(const hm_engine *engine);
 
-/* Closes an engine; null is nothing. Its models go on.
+/* Frees an engine; null is nothing. Its models go on, and the device is closed with the last of them.
  * Expects:
  * engine is null, or came from hm_engine_open and is not used again. */
 void hm_engine_free(hm_engine *engine);

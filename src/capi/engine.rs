@@ -2,7 +2,9 @@
 
 use std::{
     ffi::{CString, c_char},
+    ops::Deref,
     ptr,
+    sync::Arc,
 };
 
 use super::{
@@ -13,10 +15,27 @@ use crate::device::Engine;
 
 /// A device to run models on.
 pub struct hm_engine {
-    pub(super) engine: Engine,
+    pub(super) engine: Arc<OpenEngine>,
     device: CString,
     backend: CString,
     notice: Option<CString>,
+}
+
+/// An engine that is closed when nothing uses it any more.
+pub(super) struct OpenEngine(Engine);
+
+impl Deref for OpenEngine {
+    type Target = Engine;
+
+    fn deref(&self) -> &Engine {
+        &self.0
+    }
+}
+
+impl Drop for OpenEngine {
+    fn drop(&mut self) {
+        self.0.clone().close();
+    }
 }
 
 /// Opens a device: "auto", "cpu", "vulkan", "metal", "dx12", "gl", or an index as `harmonica devices` lists them.
@@ -40,7 +59,7 @@ pub unsafe extern "C" fn hm_engine_open(
             device: string(&report.device),
             backend: string(&report.backend),
             notice: choice.notice.as_deref().map(string),
-            engine: choice.engine,
+            engine: Arc::new(OpenEngine(choice.engine)),
         };
         out.set(Box::into_raw(Box::new(opened)));
         Ok(())
@@ -81,7 +100,7 @@ pub unsafe extern "C" fn hm_engine_notice(engine: *const hm_engine) -> *const c_
     })
 }
 
-/// Closes an engine; null is nothing. Its models go on.
+/// Frees an engine; null is nothing. Its models go on, and the device is closed with the last of them.
 ///
 /// # Safety
 /// `engine` is null, or came from [`hm_engine_open`] and is not used again.

@@ -3,16 +3,16 @@
 use std::{
     ffi::{CString, c_char},
     ptr,
+    sync::Arc,
 };
 
 use super::{
     arguments::{self, Out},
-    engine::hm_engine,
+    engine::{OpenEngine, hm_engine},
     error::{Failure, guard, guard_free, guard_text, hm_status},
 };
 use crate::{
     checkpoint::{LoadOptions, ModelInfo, ModelSpec, load_model},
-    device::Engine,
     dit::Dit,
 };
 
@@ -21,8 +21,8 @@ pub struct hm_model {
     pub(super) dit: Dit,
     pub(super) info: ModelInfo,
     class_names: Vec<CString>,
-    // Weights live on the device; the handle keeps it open whatever becomes of the caller's.
-    pub(super) engine: Engine,
+    // The weights, above, go before the device they live on, which stays open whatever becomes of the caller's handle.
+    pub(super) engine: Arc<OpenEngine>,
 }
 
 /// What a model draws.

@@ -7,6 +7,7 @@ use burn::{
     tensor::Device,
 };
 use burn_wgpu::{WgpuInitError, WgpuSetup};
+use cubecl_common::device_handle::DeviceHandle;
 use serde::Serialize;
 
 use super::{
@@ -31,7 +32,8 @@ pub struct DeviceReport {
 
 /// A device to run models on. Clones share it.
 ///
-/// Each device that is opened stays registered with burn, threads and all, until the process ends: open one and clone it.
+/// What burn keeps for a device – threads, compiled shaders, free memory – outlives the engine, until [`Engine::close`] or
+/// the end of the process.
 #[derive(Debug, Clone)]
 pub struct Engine {
     device: Device,
@@ -211,17 +213,24 @@ impl Engine {
     /// A fault of memory or validation may have left wrong values in anything made since. After
     /// [`DeviceFault::Lost`], drop what lives on the device, open an engine again and load the model onto it.
     pub fn fault(&self) -> Option<DeviceFault> {
+        let seen = self.synced();
+        let noted = self.wgpu.as_ref().and_then(|wgpu| wgpu.faults.take());
+        let fault = match seen {
+            Some(fault) if fault.is_lost() => return Some(fault),
+            other => noted.or(other)?,
+        };
+        // What a lost device refuses is told before the loss itself.
+        self.synced().filter(DeviceFault::is_lost).or(Some(fault))
+    }
+
+    /// Waits for the device: what burn makes of that.
+    fn synced(&self) -> Option<DeviceFault> {
         if let Some(wgpu) = &self.wgpu {
-            // A device that was destroyed is marked as lost by the next poll only.
-            let _ = wgpu.setup.device.poll(wgpu::PollType::Poll);
+            // A device that was destroyed is marked as lost by a poll that finds its queue empty.
+            let _ = wgpu.setup.device.poll(wgpu::PollType::wait_indefinitely());
         }
         let synced = self.device.sync();
-        let noted = self.wgpu.as_ref().and_then(|wgpu| wgpu.faults.take());
-        match synced.map_err(|e| DeviceFault::from_execution(&e)) {
-            Err(lost) if lost.is_lost() => Some(lost),
-            Err(other) => Some(noted.unwrap_or(other)),
-            Ok(()) => noted,
-        }
+        synced.err().map(|e| DeviceFault::from_execution(&e))
     }
 
     /// What an error of burn's on this device means.
@@ -249,6 +258,22 @@ impl Engine {
         // What fails here fails again, and is told, where results are read.
         let _ = self.device.sync();
         self.device.memory_cleanup();
+    }
+
+    /// Ends all that burn keeps for this device; on the CPU there is nothing to end. For programs that open devices again and
+    /// again, as after [`DeviceFault::Lost`].
+    ///
+    /// Drop everything that lives on the device first: models, samplers, runs, tensors. Anything left makes this wait for
+    /// half a minute, and cannot be used any more.
+    pub fn close(self) {
+        if let (Some(_), DispatchDevice::Cube(device)) = (&self.wgpu, self.device.as_dispatch()) {
+            // burn's fusion and cubecl's server know the device by an id each.
+            let server = device.client().service_id().device;
+            for id in [device.to_id(), server] {
+                // Ends every service of the id, whatever type the handle is of.
+                DeviceHandle::<()>::shutdown(id);
+            }
+        }
     }
 }
 

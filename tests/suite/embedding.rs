@@ -232,6 +232,7 @@ fn a_device_lost_in_mid_run_is_a_typed_fault_and_a_new_one_does_the_work() {
     drop(run);
     drop(sampler);
     drop(model);
+    host.engine.close();
 
     let other = Host::new();
     let (model, settings) = small_model(&other.engine);
@@ -278,6 +279,26 @@ fn an_error_of_the_hosts_own_is_the_hosts() {
     });
     assert_eq!(seen.load(Ordering::Relaxed), 1);
     assert_eq!(host.engine.fault(), None);
+}
+
+#[test]
+fn closing_a_device_leaves_the_others_alone() {
+    let (one, two) = (Host::new(), Host::new());
+    let images = |host: &Host| {
+        let (model, settings) = small_model(&host.engine);
+        Sampler::new(&model, settings, None)
+            .unwrap()
+            .sample(request())
+    };
+    let expected = images(&one).unwrap();
+    let started = std::time::Instant::now();
+    one.engine.close();
+    // Half a minute is what burn waits for a thread that something still uses.
+    assert!(started.elapsed().as_secs() < 25);
+    assert_eq!(images(&two).unwrap(), expected);
+    assert_eq!(two.engine.fault(), None);
+    let three = Host::new();
+    assert_eq!(images(&three).unwrap(), expected);
 }
 
 #[test]
