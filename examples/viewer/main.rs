@@ -121,10 +121,10 @@ impl Open {
                     .as_ref()
                     .is_none_or(|jobs| jobs.send(job).is_err());
                 if gone {
-                    self.state.message = Some("the sampling thread has ended".into());
+                    self.state.message = Some(Err("the sampling thread has ended".into()));
                 }
             }
-            Err(error) => self.state.message = Some(error.to_string()),
+            Err(error) => self.state.message = Some(Err(error.to_string())),
         }
     }
 
@@ -141,10 +141,9 @@ impl Open {
             self.start();
         }
         if asked.save {
-            self.state.message = Some(match self.save() {
-                Ok(()) => "saved out/viewer.png and out/viewer.schedule.json".into(),
-                Err(error) => error.to_string(),
-            });
+            let saved = self.save().map_err(|error| error.to_string());
+            self.state.message =
+                Some(saved.map(|()| "saved out/viewer.png and out/viewer.schedule.json".into()));
         }
         if again || asked != ui::Asked::default() {
             self.graphics.window.request_redraw();
@@ -155,7 +154,7 @@ impl Open {
     fn save(&self) -> Result<(), Box<dyn Error>> {
         let state = &self.state;
         let (Some(uncached), Some(cached)) = (&state.uncached.values, &state.cached.values) else {
-            return Err("there are no pictures yet".into());
+            return Err("wait for both pictures: there is nothing to save before".into());
         };
         let shape = state.info.config.image_shape();
         let tiles = [("uncached", uncached), ("cached", cached)].map(|(label, values)| Tile {

@@ -117,7 +117,8 @@ pub struct State {
     pub compiled: Compiled,
     pub uncached: Progress,
     pub cached: Progress,
-    pub message: Option<String>,
+    /// Good news, or bad.
+    pub message: Option<Result<String, String>>,
     /// The learned router of these steps.
     learned: Option<(Router, f64)>,
     number: u64,
@@ -211,7 +212,7 @@ impl State {
         });
         match table {
             Ok(schedule) => self.compiled = compile_for(&self.info, schedule),
-            Err(message) => self.message = Some(message),
+            Err(message) => self.message = Some(Err(message)),
         }
     }
 
@@ -275,7 +276,7 @@ impl State {
                     values: Some(values),
                 };
             }
-            Update::Failed { message, .. } => self.message = Some(message),
+            Update::Failed { message, .. } => self.message = Some(Err(message)),
         }
     }
 

@@ -143,9 +143,11 @@ fn knobs(ui: &mut Ui, state: &mut State, asked: &mut Asked) {
             asked.save = true;
         }
     });
-    if let Some(message) = &state.message {
-        ui.colored_label(BY_HAND, message);
-    }
+    match &state.message {
+        Some(Ok(message)) => ui.label(message),
+        Some(Err(message)) => ui.colored_label(BY_HAND, message),
+        None => return,
+    };
 }
 
 fn figures(ui: &mut Ui, state: &State) {

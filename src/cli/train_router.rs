@@ -91,7 +91,8 @@ pub(super) struct Args {
     /// Passes between checkpoints
     #[arg(long, value_name = "N", default_value_t = 5)]
     save_every: usize,
-    /// Go on with the run in --out; what is not said again stays as it was
+    /// Go on with the run in --out; what is not said again stays as it was. A finished run makes schedules for other
+    /// targets
     #[arg(long)]
     resume: bool,
     /// Take `noise` [passes,B,C,H,W], `labels` [passes,B] and `router_init` [T,N] from this file instead of drawing them

@@ -125,7 +125,7 @@ impl<'m> RouterRun<'m> {
     ) -> Result<Self, TrainingError> {
         let RouterRunOptions {
             folder,
-            settings,
+            mut settings,
             more_targets,
             max_cache,
             replay,
@@ -172,6 +172,10 @@ impl<'m> RouterRun<'m> {
             (false, false) => (Sdt::new(model, run, settings, replay)?, Vec::new()),
             (true, true) => {
                 let (saved, state) = load_state(checkpoint::open(&folder.checkpoint())?)?;
+                if saved.pass >= settings.passes {
+                    // Nothing is steered any more: a finished run makes schedules for any targets.
+                    settings.budget = saved.settings.budget;
+                }
                 check_same(&folder, &saved, info, &run, &settings)?;
                 if saved.replay != replay_identity {
                     return Err(TrainingError::Resume {

@@ -6,7 +6,11 @@ use std::{
     time::Duration,
 };
 
-use harmonica::checkpoint::{self, read_named_tensors};
+use harmonica::{
+    checkpoint::{self, read_named_tensors},
+    plan::compile,
+    schedule::ScheduleFile,
+};
 
 use crate::common::{golden, harmonica, harmonica_json, of_a_later_format, tensor};
 
@@ -373,6 +377,30 @@ fn wrong_training_settings_are_refused() {
     // What is not said again stays as it was.
     succeed(&train(&out, &["--steps", "3", "--passes", "3", "--resume"]));
     assert_eq!(log(&out).len(), 6);
+    // A finished run makes schedules for other targets, and for a smaller cache.
+    let smaller = [
+        "--steps",
+        "3",
+        "--passes",
+        "3",
+        "--resume",
+        "--target-cur",
+        "0.3",
+        "--max-cache",
+    ];
+    succeed(&train(&out, &[&smaller[..], &["0.5"]].concat()));
+    let made = ScheduleFile::read(&out.join("router-cache0.5.schedule.json")).unwrap();
+    let schedule = made.schedule().unwrap();
+    let branches = schedule.branches();
+    assert!(schedule.cur() > 0.2);
+    assert!(compile(&schedule, &made.model.shape()).slots() <= branches / 2);
+    assert_eq!(log(&out).len(), 6);
+    let too_small = [&smaller[..], &["0.1"]].concat();
+    refused(&too_small, "slots allow gives");
+    refused(
+        &[&smaller[..], &["0"]].concat(),
+        "--max-cache is 0, expected a number above 0 and at most 1",
+    );
     refused(
         &["--steps", "3", "--target-cur", "0.9", "--out", "elsewhere"],
         "cannot be used multiple times",
