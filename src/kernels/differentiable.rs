@@ -4,6 +4,7 @@
 //! GPUs differentiate the composed forms, which burn fuses.
 
 use burn::backend::{Backend, Flex, backend_extension, tensor::FloatTensor};
+use burn::tensor::Shape;
 use burn_autodiff::{
     Autodiff,
     checkpoint::{base::Checkpointer, strategy::CheckpointStrategy},
@@ -13,14 +14,27 @@ use burn_autodiff::{
 use burn_flex::FlexTensor;
 
 use super::{
-    VectorAt, attention,
+    VectorAt, add_bias, attention,
     flex::{dims, empty, own, tensor},
-    gated_residual, gelu, modulate,
+    gated_residual, gelu,
+    lanes::column_sums,
+    modulate,
+    product::{Matrix, product_cpu},
 };
 
 /// The differentiable operations with a CPU form of their own.
 #[backend_extension(Flex, Autodiff)]
 pub trait DifferentiableKernels: Backend {
+    /// See [`super::product::product`].
+    fn product(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self>;
+    /// Gradient of [`DifferentiableKernels::product`] with respect to `x`.
+    fn product_gradient_x(weight: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self>;
+    /// Gradient of [`DifferentiableKernels::product`] with respect to `weight`.
+    fn product_gradient_weight(x: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self>;
+    /// See [`add_bias::add_bias`].
+    fn add_bias(x: FloatTensor<Self>, bias: FloatTensor<Self>) -> FloatTensor<Self>;
+    /// Gradient of [`DifferentiableKernels::add_bias`] with respect to `bias`; that with respect to `x` is `grad`.
+    fn add_bias_gradient(grad: FloatTensor<Self>) -> FloatTensor<Self>;
     /// See [`attention::attention`].
     fn self_attention(
         qkv: FloatTensor<Self>,
@@ -73,7 +87,56 @@ pub trait DifferentiableKernels: Backend {
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>);
 }
 
+/// `[…, width]` with another last size.
+fn with_width(x: &FlexTensor, width: usize) -> Shape {
+    let mut shape = x.layout().shape().clone();
+    if let Some(last) = shape.last_mut() {
+        *last = width;
+    }
+    shape
+}
+
+/// Rows of numbers, whatever the rank.
+fn rows(x: &FlexTensor) -> Matrix<'_> {
+    Matrix::new(x.storage(), width(x))
+}
+
+/// The last size.
+fn width(x: &FlexTensor) -> usize {
+    x.layout().shape().last().copied().unwrap_or(1)
+}
+
 impl DifferentiableKernels for Flex {
+    fn product(x: FlexTensor, weight: FlexTensor) -> FlexTensor {
+        let [x, weight] = [x, weight].map(own);
+        let shape = with_width(&x, width(&weight));
+        tensor(product_cpu(rows(&x), rows(&weight)), shape)
+    }
+
+    fn product_gradient_x(weight: FlexTensor, grad: FlexTensor) -> FlexTensor {
+        let [weight, grad] = [weight, grad].map(own);
+        let transposed = rows(&weight).transposed();
+        let shape = with_width(&grad, weight.layout().shape()[0]);
+        tensor(product_cpu(rows(&grad), transposed), shape)
+    }
+
+    fn product_gradient_weight(x: FlexTensor, grad: FlexTensor) -> FlexTensor {
+        let [x, grad] = [x, grad].map(own);
+        let shape = [width(&x), width(&grad)];
+        tensor(product_cpu(rows(&x).transposed(), rows(&grad)), shape)
+    }
+
+    fn add_bias(x: FlexTensor, bias: FlexTensor) -> FlexTensor {
+        let [mut x, bias] = [x, bias].map(own);
+        add_bias::add_bias_cpu(x.storage_mut(), bias.storage());
+        x
+    }
+
+    fn add_bias_gradient(grad: FlexTensor) -> FlexTensor {
+        let (grad, width) = (own(grad.clone()), width(&grad));
+        tensor(column_sums(grad.storage(), width), [width])
+    }
+
     fn self_attention(qkv: FlexTensor, bias: FlexTensor, heads: usize) -> FlexTensor {
         let [qkv, bias] = [qkv, bias].map(own);
         let [batch, tokens, width] = dims(&qkv);
@@ -220,6 +283,80 @@ fn flow<B: Backend, S, const N: usize>(
 impl<B: Backend + DifferentiableKernels, C: CheckpointStrategy> DifferentiableKernels
     for Autodiff<B, C>
 {
+    fn product(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
+        #[derive(Debug)]
+        struct Rule;
+        impl<B: Backend + DifferentiableKernels> Backward<B, 2> for Rule {
+            /// Each is kept for the gradient of the other only.
+            type State = (Option<FloatTensor<B>>, Option<FloatTensor<B>>);
+            fn backward(
+                self,
+                ops: Ops<Self::State, 2>,
+                grads: &mut Gradients,
+                _: &mut Checkpointer,
+            ) {
+                let grad = grads.consume::<B>(&ops.node);
+                let [for_x, for_weight] = ops.parents;
+                let (x, weight) = ops.state;
+                if let (Some(node), Some(weight)) = (for_x, weight) {
+                    let gradient = B::product_gradient_x(weight, grad.clone());
+                    grads.register::<B>(node.id, gradient);
+                }
+                if let (Some(node), Some(x)) = (for_weight, x) {
+                    grads.register::<B>(node.id, B::product_gradient_weight(x, grad));
+                }
+            }
+        }
+        let (for_x, for_weight) = (x.is_tracked(), weight.is_tracked());
+        let prepared = Rule.prepare::<C>([x.node(), weight.node()]);
+        let [x, weight] = [x, weight].map(|x| x.into_primitive());
+        match prepared.compute_bound().stateful() {
+            OpsKind::Tracked(prep) => {
+                let kept = (for_weight.then(|| x.clone()), for_x.then(|| weight.clone()));
+                prep.finish(kept, B::product(x, weight))
+            }
+            OpsKind::UnTracked(prep) => prep.finish(B::product(x, weight)),
+        }
+    }
+
+    fn product_gradient_x(_: FloatTensor<Self>, _: FloatTensor<Self>) -> FloatTensor<Self> {
+        unreachable!("called on the inner backend by the rule above only")
+    }
+
+    fn product_gradient_weight(_: FloatTensor<Self>, _: FloatTensor<Self>) -> FloatTensor<Self> {
+        unreachable!("called on the inner backend by the rule above only")
+    }
+
+    fn add_bias(x: FloatTensor<Self>, bias: FloatTensor<Self>) -> FloatTensor<Self> {
+        #[derive(Debug)]
+        struct Rule;
+        impl<B: Backend + DifferentiableKernels> Backward<B, 2> for Rule {
+            type State = ();
+            fn backward(
+                self,
+                ops: Ops<Self::State, 2>,
+                grads: &mut Gradients,
+                _: &mut Checkpointer,
+            ) {
+                let grad = grads.consume::<B>(&ops.node);
+                let [for_x, for_bias] = ops.parents;
+                if let Some(node) = for_bias {
+                    grads.register::<B>(node.id, B::add_bias_gradient(grad.clone()));
+                }
+                if let Some(node) = for_x {
+                    grads.register::<B>(node.id, grad);
+                }
+            }
+        }
+        let prepared = Rule.prepare::<C>([x.node(), bias.node()]);
+        let [x, bias] = [x, bias].map(|x| x.into_primitive());
+        prepared.compute_bound().stateless(B::add_bias(x, bias))
+    }
+
+    fn add_bias_gradient(_: FloatTensor<Self>) -> FloatTensor<Self> {
+        unreachable!("called on the inner backend by the rule above only")
+    }
+
     fn self_attention(
         qkv: FloatTensor<Self>,
         bias: FloatTensor<Self>,

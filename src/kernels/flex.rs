@@ -1,6 +1,6 @@
 //! Tensors of burn's CPU backend as the kernels take and give them.
 
-use burn::tensor::TensorData;
+use burn::tensor::{Shape, TensorData};
 use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
@@ -26,6 +26,6 @@ pub(super) fn empty<const D: usize>(shape: [usize; D]) -> FlexTensor {
 }
 
 /// A tensor of these values.
-pub(super) fn tensor<const D: usize>(values: Vec<f32>, shape: [usize; D]) -> FlexTensor {
-    FlexTensor::from_data(TensorData::new(values, shape))
+pub(super) fn tensor(values: Vec<f32>, shape: impl Into<Shape>) -> FlexTensor {
+    FlexTensor::from_data(TensorData::new(values, shape.into()))
 }

@@ -40,8 +40,8 @@ pub(super) fn for_rows_of_two(
         .for_each(|(chunk, (a, b))| pulp::Arch::new().dispatch(|| work(chunk * rows, a, b)));
 }
 
-/// Runs `work` on pieces of `out`, each of which sums up `count` numbers: `work(piece, numbers, sums)`. All sums,
-/// `[pieces, count]`; those of [`column_sums`] do not depend on the number of threads.
+/// Runs `work` on pieces of `out`, each of which sums up `count` numbers: `work(piece, numbers, sums)`. Gives all sums,
+/// `[pieces, count]`.
 pub(super) fn sums_of_pieces(
     out: &mut [f32],
     piece: usize,
@@ -58,13 +58,20 @@ pub(super) fn sums_of_pieces(
     sums
 }
 
-/// The sum of all rows.
+/// The sum of all rows, which does not depend on the number of threads.
 pub(super) fn column_sums(rows: &[f32], width: usize) -> Vec<f32> {
-    let mut sums = vec![0.0; width];
-    for row in rows.chunks_exact(width.max(1)) {
-        add(&mut sums, row);
-    }
-    sums
+    let sum = |rows: &[f32]| {
+        let mut sums = vec![0.0; width];
+        for row in rows.chunks_exact(width.max(1)) {
+            add(&mut sums, row);
+        }
+        sums
+    };
+    let pieces = rows.par_chunks(rows_of(width) * width.max(1));
+    let parts: Vec<_> = pieces
+        .map(|rows| pulp::Arch::new().dispatch(|| sum(rows)))
+        .collect();
+    sum(&parts.concat())
 }
 
 /// `sums[i] += row[i]`

@@ -4,8 +4,8 @@ use burn::tensor::{Device, Tensor, TensorData};
 use harmonica::{
     diffusion::ImageNoise,
     kernels::{
-        DdimStep, Reused, SlotAt, VectorAt, attention, cache_write, embed_tokens, gated_residual,
-        gelu, modulate, reuse_span, solver_step,
+        DdimStep, Reused, SlotAt, VectorAt, add_bias, attention, cache_write, embed_tokens,
+        gated_residual, gelu, modulate, product, reuse_span, solver_step,
     },
     metrics::max_abs_error,
 };
@@ -221,6 +221,16 @@ fn gradients_are_those_of_the_composed_forms() {
         let count = batch * tokens * dim;
         check_gradients("attention", [3 * count, 3 * dim], |[qkv, bias]| {
             attention(qkv.reshape([batch, tokens, 3 * dim]), bias, heads)
+        });
+        let outputs = 2 * dim + 1;
+        check_gradients("product", [count, dim * outputs], |[x, weight]| {
+            product(
+                x.reshape([batch, tokens, dim]),
+                weight.reshape([dim, outputs]),
+            )
+        });
+        check_gradients("add_bias", [count, dim], |[x, bias]| {
+            add_bias(x.reshape([batch, tokens, dim]), bias)
         });
         check_gradients("gelu", [count, dim], |[x, bias]| {
             gelu(x.reshape([batch, tokens, dim]), bias)
