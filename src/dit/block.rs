@@ -3,11 +3,11 @@
 use burn::{
     module::Module,
     nn::Linear,
-    tensor::{DType, Tensor, module::linear},
+    tensor::{DType, Tensor},
 };
 
 use super::config::NORM_EPS;
-use crate::kernels::{VectorAt, attention, gated_residual, gelu, modulate};
+use crate::kernels::{self, VectorAt, add_bias, attention, gated_residual, gelu, modulate};
 
 /// A residual branch of a block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -121,7 +121,7 @@ impl Block {
     /// The feature of a branch, before its gate and the residual add: `[B, tokens, dim]`.
     pub fn branch(&self, branch: Branch, x: Tensor<3>, modulation: &Modulation) -> Tensor<3> {
         let Partial { feature, bias } = self.partial(branch, x, modulation);
-        feature + bias.unsqueeze()
+        add_bias(feature, bias)
     }
 
     /// The same with the branch's matrix products in `dtype`, which its weights must be in.
@@ -169,7 +169,12 @@ impl Block {
 
 /// `x·W`, without the bias: whatever comes next adds that on its way.
 pub(super) fn product<const D: usize>(layer: &Linear, x: Tensor<D>) -> Tensor<D> {
-    linear(x, layer.weight.val(), None)
+    kernels::product(x, layer.weight.val())
+}
+
+/// `x·W + b`.
+pub(super) fn affine<const D: usize>(layer: &Linear, x: Tensor<D>) -> Tensor<D> {
+    add_bias(product(layer, x), bias(layer))
 }
 
 /// A layer's bias, `[outputs]`.

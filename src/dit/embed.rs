@@ -6,7 +6,7 @@ use burn::{
     tensor::{Device, Int, Tensor, TensorData, activation::silu},
 };
 
-use super::config::TIMESTEP_CHANNELS;
+use super::{block::affine, config::TIMESTEP_CHANNELS};
 
 /// Fixed 2-D sine-cosine position embedding, `[rows · columns, dim]` row-major.
 ///
@@ -57,9 +57,8 @@ pub struct ConditionEmbedder {
 impl ConditionEmbedder {
     /// `c`, `[n, dim]`, for `features` `[n, 256]` and `labels` `[n]`.
     pub fn forward(&self, features: Tensor<2>, labels: Tensor<1, Int>) -> Tensor<2> {
-        let timestep = self
-            .timestep_out
-            .forward(silu(self.timestep_in.forward(features)));
+        let hidden = silu(affine(&self.timestep_in, features));
+        let timestep = affine(&self.timestep_out, hidden);
         timestep + self.labels.val().select(0, labels)
     }
 }

@@ -7,11 +7,11 @@ use burn::{
 };
 
 use super::{
-    block::{Block, Branch, Modulation, bias, product},
+    block::{Block, Branch, Modulation, affine, bias, product},
     config::{DitConfig, NORM_EPS},
     embed::{ConditionEmbedder, condition_inputs},
 };
-use crate::kernels::{VectorAt, embed_tokens, modulate};
+use crate::kernels::{VectorAt, add_bias, embed_tokens, modulate};
 
 /// A DiT. Made by [`crate::checkpoint::load_model`] or [`crate::checkpoint::random_model`].
 #[derive(Module, Debug)]
@@ -135,9 +135,9 @@ impl Dit {
         let blocks = self.blocks.iter().enumerate();
         (
             blocks
-                .map(|(b, block)| block.modulation.forward(of(b)))
+                .map(|(b, block)| affine(&block.modulation, of(b)))
                 .collect(),
-            self.final_modulation.forward(of(0)),
+            affine(&self.final_modulation, of(0)),
         )
     }
 
@@ -181,7 +181,7 @@ impl Dit {
             self.config.patch,
             self.config.out_channels(),
         );
-        (patches + bias.unsqueeze())
+        add_bias(patches, bias)
             .reshape([batch, rows, columns, p, p, channels])
             .permute([0, 5, 1, 3, 2, 4])
             .reshape([batch, channels, rows * p, columns * p])

@@ -9,7 +9,9 @@ use rayon::prelude::*;
 
 use super::{
     Place, Route,
-    lanes::exp,
+    differentiable::DifferentiableKernels,
+    lanes::{add, column_sums, exp, sums_of_pieces},
+    products::{LANES, Products, ROWS},
     route,
     sampling::SamplingKernels,
     wgsl::{self, Info, Shader},
@@ -18,13 +20,16 @@ use super::{
 /// Attention of every head, `[B, tokens, dim]`, for `qkv` `[B, tokens, 3·dim]` (queries, keys, values; heads one after
 /// another in each) before its bias `[3·dim]`.
 pub fn attention(qkv: Tensor<3>, bias: Tensor<1>, heads: usize) -> Tensor<3> {
-    let head = qkv.dims()[2] / 3 / heads;
-    if route(&[Place::of(&qkv), Place::of(&bias)]) == Route::Fast && tile_of(head).is_some() {
-        let (qkv, bias) = (qkv.into_dispatch(), bias.into_dispatch());
-        return Tensor::from_dispatch(<Dispatch as SamplingKernels>::attention(qkv, bias, heads));
-    }
     let [batch, tokens, width] = qkv.dims();
-    let dim = width / 3;
+    let (dim, head) = (width / 3, width / 3 / heads);
+    let route = route(&[Place::of(&qkv), Place::of(&bias)]);
+    if route == Route::DifferentiableCpu || route == Route::Fast && tile_of(head).is_some() {
+        let (qkv, bias) = (qkv.into_dispatch(), bias.into_dispatch());
+        return Tensor::from_dispatch(match route {
+            Route::Fast => <Dispatch as SamplingKernels>::attention(qkv, bias, heads),
+            _ => <Dispatch as DifferentiableKernels>::self_attention(qkv, bias, heads),
+        });
+    }
     let qkv = (qkv + bias.unsqueeze())
         .reshape([batch, tokens, 3, heads, head])
         .permute([2, 0, 3, 1, 4]);
@@ -75,11 +80,6 @@ pub(super) fn attention_wgsl(qkv: CubeTensor, bias: CubeTensor, heads: usize) ->
     out
 }
 
-/// Queries that the CPU takes at a time: one or a few vectors of them.
-const LANES: usize = 16;
-/// Keys, or channels of a value, that meet the queries at a time. With 16 lanes, that many accumulators stay in
-/// registers also where vectors are short.
-const ROWS: usize = 4;
 /// Queries of a thread's piece of work.
 const PIECE: usize = 64;
 
@@ -187,28 +187,16 @@ impl Head {
         arch.dispatch(Products {
             groups: &self.keys,
             by: &self.queries,
+            onto: false,
             out: &mut self.scores,
         });
         let (scores, _) = self.scores.as_chunks_mut::<LANES>();
         let scores = &mut scores[..self.tokens];
-        let mut total = [0.0; LANES];
-        arch.dispatch(|| {
-            let mut largest = [f32::MIN; LANES];
-            for score in scores.iter() {
-                for lane in 0..LANES {
-                    largest[lane] = largest[lane].max(score[lane]);
-                }
-            }
-            for score in scores.iter_mut() {
-                for lane in 0..LANES {
-                    score[lane] = exp(score[lane] - largest[lane]);
-                    total[lane] += score[lane];
-                }
-            }
-        });
+        let total = arch.dispatch(|| exponentials(scores));
         arch.dispatch(Products {
             groups: &self.values,
             by: scores.as_flattened(),
+            onto: false,
             out: &mut self.mixed,
         });
         for (channel, mixed) in self.mixed.as_chunks::<LANES>().0[..size].iter().enumerate() {
@@ -219,50 +207,258 @@ impl Head {
     }
 }
 
-/// `out[g][r][l] = Σ_k groups[g][k][r]·by[k][l]`.
-struct Products<'a> {
-    /// `[n][k][4]`
-    groups: &'a [f32],
-    /// `[k][16]`
-    by: &'a [f32],
-    /// `[n][4][16]`
-    out: &'a mut [f32],
+/// Replaces scores by their exponentials, `e^(score − largest)`, and gives every lane's sum.
+#[inline(always)]
+fn exponentials(scores: &mut [[f32; LANES]]) -> [f32; LANES] {
+    let mut largest = [f32::MIN; LANES];
+    for score in scores.iter() {
+        for lane in 0..LANES {
+            largest[lane] = largest[lane].max(score[lane]);
+        }
+    }
+    let mut total = [0.0; LANES];
+    for score in scores.iter_mut() {
+        for lane in 0..LANES {
+            score[lane] = exp(score[lane] - largest[lane]);
+            total[lane] += score[lane];
+        }
+    }
+    total
 }
 
-impl pulp::WithSimd for Products<'_> {
-    type Output = ();
+/// The gradients of [`attention_cpu`], given that of its output, `[B, tokens, dim]`: with respect to `qkv`, in its
+/// place, and to the bias, `[3·dim]`.
+///
+/// With `S = Q·Kᵀ/√head`, `P = softmax(S)` and `dP = dO·Vᵀ`: `dV = Pᵀ·dO`, `dS = P∘(dP − Σ_keys P∘dP)`,
+/// `dQ = dS·K/√head`, `dK = dSᵀ·Q/√head`. `P` is computed again, 16 queries at a time: nothing of `[tokens, tokens]`
+/// is ever stored.
+pub(super) fn attention_gradient_cpu(
+    [_, tokens, width]: [usize; 3],
+    heads: usize,
+    qkv: &mut [f32],
+    bias: &[f32],
+    grad: &[f32],
+) -> Vec<f32> {
+    let dim = width / 3;
+    let sums = sums_of_pieces(qkv, tokens * width, width, |image, qkv, sums| {
+        let grad = &grad[image * tokens * dim..][..tokens * dim];
+        let mut head = HeadGradient::new(tokens, dim, heads);
+        for h in 0..heads {
+            head.pack(qkv, bias, h);
+            for first in (0..tokens).step_by(LANES) {
+                head.flow(qkv, bias, grad, first);
+            }
+            head.unpack(qkv);
+        }
+        for row in qkv.chunks_exact(width) {
+            add(sums, row);
+        }
+    });
+    column_sums(&sums, width)
+}
+
+/// One head on the way back: its keys and values, laid out for [`Products`] of groups of 4 rows with columns of 16
+/// numbers, what belongs to 16 queries, and the gradients so far.
+struct HeadGradient {
+    tokens: usize,
+    dim: usize,
+    size: usize,
+    /// First channel of the head.
+    column: usize,
+    /// `[tokens/4][size][4]`
+    keys: Vec<f32>,
+    /// `[tokens/4][size][4]`
+    values: Vec<f32>,
+    /// `[size/16][tokens][16]`
+    key_columns: Vec<f32>,
+    /// Queries, scaled, and the gradients of their outputs: `[size][16]`
+    queries: Vec<f32>,
+    grads: Vec<f32>,
+    /// The same the other way round, `[size/16][16][16]`
+    query_columns: Vec<f32>,
+    grad_columns: Vec<f32>,
+    /// `P` and `dP`, then `dS`: `[tokens][16]`, the keys padded to a multiple of 4
+    weights: Vec<f32>,
+    slopes: Vec<f32>,
+    /// One of them by groups of keys, `[tokens/4][16][4]`
+    by_key: Vec<f32>,
+    /// `dS` by groups of queries, `[16/4][tokens][4]`
+    by_query: Vec<f32>,
+    /// `[size/16][tokens][16]`, the tokens padded likewise
+    key_gradient: Vec<f32>,
+    value_gradient: Vec<f32>,
+}
+
+impl HeadGradient {
+    fn new(tokens: usize, dim: usize, heads: usize) -> Self {
+        let size = dim / heads;
+        let (keys, channels) = (tokens.next_multiple_of(ROWS), size.next_multiple_of(LANES));
+        let zeros = |count: usize| vec![0.0; count];
+        Self {
+            tokens,
+            dim,
+            size,
+            column: 0,
+            keys: zeros(keys * size),
+            values: zeros(keys * size),
+            key_columns: zeros(channels * tokens),
+            queries: zeros(size * LANES),
+            grads: zeros(size * LANES),
+            query_columns: zeros(channels * LANES),
+            grad_columns: zeros(channels * LANES),
+            weights: zeros(keys * LANES),
+            slopes: zeros(keys * LANES),
+            by_key: zeros(keys * LANES),
+            by_query: zeros(tokens * LANES),
+            key_gradient: zeros(channels * keys),
+            value_gradient: zeros(channels * keys),
+        }
+    }
 
     #[inline(always)]
-    fn with_simd<S: pulp::Simd>(self, simd: S) {
-        match S::F32_LANES {
-            16 => self.run::<S, 1>(simd),
-            8 => self.run::<S, 2>(simd),
-            4 => self.run::<S, 4>(simd),
-            _ => self.run::<S, LANES>(simd),
+    fn pack(&mut self, image: &[f32], bias: &[f32], head: usize) {
+        let (size, dim) = (self.size, self.dim);
+        self.column = head * size;
+        let key_bias = &bias[dim + self.column..][..size];
+        let value_bias = &bias[2 * dim + self.column..][..size];
+        for token in 0..self.tokens {
+            let row = &image[token * 3 * dim..][..3 * dim];
+            let key = &row[dim + self.column..][..size];
+            let value = &row[2 * dim + self.column..][..size];
+            let group = token / ROWS * size * ROWS..;
+            let (keys, values) = (&mut self.keys[group.clone()], &mut self.values[group]);
+            for c in 0..size {
+                let key = key[c] + key_bias[c];
+                keys[c * ROWS + token % ROWS] = key;
+                values[c * ROWS + token % ROWS] = value[c] + value_bias[c];
+                self.key_columns[in_columns(self.tokens, token, c)] = key;
+            }
+        }
+    }
+
+    /// Everything that flows through the queries `first..first + 16`; their own gradients go where they were.
+    #[inline(always)]
+    fn flow(&mut self, image: &mut [f32], bias: &[f32], grad: &[f32], first: usize) {
+        let (size, dim, column) = (self.size, self.dim, self.column);
+        let scale = 1.0 / (size as f32).sqrt();
+        let rows = LANES.min(self.tokens - first);
+        if rows < LANES {
+            let lanes = [&mut self.queries, &mut self.query_columns];
+            let lanes = lanes
+                .into_iter()
+                .chain([&mut self.grads, &mut self.grad_columns]);
+            lanes.for_each(|values| values.fill(0.0));
+        }
+        for lane in 0..rows {
+            let query = &image[(first + lane) * 3 * dim + column..][..size];
+            let grad = &grad[(first + lane) * dim + column..][..size];
+            let bias = &bias[column..][..size];
+            for c in 0..size {
+                let query = (query[c] + bias[c]) * scale;
+                self.queries[c * LANES + lane] = query;
+                self.query_columns[in_columns(LANES, lane, c)] = query;
+                self.grads[c * LANES + lane] = grad[c];
+                self.grad_columns[in_columns(LANES, lane, c)] = grad[c];
+            }
+        }
+        let product = |groups: &[f32], by: &[f32], onto: bool, out: &mut [f32]| {
+            pulp::Arch::new().dispatch(Products {
+                groups,
+                by,
+                onto,
+                out,
+            });
+        };
+        product(&self.keys, &self.queries, false, &mut self.weights);
+        product(&self.values, &self.grads, false, &mut self.slopes);
+        let weights = &mut self.weights.as_chunks_mut::<LANES>().0[..self.tokens];
+        let slopes = &mut self.slopes.as_chunks_mut::<LANES>().0[..self.tokens];
+        let total = exponentials(weights);
+        let mut mean = [0.0; LANES];
+        for (weight, slope) in weights.iter_mut().zip(slopes.iter()) {
+            for lane in 0..LANES {
+                weight[lane] /= total[lane];
+                mean[lane] += weight[lane] * slope[lane];
+            }
+        }
+        for (weight, slope) in weights.iter().zip(slopes.iter_mut()) {
+            for lane in 0..LANES {
+                slope[lane] = weight[lane] * (slope[lane] - mean[lane]);
+            }
+        }
+
+        let padded = self.tokens.next_multiple_of(ROWS);
+        for (from, columns, out) in [
+            (&self.weights, &self.grad_columns, &mut self.value_gradient),
+            (&self.slopes, &self.query_columns, &mut self.key_gradient),
+        ] {
+            transpose(from, &mut self.by_key);
+            let columns = columns.chunks_exact(LANES * LANES);
+            for (columns, out) in columns.zip(out.chunks_exact_mut(padded * LANES)) {
+                product(&self.by_key, columns, first > 0, out);
+            }
+        }
+
+        let (by_query, _) = self.by_query.as_chunks_mut::<ROWS>();
+        for (key, slopes) in self
+            .slopes
+            .chunks_exact(LANES)
+            .take(self.tokens)
+            .enumerate()
+        {
+            for (group, slopes) in slopes.as_chunks::<ROWS>().0.iter().enumerate() {
+                by_query[group * self.tokens + key] = *slopes;
+            }
+        }
+        for (panel, keys) in self
+            .key_columns
+            .chunks_exact(self.tokens * LANES)
+            .enumerate()
+        {
+            let mut gradient = [0.0; LANES * LANES];
+            product(&self.by_query, keys, false, &mut gradient);
+            let first_channel = panel * LANES;
+            let count = LANES.min(size - first_channel);
+            for (lane, gradient) in gradient.chunks_exact(LANES).take(rows).enumerate() {
+                let at = (first + lane) * 3 * dim + column + first_channel;
+                for (out, gradient) in image[at..][..count].iter_mut().zip(gradient) {
+                    *out = gradient * scale;
+                }
+            }
+        }
+    }
+
+    /// The gradients of keys and values, to where these were.
+    #[inline(always)]
+    fn unpack(&self, image: &mut [f32]) {
+        let (size, dim) = (self.size, self.dim);
+        let padded = self.tokens.next_multiple_of(ROWS);
+        for (token, row) in image.chunks_exact_mut(3 * dim).enumerate() {
+            for (part, gradient) in [(1, &self.key_gradient), (2, &self.value_gradient)] {
+                let row = &mut row[part * dim + self.column..][..size];
+                for (c, out) in row.iter_mut().enumerate() {
+                    *out = gradient[in_columns(padded, token, c)];
+                }
+            }
         }
     }
 }
 
-impl Products<'_> {
-    /// With `LANES` as `V` vectors.
-    #[inline(always)]
-    fn run<S: pulp::Simd, const V: usize>(self, simd: S) {
-        let by = self.by.as_chunks::<LANES>().0;
-        let groups = self.groups.chunks_exact(by.len() * ROWS);
-        let out = self.out.as_chunks_mut::<LANES>().0;
-        for (group, out) in groups.zip(out.chunks_exact_mut(ROWS)) {
-            let mut sums = [[simd.splat_f32s(0.0); V]; ROWS];
-            for (a, b) in group.as_chunks::<ROWS>().0.iter().zip(by) {
-                let (b, _) = S::as_simd_f32s(b);
-                for (sums, a) in sums.iter_mut().zip(a) {
-                    let a = simd.splat_f32s(*a);
-                    for (sum, b) in sums.iter_mut().zip(b) {
-                        *sum = simd.mul_add_f32s(a, *b, *sum);
-                    }
-                }
-            }
-            for (out, sums) in out.iter_mut().zip(sums) {
-                S::as_mut_simd_f32s(out).0.copy_from_slice(&sums);
+/// Where channel `c` of row `row` is in columns `[size/16][rows][16]`.
+#[inline(always)]
+fn in_columns(rows: usize, row: usize, c: usize) -> usize {
+    (c / LANES * rows + row) * LANES + c % LANES
+}
+
+/// `[n][4][16]` as `[n][16][4]`.
+#[inline(always)]
+fn transpose(from: &[f32], to: &mut [f32]) {
+    let from = from.as_chunks::<LANES>().0.as_chunks::<ROWS>().0;
+    let to = to.as_chunks_mut::<ROWS>().0.as_chunks_mut::<LANES>().0;
+    for (from, to) in from.iter().zip(to) {
+        for lane in 0..LANES {
+            for row in 0..ROWS {
+                to[lane][row] = from[row][lane];
             }
         }
     }

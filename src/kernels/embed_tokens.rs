@@ -7,7 +7,7 @@ use burn::backend::{
 use burn::tensor::Tensor;
 
 use super::{
-    Place, Route,
+    Place, Route, add_bias,
     lanes::for_rows,
     route,
     sampling::SamplingKernels,
@@ -30,7 +30,7 @@ pub fn embed_tokens(
             copies,
         ));
     }
-    let x = tokens + bias.unsqueeze() + positions;
+    let x = add_bias(tokens, bias) + positions;
     match copies {
         1 => x,
         _ => Tensor::cat(vec![x; copies], 0),

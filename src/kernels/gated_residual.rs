@@ -9,7 +9,7 @@ use burn::tensor::Tensor;
 use super::{
     Place, Route, VectorAt,
     differentiable::DifferentiableKernels,
-    lanes::for_rows,
+    lanes::{column_sums, for_rows, sums_of_pieces},
     on_cpu, route,
     sampling::SamplingKernels,
     wgsl::{self, Info, Shader},
@@ -25,29 +25,41 @@ pub fn gated_residual(
     bias: Option<Tensor<1>>,
 ) -> Tensor<3> {
     let route = route(&[Place::of(&x), Place::of(slab), Place::of(&feature)]);
-    if let (Route::Fast, Some(bias)) = (route, &bias) {
-        let slab = slab.clone().into_dispatch();
-        return Tensor::from_dispatch(<Dispatch as SamplingKernels>::gated_residual_biased(
-            x.into_dispatch(),
-            slab,
-            gate,
-            feature.into_dispatch(),
-            bias.clone().into_dispatch(),
-        ));
-    }
-    let feature = match bias {
-        Some(bias) => feature + bias.unsqueeze(),
-        None => feature,
-    };
     let [batch, _, dim] = x.dims();
-    let gate = gate.gather(slab, dim, batch);
-    if route == Route::Composed || !on_cpu(&x.device()) {
-        return x + gate * feature;
+    let bias = match bias {
+        // One kernel for both: a row of zeros costs nothing there.
+        None if on_cpu(&x.device()) => Some(Tensor::zeros([dim], &x.device())),
+        bias => bias,
+    };
+    match (route, bias) {
+        (Route::Fast, Some(bias)) => {
+            let [x, slab, feature] = [x, slab.clone(), feature].map(Tensor::into_dispatch);
+            Tensor::from_dispatch(<Dispatch as SamplingKernels>::gated_residual_biased(
+                x,
+                slab,
+                gate,
+                feature,
+                bias.into_dispatch(),
+            ))
+        }
+        (Route::DifferentiableCpu, Some(bias)) => {
+            let gate = gate.gather(slab, dim, batch);
+            let [x, gate, feature] = [x, gate, feature].map(Tensor::into_dispatch);
+            Tensor::from_dispatch(<Dispatch as DifferentiableKernels>::gated_residual(
+                x,
+                gate,
+                feature,
+                bias.into_dispatch(),
+            ))
+        }
+        (_, bias) => {
+            let feature = match bias {
+                Some(bias) => feature + bias.unsqueeze(),
+                None => feature,
+            };
+            x + gate.gather(slab, dim, batch) * feature
+        }
     }
-    let [x, gate, feature] = [x, gate, feature].map(Tensor::into_dispatch);
-    Tensor::from_dispatch(<Dispatch as DifferentiableKernels>::gated_residual(
-        x, gate, feature,
-    ))
 }
 
 pub(super) fn gated_residual_wgsl(
@@ -90,12 +102,13 @@ pub(super) fn gated_residual_cpu(
     });
 }
 
-/// The CPU form of the differentiable operation: `gate` is `[B, 1, dim]`, the bias is in the feature.
+/// The CPU form of the differentiable operation, whose `gate` is `[B, 1, dim]`.
 pub(super) fn joined_cpu(
     [_, tokens, dim]: [usize; 3],
     x: &[f32],
     gate: &[f32],
     feature: &[f32],
+    bias: &[f32],
     out: &mut [f32],
 ) {
     for_rows(out, dim, |first, out| {
@@ -104,8 +117,33 @@ pub(super) fn joined_cpu(
             let gate = &gate[row / tokens * dim..][..dim];
             let (x, feature) = (&x[row * dim..][..dim], &feature[row * dim..][..dim]);
             for i in 0..dim {
-                out[i] = x[i] + gate[i] * feature[i];
+                out[i] = x[i] + gate[i] * (feature[i] + bias[i]);
             }
         }
     });
+}
+
+/// The gradients with respect to `feature`, in its place, to `gate`, `[B, dim]`, and to `bias`, `[dim]`.
+pub(super) fn joined_gradient_cpu(
+    [_, tokens, dim]: [usize; 3],
+    gate: &[f32],
+    feature: &mut [f32],
+    bias: &[f32],
+    grad: &[f32],
+) -> [Vec<f32>; 2] {
+    let sums = sums_of_pieces(feature, tokens * dim, 2 * dim, |image, feature, sums| {
+        let (for_gate, for_bias) = sums.split_at_mut(dim);
+        let gate = &gate[image * dim..][..dim];
+        let grad = grad[image * tokens * dim..].chunks_exact(dim);
+        for (feature, grad) in feature.chunks_exact_mut(dim).zip(grad) {
+            for i in 0..dim {
+                for_gate[i] += grad[i] * (feature[i] + bias[i]);
+                feature[i] = grad[i] * gate[i];
+                for_bias[i] += feature[i];
+            }
+        }
+    });
+    let halves = sums.chunks_exact(2 * dim).map(|sums| sums.split_at(dim));
+    let (for_gate, for_bias): (Vec<_>, Vec<_>) = halves.unzip();
+    [for_gate.concat(), column_sums(&for_bias.concat(), dim)]
 }

@@ -11,7 +11,7 @@ use burn::tensor::{Tensor, activation::sigmoid};
 use super::{
     Place, Route,
     differentiable::DifferentiableKernels,
-    lanes::{exp, for_rows},
+    lanes::{column_sums, exp, for_rows, rows_of, sums_of_pieces},
     route,
     sampling::SamplingKernels,
     wgsl::{self, Info, Shader},
@@ -28,11 +28,11 @@ pub fn gelu(x: Tensor<3>, bias: Tensor<1>) -> Tensor<3> {
         let (x, bias) = (x.into_dispatch(), bias.into_dispatch());
         return Tensor::from_dispatch(<Dispatch as SamplingKernels>::gelu_biased(x, bias));
     }
-    let x = x + bias.unsqueeze();
     if route == Route::DifferentiableCpu {
-        let x = x.into_dispatch();
-        return Tensor::from_dispatch(<Dispatch as DifferentiableKernels>::gelu_tanh(x));
+        let (x, bias) = (x.into_dispatch(), bias.into_dispatch());
+        return Tensor::from_dispatch(<Dispatch as DifferentiableKernels>::gelu_biased(x, bias));
     }
+    let x = x + bias.unsqueeze();
     let inner = (x.clone() * x.clone() * CUBIC + 1.0) * x.clone() * TWICE_SQRT_2_OVER_PI;
     x * sigmoid(inner)
 }
@@ -58,24 +58,42 @@ pub(super) fn gelu_biased_cpu(x: &mut [f32], bias: &[f32]) {
     });
 }
 
-/// The CPU form: `out[i] = gelu(x[i])`.
-pub(super) fn gelu_cpu(x: &[f32], out: &mut [f32]) {
-    for_rows(out, 1, |first, out| {
-        for (out, &x) in out.iter_mut().zip(&x[first..]) {
-            *out = x * gate(x);
+/// The CPU form: `out[i] = gelu(x[i] + bias[i mod width])`.
+pub(super) fn gelu_cpu(x: &[f32], bias: &[f32], out: &mut [f32]) {
+    let width = bias.len();
+    for_rows(out, width, |first, rows| {
+        let x = x[first * width..].chunks_exact(width);
+        for (out, x) in rows.chunks_exact_mut(width).zip(x) {
+            for i in 0..width {
+                let v = x[i] + bias[i];
+                out[i] = v * gate(v);
+            }
         }
     });
 }
 
-/// `out[i] = grad[i]·gelu'(x[i])`.
-pub(super) fn gelu_gradient_cpu(x: &[f32], grad: &[f32], out: &mut [f32]) {
-    for_rows(out, 1, |first, out| {
-        for ((out, &x), &grad) in out.iter_mut().zip(&x[first..]).zip(&grad[first..]) {
-            let gate = gate(x);
-            let slope = TWICE_SQRT_2_OVER_PI * (1.0 + 3.0 * CUBIC * x * x);
-            *out = grad * (gate + x * gate * (1.0 - gate) * slope);
+/// The gradients with respect to `x`, in the place of the output's, and to the bias, `[width]`.
+pub(super) fn gelu_gradient_cpu(x: &[f32], bias: &[f32], grad: &mut [f32]) -> Vec<f32> {
+    let width = bias.len();
+    let piece = rows_of(width) * width;
+    let sums = sums_of_pieces(grad, piece, width, |part, grad, sums| {
+        let x = x[part * piece..].chunks_exact(width);
+        for (grad, x) in grad.chunks_exact_mut(width).zip(x) {
+            for i in 0..width {
+                grad[i] *= slope(x[i] + bias[i]);
+                sums[i] += grad[i];
+            }
         }
     });
+    column_sums(&sums, width)
+}
+
+/// `gelu'(x)`
+#[inline(always)]
+fn slope(x: f32) -> f32 {
+    let gate = gate(x);
+    let inner = TWICE_SQRT_2_OVER_PI * (1.0 + 3.0 * CUBIC * x * x);
+    gate + x * gate * (1.0 - gate) * inner
 }
 
 /// `sigmoid(2u)`
@@ -98,9 +116,9 @@ mod tests {
     fn value_and_slope_match_the_formula() {
         let x: Vec<f32> = (-20_000..20_000).map(|i| i as f32 / 2000.0).collect();
         let mut value = vec![0.0; x.len()];
-        gelu_cpu(&x, &mut value);
-        let mut slope = vec![0.0; x.len()];
-        gelu_gradient_cpu(&x, &vec![2.0; x.len()], &mut slope);
+        gelu_cpu(&x, &[0.0], &mut value);
+        let mut slope = vec![2.0; x.len()];
+        gelu_gradient_cpu(&x, &[0.0], &mut slope);
         for (i, &x) in x.iter().enumerate() {
             let x = f64::from(x);
             assert!(

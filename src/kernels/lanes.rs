@@ -5,9 +5,14 @@ use rayon::prelude::*;
 /// Numbers a thread takes at a time: enough to be worth a hand-over, small enough to balance.
 pub(super) const GRAIN: usize = 16 * 1024;
 
+/// Rows of this width that a thread takes at a time.
+pub(super) fn rows_of(width: usize) -> usize {
+    (GRAIN / width.max(1)).max(1)
+}
+
 /// Runs `work` on whole rows of `out`, several rows a thread: `work(first_row, rows)`.
 pub(super) fn for_rows(out: &mut [f32], width: usize, work: impl Fn(usize, &mut [f32]) + Sync) {
-    let rows = (GRAIN / width.max(1)).max(1);
+    let rows = rows_of(width);
     let run = |(chunk, rows_out): (usize, &mut [f32])| {
         pulp::Arch::new().dispatch(|| work(chunk * rows, rows_out));
     };
@@ -27,12 +32,54 @@ pub(super) fn for_rows_of_two(
     width: usize,
     work: impl Fn(usize, &mut [f32], &mut [f32]) + Sync,
 ) {
-    let rows = (GRAIN / width.max(1)).max(1);
+    let rows = rows_of(width);
     first
         .par_chunks_mut(rows * width)
         .zip(second.par_chunks_mut(rows * width))
         .enumerate()
         .for_each(|(chunk, (a, b))| pulp::Arch::new().dispatch(|| work(chunk * rows, a, b)));
+}
+
+/// Runs `work` on pieces of `out`, each of which sums up `count` numbers: `work(piece, numbers, sums)`. Gives all sums,
+/// `[pieces, count]`.
+pub(super) fn sums_of_pieces(
+    out: &mut [f32],
+    piece: usize,
+    count: usize,
+    work: impl Fn(usize, &mut [f32], &mut [f32]) + Sync,
+) -> Vec<f32> {
+    let mut sums = vec![0.0; out.len().div_ceil(piece.max(1)) * count];
+    out.par_chunks_mut(piece.max(1))
+        .zip(sums.par_chunks_mut(count.max(1)))
+        .enumerate()
+        .for_each(|(piece, (out, sums))| {
+            pulp::Arch::new().dispatch(|| work(piece, out, sums));
+        });
+    sums
+}
+
+/// The sum of all rows, which does not depend on the number of threads.
+pub(super) fn column_sums(rows: &[f32], width: usize) -> Vec<f32> {
+    let sum = |rows: &[f32]| {
+        let mut sums = vec![0.0; width];
+        for row in rows.chunks_exact(width.max(1)) {
+            add(&mut sums, row);
+        }
+        sums
+    };
+    let pieces = rows.par_chunks(rows_of(width) * width.max(1));
+    let parts: Vec<_> = pieces
+        .map(|rows| pulp::Arch::new().dispatch(|| sum(rows)))
+        .collect();
+    sum(&parts.concat())
+}
+
+/// `sums[i] += row[i]`
+#[inline(always)]
+pub(super) fn add(sums: &mut [f32], row: &[f32]) {
+    for (sum, value) in sums.iter_mut().zip(row) {
+        *sum += value;
+    }
 }
 
 /// Sum of a row, in 16 lanes so that it vectorises.

@@ -9,14 +9,18 @@
 //! - everything else runs composed burn operations: training on GPUs, which burn fuses, and builds with burn's
 //!   SPIR-V or MSL compilers, which take no WGSL.
 
+mod add_bias;
 mod attention;
 mod cache_write;
 mod differentiable;
 mod embed_tokens;
+mod flex;
 mod gated_residual;
 mod gelu;
 mod lanes;
 mod modulate;
+mod product;
+mod products;
 mod reuse_span;
 mod sampling;
 mod solver_step;
@@ -28,12 +32,14 @@ use burn::{
     tensor::{DType, Device, Tensor},
 };
 
+pub use add_bias::add_bias;
 pub use attention::attention;
 pub use cache_write::{SlotAt, cache_write};
 pub use embed_tokens::embed_tokens;
 pub use gated_residual::gated_residual;
 pub use gelu::gelu;
 pub use modulate::modulate;
+pub use product::product;
 pub use reuse_span::{Reused, reuse_span};
 pub use solver_step::{DdimStep, solver_step};
 pub use vectors::VectorAt;

@@ -9,7 +9,7 @@ use burn::tensor::Tensor;
 use super::{
     Place, Route, VectorAt,
     differentiable::DifferentiableKernels,
-    lanes::{for_rows, sum},
+    lanes::{for_rows, sum, sums_of_pieces},
     route,
     sampling::SamplingKernels,
     wgsl::{self, Info, Shader},
@@ -107,31 +107,37 @@ pub(super) fn modulate_cpu(
     });
 }
 
-/// The gradient with respect to `x`, given the gradient of the output.
+/// The gradients with respect to `x`, in the place of the output's, and to shift and scale, `[B, dim]` each.
 pub(super) fn modulate_gradient_cpu(
     [_, tokens, dim]: [usize; 3],
     x: &[f32],
     scale: &[f32],
-    grad: &[f32],
     eps: f64,
-    out: &mut [f32],
-) {
-    for_rows(out, dim, |first, out| {
-        for (row, out) in out.chunks_exact_mut(dim).enumerate() {
-            let row = first + row;
-            let (x, grad) = (&x[row * dim..][..dim], &grad[row * dim..][..dim]);
-            let scale = &scale[row / tokens * dim..][..dim];
+    grad: &mut [f32],
+) -> [Vec<f32>; 2] {
+    let sums = sums_of_pieces(grad, tokens * dim, 2 * dim, |image, grad, sums| {
+        let (for_shift, for_scale) = sums.split_at_mut(dim);
+        let scale = &scale[image * dim..][..dim];
+        let x = x[image * tokens * dim..].chunks_exact(dim);
+        for (grad, x) in grad.chunks_exact_mut(dim).zip(x) {
             let (mean, deviation) = moments(x, eps);
             // With g the gradient at LN(x): dx = (g − mean(g) − LN(x)·mean(g·LN(x))) / σ.
-            let g = |i: usize| grad[i] * (1.0 + scale[i]);
             let normal = |i: usize| (x[i] - mean) * deviation;
-            let mean_g = sum((0..dim).map(g)) / dim as f32;
-            let mean_product = sum((0..dim).map(|i| g(i) * normal(i))) / dim as f32;
-            for (i, out) in out.iter_mut().enumerate() {
-                *out = (g(i) - mean_g - normal(i) * mean_product) * deviation;
+            for i in 0..dim {
+                for_shift[i] += grad[i];
+                for_scale[i] += grad[i] * normal(i);
+                grad[i] *= 1.0 + scale[i];
+            }
+            let mean_g = sum(grad.iter().copied()) / dim as f32;
+            let mean_product = sum((0..dim).map(|i| grad[i] * normal(i))) / dim as f32;
+            for (i, grad) in grad.iter_mut().enumerate() {
+                *grad = (*grad - mean_g - normal(i) * mean_product) * deviation;
             }
         }
     });
+    let halves = sums.chunks_exact(2 * dim).map(|sums| sums.split_at(dim));
+    let (for_shift, for_scale): (Vec<_>, Vec<_>) = halves.unzip();
+    [for_shift.concat(), for_scale.concat()]
 }
 
 /// Mean, and one over the standard deviation, of a row.

@@ -10,9 +10,9 @@ use burn::backend::{
 use burn_flex::FlexTensor;
 
 use super::{
-    Reused, SlotAt, VectorAt, attention, cache_write,
-    differentiable::dims,
-    embed_tokens, gated_residual, gelu, modulate, reuse_span,
+    Reused, SlotAt, VectorAt, attention, cache_write, embed_tokens,
+    flex::{dims, own},
+    gated_residual, gelu, modulate, reuse_span,
     solver_step::{self, DdimStep},
 };
 
@@ -167,13 +167,6 @@ impl SamplingKernels for CubeBackend {
     ) -> (CubeTensor, CubeTensor) {
         solver_step::solver_step_wgsl(x, patches, bias, step)
     }
-}
-
-/// The tensor in row-major order with nothing around it: itself where it is, so that nobody else holds it.
-fn own(x: FlexTensor) -> FlexTensor {
-    let contiguous = x.to_contiguous();
-    drop(x);
-    contiguous
 }
 
 impl SamplingKernels for Flex {

@@ -4,8 +4,8 @@ use burn::tensor::{Device, Tensor, TensorData};
 use harmonica::{
     diffusion::ImageNoise,
     kernels::{
-        DdimStep, Reused, SlotAt, VectorAt, attention, cache_write, embed_tokens, gated_residual,
-        gelu, modulate, reuse_span, solver_step,
+        DdimStep, Reused, SlotAt, VectorAt, add_bias, attention, cache_write, embed_tokens,
+        gated_residual, gelu, modulate, product, reuse_span, solver_step,
     },
     metrics::max_abs_error,
 };
@@ -177,6 +177,81 @@ fn attention_mixes_values_by_softmax_of_scores() {
         check("attention", &expected, 2e-5, |device| {
             let qkv = upload(&qkv, [batch, tokens, 3 * dim], device);
             download(attention(qkv, upload(&bias, [3 * dim], device), heads))
+        });
+    }
+}
+
+/// Gradients of `op` with respect to vectors of these lengths: the CPU's own against those that burn derives from the
+/// composed form, which runs on the other device.
+fn check_gradients<const N: usize>(
+    what: &str,
+    lengths: [usize; N],
+    op: impl Fn([Tensor<1>; N]) -> Tensor<3>,
+) {
+    let of = |device: &Device| {
+        let mut stream = 60;
+        let inputs = lengths.map(|length| {
+            stream += 1;
+            let values = upload(&numbers(stream, length), [length], device);
+            values.autodiff().require_grad()
+        });
+        let out = op(inputs.clone());
+        let shape = out.dims();
+        let weights = upload(&numbers(60, shape.iter().product()), shape, device);
+        let gradients = (out * weights).sum().backward();
+        inputs.map(|input| download(input.grad(&gradients).unwrap()))
+    };
+    let [cpu, other] = engines().map(|(_, engine)| of(engine.device()));
+    for (input, (found, expected)) in cpu.iter().zip(&other).enumerate() {
+        let largest = expected.iter().fold(1.0f32, |m, v| m.max(v.abs()));
+        let error = max_abs_error(found, expected) / largest;
+        assert!(
+            error < 1e-5,
+            "{what}, input {input} of {lengths:?}: {error}"
+        );
+    }
+}
+
+#[test]
+fn gradients_are_those_of_the_composed_forms() {
+    // The bundled model's heads, more queries than a multiple of 16, a published head size.
+    let more = [([2, 64, 128], 2), ([1, 256, 64], 1), ([2, 250, 144], 2)];
+    let shapes = SHAPES.into_iter().zip([1, 5, 2, 3, 1, 4]).chain(more);
+    for ([batch, tokens, dim], heads) in shapes {
+        let count = batch * tokens * dim;
+        check_gradients("attention", [3 * count, 3 * dim], |[qkv, bias]| {
+            attention(qkv.reshape([batch, tokens, 3 * dim]), bias, heads)
+        });
+        let outputs = 2 * dim + 1;
+        check_gradients("product", [count, dim * outputs], |[x, weight]| {
+            product(
+                x.reshape([batch, tokens, dim]),
+                weight.reshape([dim, outputs]),
+            )
+        });
+        check_gradients("add_bias", [count, dim], |[x, bias]| {
+            add_bias(x.reshape([batch, tokens, dim]), bias)
+        });
+        check_gradients("gelu", [count, dim], |[x, bias]| {
+            gelu(x.reshape([batch, tokens, dim]), bias)
+        });
+        let slab = Slab::new(dim, batch.min(2));
+        let in_slab = slab.values.len();
+        check_gradients("modulate", [count, in_slab], |[x, vectors]| {
+            let x = x.reshape([batch, tokens, dim]);
+            modulate(
+                x,
+                &vectors.reshape(slab.shape),
+                slab.at(0),
+                slab.at(dim),
+                1e-2,
+            )
+        });
+        let lengths = [count, in_slab, count, dim];
+        check_gradients("gated_residual", lengths, |[x, vectors, feature, bias]| {
+            let [x, feature] = [x, feature].map(|x| x.reshape([batch, tokens, dim]));
+            let vectors = vectors.reshape(slab.shape);
+            gated_residual(x, &vectors, slab.at(dim), feature, Some(bias))
         });
     }
 }

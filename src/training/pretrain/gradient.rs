@@ -152,11 +152,16 @@ impl Pass<'_> {
         let block = &model.blocks[b];
         for branch in Branch::BLOCK {
             let modulation = conditioning.branch(b, branch);
-            let feature = match self.leaves.half() {
-                None => block.branch(branch, x.clone(), &modulation),
-                Some(half) => block.branch_in(half, branch, x.clone(), &modulation),
+            x = match self.leaves.half() {
+                None => {
+                    let partial = block.partial(branch, x.clone(), &modulation);
+                    modulation.add_partial(x, partial)
+                }
+                Some(half) => {
+                    let feature = block.branch_in(half, branch, x.clone(), &modulation);
+                    modulation.add(x, feature)
+                }
             };
-            x = modulation.add(x, feature);
         }
         x
     }

@@ -217,7 +217,7 @@ impl Learner {
             let unscaled = found.gradients.into_iter().map(|g| g / scale);
             found.gradients = unscaled.collect();
         }
-        let (grad_norm, losses) = norm(&found.gradients, found.losses, self.on_cpu)?;
+        let (grad_norm, losses) = norm(&mut found.gradients, found.losses, self.on_cpu)?;
         let learned = Learned {
             mse: losses[0].into(),
             vlb: losses[1].into(),
@@ -232,8 +232,11 @@ impl Learner {
     /// [`TrainingError::Diverged`] where loss or gradient are not finite, [`TrainingError::Device`].
     pub fn learn(&mut self, batch: &Batch, learning_rate: f64) -> Result<Learned, TrainingError> {
         let scale = self.scale.scale;
-        let BatchGradient { losses, gradients } = self.backward(batch, scale);
-        let (scaled_norm, losses) = norm(&gradients, losses, self.on_cpu)?;
+        let BatchGradient {
+            losses,
+            mut gradients,
+        } = self.backward(batch, scale);
+        let (scaled_norm, losses) = norm(&mut gradients, losses, self.on_cpu)?;
         let mut learned = Learned {
             mse: losses[0].into(),
             vlb: losses[1].into(),

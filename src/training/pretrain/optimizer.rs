@@ -148,21 +148,24 @@ impl Step {
     }
 }
 
-/// The norm of all gradients together, and the values of `losses` with it: one wait for the device.
+/// The norm of all gradients together, and the values of `losses` with it: one wait for the device. The gradients are
+/// taken out of their list meanwhile, since the values of a tensor that somebody else holds would be a copy.
 pub(super) fn norm(
-    gradients: &[Tensor<1>],
+    gradients: &mut Vec<Tensor<1>>,
     losses: Tensor<1>,
     on_cpu: bool,
 ) -> Result<(f64, Vec<f32>), TrainingError> {
     if on_cpu {
         let mut square = 0.0;
-        for gradient in gradients {
-            let values = read(gradient.clone())?;
+        for gradient in std::mem::take(gradients) {
+            let device = gradient.device();
+            let values = read(gradient)?;
             let parts: Vec<f64> = values
                 .par_chunks(GRAIN)
                 .map(|part| part.iter().map(|g| f64::from(*g).powi(2)).sum())
                 .collect();
             square += parts.iter().sum::<f64>();
+            gradients.push(flat(values, &device));
         }
         return Ok((square.sqrt(), read(losses)?));
     }

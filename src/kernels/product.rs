@@ -1,0 +1,130 @@
+//! The matrix product of a linear layer, on the CPU with a gradient of its own.
+//!
+//! burn's CPU backend runs the same `gemm`, but clears its output first and copies it once, both on one thread, which
+//! takes as long as everything else between the products of a training.
+
+#![expect(unsafe_code, reason = "gemm takes pointers")]
+
+use burn::backend::Dispatch;
+use burn::tensor::{Tensor, module::linear};
+
+use super::{Place, Route, differentiable::DifferentiableKernels, on_cpu, route};
+
+/// `x·W` for `x` `[…, inputs]` and `W` `[inputs, outputs]`.
+pub fn product<const D: usize>(x: Tensor<D>, weight: Tensor<2>) -> Tensor<D> {
+    let route = route(&[Place::of(&x), Place::of(&weight)]);
+    if route == Route::Composed || !on_cpu(&x.device()) {
+        return linear(x, weight, None);
+    }
+    let (x, weight) = (x.into_dispatch(), weight.into_dispatch());
+    Tensor::from_dispatch(<Dispatch as DifferentiableKernels>::product(x, weight))
+}
+
+/// A matrix as it lies in memory.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Matrix<'a> {
+    values: &'a [f32],
+    shape: [usize; 2],
+    /// Numbers from a row to the next, and from a column to the next.
+    strides: [usize; 2],
+}
+
+impl<'a> Matrix<'a> {
+    /// Of rows of `columns` numbers.
+    pub fn new(values: &'a [f32], columns: usize) -> Self {
+        let columns = columns.max(1);
+        Self {
+            values,
+            shape: [values.len() / columns, columns],
+            strides: [columns, 1],
+        }
+    }
+
+    pub fn transposed(self) -> Self {
+        let ([rows, columns], [row, column]) = (self.shape, self.strides);
+        Self {
+            shape: [columns, rows],
+            strides: [column, row],
+            ..self
+        }
+    }
+}
+
+/// `a·b`, row-major.
+pub(super) fn product_cpu(a: Matrix, b: Matrix) -> Vec<f32> {
+    /// Multiplications that are worth the other threads.
+    const WORTH_THREADS: usize = 1 << 22;
+    let ([rows, depth], [also_depth, columns]) = (a.shape, b.shape);
+    assert_eq!(depth, also_depth, "inner sizes of a matrix product");
+    let parallelism = match rows * columns * depth {
+        0..WORTH_THREADS => gemm::Parallelism::None,
+        _ => gemm::Parallelism::Rayon(0),
+    };
+    let count = rows * columns;
+    let mut out = Vec::with_capacity(count);
+    // SAFETY: both matrices lie within their slices by construction (`rows·columns` numbers in either order), `out` has
+    // room for `rows·columns` numbers, all of which `gemm` writes and, with `read_dst` false, none of which it reads.
+    unsafe {
+        gemm::gemm(
+            rows,
+            columns,
+            depth,
+            out.as_mut_ptr(),
+            1,
+            columns as isize,
+            false,
+            a.values.as_ptr(),
+            a.strides[1] as isize,
+            a.strides[0] as isize,
+            b.values.as_ptr(),
+            b.strides[1] as isize,
+            b.strides[0] as isize,
+            0.0,
+            1.0,
+            false,
+            false,
+            false,
+            parallelism,
+        );
+        out.set_len(count);
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn products_are_sums_in_any_order_of_memory() {
+        for [rows, depth, columns] in [[1, 1, 1], [3, 5, 7], [64, 192, 33], [130, 70, 129]] {
+            let wave = |count: usize, by: f32| -> Vec<f32> {
+                (0..count).map(|i| (i as f32 * by).sin()).collect()
+            };
+            let (a, b) = (wave(rows * depth, 0.7), wave(depth * columns, 1.3));
+            let turned = |values: &[f32], width: usize| -> Vec<f32> {
+                let column = |c: usize| values.iter().skip(c).step_by(width).copied();
+                (0..width).flat_map(column).collect()
+            };
+            let (a_turned, b_turned) = (turned(&a, depth), turned(&b, columns));
+            let forms = [
+                product_cpu(Matrix::new(&a, depth), Matrix::new(&b, columns)),
+                product_cpu(
+                    Matrix::new(&a_turned, rows).transposed(),
+                    Matrix::new(&b_turned, depth).transposed(),
+                ),
+            ];
+            for found in forms {
+                assert_eq!(found.len(), rows * columns);
+                for (i, found) in found.iter().enumerate() {
+                    let (row, column) = (i / columns, i % columns);
+                    let term = |k: usize| {
+                        f64::from(a[row * depth + k]) * f64::from(b[k * columns + column])
+                    };
+                    let expected: f64 = (0..depth).map(term).sum();
+                    assert!((f64::from(*found) - expected).abs() < 1e-5);
+                }
+            }
+        }
+    }
+}
