@@ -112,9 +112,9 @@ impl FeatureStore {
         }
     }
 
-    /// Whether it can serve a plan of so many slots and features of this shape.
-    pub fn fits(&self, slots: usize, shape: [usize; 3]) -> bool {
-        (self.slots, self.shape) == (slots, shape)
+    /// Whether it can serve a plan of so many slots and features of this shape, kept in this form.
+    pub fn fits(&self, slots: usize, shape: [usize; 3], dtype: CacheDtype) -> bool {
+        (self.slots, self.shape, self.dtype) == (slots, shape, dtype)
     }
 
     /// Bytes of all slots.

@@ -10,7 +10,6 @@ use burn::tensor::{Tensor, TensorData};
 
 use super::{SampleError, batch::Batch, parts::PartTimes, setup::Setup, state::RunState};
 use crate::{
-    cache::FeatureStore,
     device::{DeviceFault, Engine},
     diffusion::ImageNoise,
     plan::Plan,
@@ -77,8 +76,6 @@ pub struct Run {
     batch: Option<Batch>,
     phase: Phase,
     peak_cache_bytes: usize,
-    /// The last batch's slots, for the next one.
-    store: Option<FeatureStore>,
     state: Option<RunState>,
 }
 
@@ -99,7 +96,6 @@ impl Run {
             batch: None,
             phase: Phase::Fresh,
             peak_cache_bytes: 0,
-            store: None,
             state: None,
         }
     }
@@ -131,7 +127,7 @@ impl Run {
         self.state.as_ref()
     }
 
-    fn start_batch(&mut self) -> Batch {
+    fn start_batch(&self) -> Batch {
         let request = self.request.clone();
         let size: usize = self.setup.model.config().image_shape().iter().product();
         let first = self.next_image;
@@ -152,7 +148,7 @@ impl Run {
 
     /// The batch of images `first..` in state `x`, at step 0.
     pub(super) fn batch(
-        &mut self,
+        &self,
         first: usize,
         x: Vec<f32>,
         noise: Vec<ImageNoise>,
@@ -163,11 +159,7 @@ impl Run {
         let ([c, h, w], device) = (config.image_shape(), setup.model.device());
         let count = noise.len();
         let shape = [setup.copies() * count, config.tokens(), config.hidden];
-        let kept = self.store.take();
-        let store = match kept.filter(|store| store.fits(plan.slots(), shape)) {
-            Some(store) => store,
-            None => FeatureStore::new(plan.slots(), shape, setup.cache_dtype, &device),
-        };
+        let store = setup.slots(plan.slots(), shape, &device);
         Batch {
             first,
             labels: self.request.labels[first..first + count].to_vec(),
@@ -210,7 +202,7 @@ impl Run {
                 step: self.first_bad_step(batch)?,
             });
         }
-        self.store = Some(batch.store);
+        self.setup.keep(batch.store);
         if let Some(state) = &mut self.state {
             (state.first, state.step) = (batch.first + images, 0);
             (state.x, state.noise) = (Vec::new(), Vec::new());
@@ -227,7 +219,7 @@ impl Run {
     /// result. Runs that go well pay nothing for this.
     fn first_bad_step(&mut self, failed: Batch) -> Result<usize, SampleError> {
         self.next_image = failed.first;
-        self.store = Some(failed.store);
+        self.setup.keep(failed.store);
         let mut batch = self.start_batch();
         while batch.step < self.setup.settings.steps {
             batch.advance(&self.setup, None);

@@ -1,6 +1,8 @@
 //! A model ready to sample.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use burn::tensor::Device;
 
 use super::{
     SampleError, Settings, model_shape,
@@ -8,7 +10,7 @@ use super::{
     run::{Request, Run},
 };
 use crate::{
-    cache::CacheDtype,
+    cache::{CacheDtype, FeatureStore},
     device::Engine,
     diffusion::Trajectory,
     dit::Dit,
@@ -20,6 +22,8 @@ use crate::{
 const CONDITIONING_BYTES: usize = 64 << 20;
 
 /// A model ready to sample: its weights are shared, so clones and runs cost nothing and live on their own.
+///
+/// It keeps the cache of its last run for the next one.
 #[derive(Debug, Clone)]
 pub struct Sampler {
     pub(super) setup: Arc<Setup>,
@@ -38,6 +42,8 @@ pub(super) struct Setup {
     pub preview: bool,
     pub recovery: bool,
     pub engine: Option<Engine>,
+    /// The slots of the batch that was finished last, for the next one.
+    spare: Arc<Mutex<Option<FeatureStore>>>,
 }
 
 impl Sampler {
@@ -80,6 +86,7 @@ impl Sampler {
                 preview: false,
                 recovery: false,
                 engine: None,
+                spare: Arc::default(),
             }),
         })
     }
@@ -207,6 +214,22 @@ impl Setup {
         } else {
             1
         }
+    }
+
+    /// Room for a batch's features: that of the last one if it fits.
+    pub fn slots(&self, slots: usize, shape: [usize; 3], device: &Device) -> FeatureStore {
+        let mut spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
+        let last = spare.take();
+        drop(spare);
+        match last {
+            Some(store) if store.fits(slots, shape, self.cache_dtype) => store,
+            _ => FeatureStore::new(slots, shape, self.cache_dtype, device),
+        }
+    }
+
+    /// Keeps a finished batch's slots.
+    pub fn keep(&self, store: FeatureStore) {
+        *self.spare.lock().unwrap_or_else(PoisonError::into_inner) = Some(store);
     }
 
     /// Rows of adaLN vectors that a step of `images` images takes: in a guided batch the null label's vectors serve the

@@ -45,7 +45,7 @@ impl Sampler {
     /// # Errors
     /// [`SampleError`] for a state that does not fit the model or its settings.
     pub fn resume(&self, state: RunState) -> Result<Run, SampleError> {
-        let mut run = self.run(Request::clone(&state.request))?;
+        let run = self.run(Request::clone(&state.request))?;
         let setup = &self.setup;
         let steps = setup.settings.steps;
         let size: usize = setup.model.config().image_shape().iter().product();
