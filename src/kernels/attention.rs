@@ -11,7 +11,7 @@ use super::{
     Place, Route,
     differentiable::DifferentiableKernels,
     lanes::{add, column_sums, exp, sums_of_pieces},
-    products::{LANES, Products, ROWS},
+    microkernel::{LANES, Products, ROWS},
     route,
     sampling::SamplingKernels,
     wgsl::{self, Info, Shader},
