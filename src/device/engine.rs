@@ -264,7 +264,8 @@ impl Engine {
     /// again, as after [`DeviceFault::Lost`].
     ///
     /// Drop everything that lives on the device first: models, samplers, runs, tensors. Anything left makes this wait for
-    /// half a minute, and cannot be used any more.
+    /// half a minute, and cannot be used any more. In builds with `spirv` or `msl`, [`Engine::open`] gives one device to all
+    /// engines of an adapter: they are closed together.
     pub fn close(self) {
         if let (Some(_), DispatchDevice::Cube(device)) = (&self.wgpu, self.device.as_dispatch()) {
             // burn's fusion and cubecl's server know the device by an id each.
