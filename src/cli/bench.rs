@@ -59,7 +59,6 @@ struct Row {
     sampler: Sampler,
     seconds: Vec<f64>,
     dispatches: u64,
-    peak_cache_bytes: usize,
     peak_host_bytes: Option<u64>,
     /// Largest difference to the first uncached run, of rows that reuse nothing.
     off: Option<f32>,
@@ -109,7 +108,6 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
         timed(&row.sampler, &request, &bar, context)?;
         row.dispatches = launches.finish(engine);
         row.peak_host_bytes = peak_memory_bytes().filter(|_| fresh_peak);
-        row.peak_cache_bytes = row.sampler.cache_bytes(args.batch);
         let (_, parts) = row.sampler.profile(request.clone())?;
         bar.inc(settings.steps as u64);
         row.parts = Part::ALL.map(|part| (part, parts.of(part))).to_vec();
@@ -156,7 +154,6 @@ fn rows(args: &Args, session: &Session) -> Result<Vec<Row>, CliError> {
             .with_engine(&session.engine),
         seconds: Vec::new(),
         dispatches: 0,
-        peak_cache_bytes: 0,
         peak_host_bytes: None,
         off: None,
         parts: Vec::new(),
@@ -203,6 +200,7 @@ fn figures(row: &Row, uncached: &Row, info: &ModelInfo, batch: usize) -> Value {
     let speedup = median(&ratios);
     let copies = row.sampler.copies() * batch;
     let features = 4 * copies * info.config.tokens() * info.config.hidden;
+    let cache_bytes = row.sampler.cache_bytes(batch);
     let parts: serde_json::Map<String, Value> = row
         .parts
         .iter()
@@ -213,14 +211,14 @@ fn figures(row: &Row, uncached: &Row, info: &ModelInfo, batch: usize) -> Value {
         "median_s": median(&row.seconds), "min_s": min, "max_s": max,
         "speedup": speedup, "speedup_min": speedup_min, "speedup_max": speedup_max, "efficiency": speedup / macs_ratio,
         "dispatches_per_run": row.dispatches,
-        "peak_cache_bytes": row.peak_cache_bytes, "peak_host_bytes": row.peak_host_bytes,
+        "peak_cache_bytes": cache_bytes, "peak_host_bytes": row.peak_host_bytes,
         "all_features_bytes": 2 * info.config.blocks * features,
         "max_abs_error_uncached": row.off, "adaln_bytes_read": row.sampler.adaln_bytes_read(batch),
         "plan": {
             "macs": plan.macs * copies as u64, "macs_full": plan.macs_full * copies as u64,
             "computed": plan.computed, "reused": plan.reused, "spans": plan.spans, "slots": plan.slots,
-            "cache_bytes_written": row.sampler.cache_bytes(batch) / plan.slots.max(1) * plan.writes,
-            "cache_bytes_read": row.sampler.cache_bytes(batch) / plan.slots.max(1) * plan.reused,
+            "cache_bytes_written": cache_bytes / plan.slots.max(1) * plan.writes,
+            "cache_bytes_read": cache_bytes / plan.slots.max(1) * plan.reused,
         },
         "parts": parts,
     })

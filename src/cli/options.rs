@@ -156,7 +156,7 @@ impl RunArgs {
     }
 }
 
-/// What the commands that draw begin with.
+/// What the commands that run a model begin with.
 #[derive(Args, Debug)]
 pub(super) struct SessionArgs {
     #[command(flatten)]
@@ -164,7 +164,7 @@ pub(super) struct SessionArgs {
     #[command(flatten)]
     device: DeviceArgs,
     #[command(flatten)]
-    run: RunArgs,
+    pub run: RunArgs,
 }
 
 /// A model on an open device, and how to run it.

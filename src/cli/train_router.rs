@@ -11,7 +11,7 @@ use serde_json::json;
 use super::{
     Context,
     error::CliError,
-    options::{DeviceArgs, ModelArgs, RunArgs, print_json, progress},
+    options::{Session, SessionArgs, print_json, progress},
 };
 use crate::{
     checkpoint::{self, CheckpointError},
@@ -32,11 +32,7 @@ const MICRO_BATCH_BUDGET: u64 = 256 << 20;
 #[derive(clap::Args, Debug)]
 pub(super) struct Args {
     #[command(flatten)]
-    model: ModelArgs,
-    #[command(flatten)]
-    device: DeviceArgs,
-    #[command(flatten)]
-    run: RunArgs,
+    session: SessionArgs,
     /// Folder of the run: router.safetensors, *.schedule.json, train.jsonl, router.png
     #[arg(long, value_name = "DIR", default_value = "router")]
     out: PathBuf,
@@ -107,20 +103,24 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
-    let engine = args.device.open(context)?;
-    let (model, info) = args.model.load(&engine)?;
     let replay = args.replay.as_deref().map(read_replay).transpose()?;
-    let mut run_args = args.run;
+    let mut session = args.session;
     if let Some(replay) = &replay {
         let steps = replay.router.steps();
-        if run_args.steps.is_some_and(|asked| asked != steps) {
+        if session.run.steps.is_some_and(|asked| asked != steps) {
             return Err(CliError::Usage(format!(
                 "--steps contradicts --replay, whose router has {steps}"
             )));
         }
-        run_args.steps = Some(steps);
+        session.run.steps = Some(steps);
     }
-    let run = run_args.settings(&info)?;
+    let Session {
+        engine,
+        model,
+        info,
+        settings: run,
+        ..
+    } = session.open(context)?;
     if run.solver.is_stochastic() {
         return Err(CliError::Usage(
             "routers are trained along the deterministic ddim solver".into(),

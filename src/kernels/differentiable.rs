@@ -20,6 +20,7 @@ use super::{
     lanes::column_sums,
     modulate,
     product::{Matrix, product_cpu},
+    sampling::SamplingKernels,
 };
 
 /// The differentiable operations with a CPU form of their own.
@@ -138,17 +139,7 @@ impl DifferentiableKernels for Flex {
     }
 
     fn self_attention(qkv: FlexTensor, bias: FlexTensor, heads: usize) -> FlexTensor {
-        let [qkv, bias] = [qkv, bias].map(own);
-        let [batch, tokens, width] = dims(&qkv);
-        let mut out = empty([batch, tokens, width / 3]);
-        attention::attention_cpu(
-            dims(&qkv),
-            heads,
-            qkv.storage(),
-            bias.storage(),
-            out.storage_mut(),
-        );
-        out
+        <Self as SamplingKernels>::attention(qkv, bias, heads)
     }
 
     fn attention_gradient(

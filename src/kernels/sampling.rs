@@ -11,7 +11,7 @@ use burn_flex::FlexTensor;
 
 use super::{
     Reused, SlotAt, VectorAt, attention, cache_write, embed_tokens,
-    flex::{dims, own},
+    flex::{dims, empty, own},
     gated_residual, gelu, modulate, reuse_span,
     solver_step::{self, DdimStep},
 };
@@ -177,9 +177,8 @@ impl SamplingKernels for Flex {
         copies: usize,
     ) -> FlexTensor {
         let [tokens, bias, positions] = [tokens, bias, positions].map(own);
-        let mut shape = tokens.layout().shape().clone();
-        shape[0] *= copies;
-        let mut out = FlexTensor::empty(shape, tokens.dtype());
+        let [batch, count, dim] = dims(&tokens);
+        let mut out = empty([copies * batch, count, dim]);
         embed_tokens::embed_tokens_cpu(
             tokens.storage(),
             bias.storage(),
@@ -197,7 +196,7 @@ impl SamplingKernels for Flex {
         eps: f64,
     ) -> FlexTensor {
         let [x, slab] = [x, slab].map(own);
-        let mut out = FlexTensor::empty(x.layout().shape().clone(), x.dtype());
+        let mut out = empty(dims(&x));
         modulate::modulate_cpu(
             dims(&x),
             x.storage(),
@@ -211,9 +210,8 @@ impl SamplingKernels for Flex {
 
     fn attention(qkv: FlexTensor, bias: FlexTensor, heads: usize) -> FlexTensor {
         let [qkv, bias] = [qkv, bias].map(own);
-        let mut shape = qkv.layout().shape().clone();
-        shape[2] /= 3;
-        let mut out = FlexTensor::empty(shape, qkv.dtype());
+        let [batch, tokens, width] = dims(&qkv);
+        let mut out = empty([batch, tokens, width / 3]);
         attention::attention_cpu(
             dims(&qkv),
             heads,

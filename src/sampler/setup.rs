@@ -1,6 +1,6 @@
 //! A model ready to sample.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use burn::tensor::Device;
 
@@ -218,9 +218,7 @@ impl Setup {
 
     /// Room for a batch's features: that of the last one if it fits.
     pub fn slots(&self, slots: usize, shape: [usize; 3], device: &Device) -> FeatureStore {
-        let mut spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
-        let last = spare.take();
-        drop(spare);
+        let last = self.lock_spare().take();
         match last {
             Some(store) if store.fits(slots, shape, self.cache_dtype) => store,
             _ => FeatureStore::new(slots, shape, self.cache_dtype, device),
@@ -229,7 +227,12 @@ impl Setup {
 
     /// Keeps a finished batch's slots.
     pub fn keep(&self, store: FeatureStore) {
-        *self.spare.lock().unwrap_or_else(PoisonError::into_inner) = Some(store);
+        *self.lock_spare() = Some(store);
+    }
+
+    /// A store is whole at every moment, whatever panicked.
+    fn lock_spare(&self) -> MutexGuard<'_, Option<FeatureStore>> {
+        self.spare.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Rows of adaLN vectors that a step of `images` images takes: in a guided batch the null label's vectors serve the

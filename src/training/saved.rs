@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     AdamWParts, PassSummary, RunFolder, Sdt, SdtSettings, Steering, TrainingError, TrainingState,
-    adamw::AdamW,
+    adamw::AdamW, metadata::read_metadata,
 };
 use crate::{
     checkpoint::{self, CheckpointError, ModelInfo, TensorSource, write_tensors_with_metadata},
@@ -86,20 +86,7 @@ pub(super) fn load_state(
         path: path.clone(),
         problem,
     };
-    let text = source
-        .metadata()
-        .get(checkpoint::METADATA_KEY)
-        .cloned()
-        .unwrap_or_default();
-    let saved: Saved = serde_json::from_str(&text)
-        .map_err(|e| damaged(format!("its training state is not valid: {e}")))?;
-    if saved.format != FORMAT {
-        let problem = format!(
-            "its training state has format {}, this program reads format {FORMAT}",
-            saved.format
-        );
-        return Err(CheckpointError::Config { path, problem }.into());
-    }
+    let saved: Saved = read_metadata(&source, |saved: &Saved| saved.format, FORMAT)?;
     let (steps, branches) = (saved.run.steps, saved.model.branches);
     let mut tensor = |name: &str| -> Result<Vec<f32>, TrainingError> {
         let values = source.read_f32(name)?;

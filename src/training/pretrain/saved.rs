@@ -11,11 +11,9 @@ use super::{
     settings::PretrainSettings,
 };
 use crate::{
-    checkpoint::{
-        self, CheckpointError, METADATA_KEY, StoredDtype, TensorSource, write_safetensors,
-    },
+    checkpoint::{self, CheckpointError, StoredDtype, TensorSource, write_safetensors},
     dit::DitConfig,
-    training::TrainingError,
+    training::{TrainingError, metadata::read_metadata},
 };
 
 /// Where the files of a run lie.
@@ -134,22 +132,14 @@ impl SavedRun {
     }
 
     fn of_source(source: &TensorSource) -> Result<Self, TrainingError> {
-        let text = source.metadata().get(METADATA_KEY).cloned();
-        let damaged = |problem: String| CheckpointError::Damaged {
-            path: source.path().into(),
-            problem: format!("its training state is not valid: {problem}"),
-        };
-        let saved: Self =
-            serde_json::from_str(&text.unwrap_or_default()).map_err(|e| damaged(e.to_string()))?;
-        if saved.format != FORMAT {
-            let problem = format!(
-                "its training state has format {}, this program reads format {FORMAT}",
-                saved.format
-            );
-            let path = source.path().into();
-            return Err(CheckpointError::Config { path, problem }.into());
-        }
-        saved.config.check().map_err(|e| damaged(e.to_string()))?;
+        let saved = read_metadata(source, |saved: &Self| saved.format, FORMAT)?;
+        saved
+            .config
+            .check()
+            .map_err(|problem| CheckpointError::Damaged {
+                path: source.path().into(),
+                problem: format!("its training state is not valid: {problem}"),
+            })?;
         Ok(saved)
     }
 
