@@ -28,8 +28,8 @@ use harmonica::{
     training::{
         Budget, Proxy, RouterRun, RouterRunOptions, RunFolder, SdtSettings,
         pretrain::{
-            DataOptions, Dataset, Length, PretrainEvent, PretrainFolder, PretrainOptions,
-            PretrainRun, PretrainSettings, PretrainStart,
+            DataOptions, Dataset, Length, Optimizer, PretrainEvent, PretrainFolder,
+            PretrainOptions, PretrainRun, PretrainSettings, PretrainStart,
         },
     },
 };
@@ -78,6 +78,9 @@ fn train_network(engine: &Engine, minutes: f64, folder: &Path) -> Result<PathBuf
         folder,
         settings: PretrainSettings {
             length: Length::Minutes(minutes),
+            // Learns several times as much in the same time as AdamW does.
+            optimizer: Optimizer::Muon,
+            lr: Optimizer::Muon.default_lr(),
             // Small classes are seen nearly as often as large ones; letters and clocks read one way only.
             balance: 0.85,
             no_flip: ["flag", "sign", "clock", "music", "office"]

@@ -14,6 +14,7 @@ Parts
               losses [3,3]     mse, vlb (bits), norm of the gradient before clipping, of every batch in turn
               snr [2]          loss and gradient norm of the first batch under Min-SNR weighting, gamma 5
               after.<name>, ema.<name>   weights and their average after three steps of AdamW, one a batch
+              muon.<name>, muon_ema.<name>   the same where Muon moves the weights of attention and MLP
             Pixels lie on the 256 levels, many of them on the lowest and the highest; timestep 0 is among those of every
             batch, so the discretised likelihood takes part with all three of its cases.
   crop      crop.safetensors: pictures `in.<i>` [H,W,3] u8 and ADM's center crop of them, `out.<i>` [24,24,3] u8, by Pillow.
@@ -100,9 +101,66 @@ def batches():
     return images, noise, timesteps, labels
 
 
+def newton_schulz(g):
+    """Keller Jordan's quintic iteration; the matrix as PyTorch stores it, `[outputs, inputs]`."""
+    x = g / (g.norm() + 1e-7)
+    if x.shape[0] > x.shape[1]:
+        return newton_schulz(g.T).T
+    for _ in range(5):
+        a = x @ x.T
+        x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
+    return x
+
+
+class Muon:
+    """`torch.optim.Muon` with `adjust_lr_fn="match_rms_adamw"`, in the precision of its weights. qkv is three matrices."""
+
+    def __init__(self, weights):
+        self.weights = weights
+        self.buffers = {k: torch.zeros_like(w) for k, w in weights.items()}
+
+    @torch.no_grad()
+    def step(self):
+        for name, w in self.weights.items():
+            buffer = self.buffers[name].lerp_(w.grad, 1 - 0.95)
+            update = w.grad.lerp(buffer, 0.95)
+            parts = [newton_schulz(part) * 0.2 * max(part.shape) ** 0.5 for part in update.chunk(3 if "qkv" in name else 1)]
+            w.mul_(1 - LR * DECAY).sub_(LR * torch.cat(parts))
+
+
 def part_pretrain():
     images, noise, timesteps, labels = batches()
     start = random_dit(77, **SPEC)
+    out = adamw_steps(start, images, noise, timesteps, labels)
+    out |= muon_steps(start, images, noise, timesteps, labels)
+    out |= {f"weight.{k}": w for k, w in start.weights.items() if k != "pos_embed"}
+    write("pretrain.safetensors", out | {"images": images, "noise": noise, "timesteps": timesteps, "labels": labels})
+
+
+def muon_steps(start, images, noise, timesteps, labels):
+    dit = start.to(torch.float64)
+    trained = {k: w.requires_grad_() for k, w in dit.weights.items() if k != "pos_embed"}
+    average = {k: w.detach().clone() for k, w in trained.items()}
+    branches = {k: w for k, w in trained.items() if w.ndim == 2 and (".attn." in k or ".mlp." in k) and k.startswith("blocks.")}
+    rest = [w for k, w in trained.items() if k not in branches]
+    optimizers = [Muon(branches), torch.optim.AdamW(rest, lr=LR, betas=BETAS, eps=1e-8, weight_decay=DECAY)]
+    for step in range(3):
+        for w in trained.values():
+            w.grad = None
+        mse, vlb = losses(dit, images[step].double(), noise[step].double(), timesteps[step], labels[step])
+        (mse + vlb).mean().backward()
+        torch.nn.utils.clip_grad_norm_(trained.values(), CLIP)
+        for optimizer in optimizers:
+            optimizer.step()
+        keep = min(EMA, (step + 1) / (step + 11))
+        for k, w in trained.items():
+            average[k] = keep * average[k] + (1 - keep) * w.detach()
+    assert len(branches) == 4 * SPEC["blocks"]
+    out = {f"muon.{k}": w for k, w in trained.items()} | {f"muon_ema.{k}": w for k, w in average.items()}
+    return {k: v.detach().float() for k, v in out.items()}
+
+
+def adamw_steps(start, images, noise, timesteps, labels):
     dit = start.to(torch.float64)
     trained = {k: w.requires_grad_() for k, w in dit.weights.items() if k != "pos_embed"}
     average = {k: w.detach().clone() for k, w in trained.items()}
@@ -137,9 +195,7 @@ def part_pretrain():
     assert all(f[2] > CLIP for f in figures), "clipping takes part"
     out["losses"] = torch.tensor(figures)
     out |= {f"after.{k}": w for k, w in trained.items()} | {f"ema.{k}": w for k, w in average.items()}
-    out = {k: v.float() for k, v in out.items()}
-    out |= {f"weight.{k}": w for k, w in start.weights.items() if k != "pos_embed"}
-    write("pretrain.safetensors", out | {"images": images, "noise": noise, "timesteps": timesteps, "labels": labels})
+    return {k: v.float() for k, v in out.items()}
 
 
 def part_crop(size=24):

@@ -9,8 +9,8 @@ use harmonica::{
     training::{
         TrainingError,
         pretrain::{
-            Batch, Learner, Length, Precision, PretrainEvent, PretrainFolder, PretrainOptions,
-            PretrainRun, PretrainSettings, PretrainStart,
+            Batch, Learner, Length, Optimizer, Precision, PretrainEvent, PretrainFolder,
+            PretrainOptions, PretrainRun, PretrainSettings, PretrainStart,
         },
     },
 };
@@ -192,7 +192,6 @@ fn min_snr_weights_are_pytorchs() {
 /// Clipping, AdamW with weight decay, and the average, over three batches.
 #[test]
 fn three_steps_are_pytorchs() {
-    let (after, average, before) = (named("after."), named("ema."), named("weight."));
     let figures = tensor(GOLDEN, "losses").1;
     for (device, engine) in engines() {
         let mut learner = Learner::new(&start(), recipe(), engine.device()).unwrap();
@@ -204,32 +203,54 @@ fn three_steps_are_pytorchs() {
                 assert!(error < 2e-4, "{device}: {losses:?} against {figures:?}");
             }
         }
-        for (expected, average) in [(&after, false), (&average, true)] {
-            let found = learner.weights(average).unwrap();
-            for (name, theirs) in expected {
-                let (mut ours, mut theirs) = (found[name].clone(), theirs.clone());
-                let mut origin = before[name].clone();
-                if name.ends_with("qkv.bias") {
-                    // Softmax does not see the keys' bias: its gradient is rounding, which Adam makes large.
-                    let third = ours.len() / 3;
-                    for values in [&mut ours, &mut theirs, &mut origin] {
-                        values.drain(third..2 * third);
-                    }
+        assert_weights(&learner, device, ["after.", "ema."]);
+    }
+}
+
+/// The same with Muon for the matrices of the branches.
+#[test]
+fn three_steps_of_muon_are_pytorchs() {
+    for (device, engine) in engines() {
+        let settings = PretrainSettings {
+            optimizer: Optimizer::Muon,
+            ..recipe()
+        };
+        let mut learner = Learner::new(&start(), settings, engine.device()).unwrap();
+        for batch in &batches() {
+            learner.learn(batch, 2e-3).unwrap();
+        }
+        assert_weights(&learner, device, ["muon.", "muon_ema."]);
+    }
+}
+
+/// Weights and average are those of the golden file, and so is how far they went.
+fn assert_weights(learner: &Learner, device: &str, prefixes: [&str; 2]) {
+    let before = named("weight.");
+    let [after, average] = prefixes.map(named);
+    for (expected, average) in [(&after, false), (&average, true)] {
+        let found = learner.weights(average).unwrap();
+        for (name, theirs) in expected {
+            let (mut ours, mut theirs) = (found[name].clone(), theirs.clone());
+            let mut origin = before[name].clone();
+            if name.ends_with("qkv.bias") {
+                // Softmax does not see the keys' bias: its gradient is rounding, which Adam makes large.
+                let third = ours.len() / 3;
+                for values in [&mut ours, &mut theirs, &mut origin] {
+                    values.drain(third..2 * third);
                 }
-                let error = relative(&ours, &theirs);
-                assert!(
-                    error < 1e-4,
-                    "{device}, average {average}: {name} is off by {error:.1e}"
-                );
-                let moved = |to: &[f32]| -> Vec<f32> {
-                    to.iter().zip(&origin).map(|(a, b)| a - b).collect()
-                };
-                let error = relative(&moved(&ours), &moved(&theirs));
-                assert!(
-                    error < 5e-3,
-                    "{device}, average {average}: {name} moved {error:.1e} otherwise"
-                );
             }
+            let error = relative(&ours, &theirs);
+            assert!(
+                error < 1e-4,
+                "{device}, average {average}: {name} is off by {error:.1e}"
+            );
+            let moved =
+                |to: &[f32]| -> Vec<f32> { to.iter().zip(&origin).map(|(a, b)| a - b).collect() };
+            let error = relative(&moved(&ours), &moved(&theirs));
+            assert!(
+                error < 5e-3,
+                "{device}, average {average}: {name} moved {error:.1e} otherwise"
+            );
         }
     }
 }

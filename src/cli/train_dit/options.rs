@@ -3,7 +3,7 @@
 use super::super::{error::CliError, options::parse_switch};
 use crate::{
     dit::{ConfigError, DitConfig, NORM_EPS},
-    training::pretrain::{Dataset, Length, Precision, PretrainSettings, SavedRun},
+    training::pretrain::{Dataset, Length, Optimizer, Precision, PretrainSettings, SavedRun},
 };
 
 /// The network of a run that names none: it learns 32×32 pixels on a laptop in hours.
@@ -58,7 +58,10 @@ pub(super) struct RecipeArgs {
     /// Pictures in the network at a time; gradients are summed up to --batch [default: --batch, at most 64]
     #[arg(long, value_name = "N")]
     micro_batch: Option<usize>,
-    /// Highest learning rate [default: 5e-4]
+    /// What turns gradients into steps: adamw, or muon for the matrices of attention and MLP [default: adamw]
+    #[arg(long, value_enum)]
+    optimizer: Option<OptimizerArg>,
+    /// Highest learning rate [default: 5e-4, 1.5e-3 with muon]
     #[arg(long)]
     lr: Option<f64>,
     /// Steps over which the learning rate rises from 0 [default: 200]
@@ -118,6 +121,12 @@ pub(super) enum PrecisionArg {
     Bf16,
 }
 
+#[derive(clap::ValueEnum, Debug, Clone, Copy)]
+pub(super) enum OptimizerArg {
+    Adamw,
+    Muon,
+}
+
 /// What this command says, what the run said before, or the default.
 pub(super) fn settings(
     length: &LengthArgs,
@@ -132,6 +141,15 @@ pub(super) fn settings(
     } else {
         batch.min(standard.micro_batch)
     };
+    let optimizer = match recipe.optimizer {
+        None => base.optimizer,
+        Some(OptimizerArg::Adamw) => Optimizer::AdamW,
+        Some(OptimizerArg::Muon) => Optimizer::Muon,
+    };
+    let lr = match before {
+        Some(saved) => saved.settings.lr,
+        None => optimizer.default_lr(),
+    };
     PretrainSettings {
         length: match length {
             LengthArgs {
@@ -145,7 +163,8 @@ pub(super) fn settings(
         },
         batch,
         micro_batch: recipe.micro_batch.unwrap_or(fitting),
-        lr: recipe.lr.unwrap_or(base.lr),
+        optimizer,
+        lr: recipe.lr.unwrap_or(lr),
         warmup: recipe.warmup.unwrap_or(base.warmup),
         beta1: recipe.beta1.unwrap_or(base.beta1),
         beta2: recipe.beta2.unwrap_or(base.beta2),

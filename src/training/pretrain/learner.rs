@@ -6,13 +6,13 @@ use burn::tensor::{DType, Device};
 
 use super::{
     gradient::{BatchGradient, batch_gradient},
-    network::{Layout, flat, read},
+    network::{Layout, flat, in_branch, read},
     objective::{Batch, Objective},
-    optimizer::{Step, Weights, norm},
-    settings::{Precision, PretrainSettings},
+    optimizer::{Matrix, Step, Weights, norm},
+    settings::{Optimizer, Precision, PretrainSettings},
 };
 use crate::{
-    checkpoint::StateDict,
+    checkpoint::{Parameter, StateDict},
     dit::{Dit, DitConfig},
     kernels,
     training::TrainingError,
@@ -70,7 +70,8 @@ impl Learner {
         // Weights are constants until a pass tracks them.
         let device = device.clone().inner();
         let layout = Layout::new(start.config.clone(), start.own_embedders);
-        let weights = Weights::new(layout.values(start, &device)?);
+        let matrices = matrices(&layout, &settings);
+        let weights = Weights::new(layout.values(start, &device)?, matrices);
         Self::with(layout, weights, settings, &device)
     }
 
@@ -101,6 +102,7 @@ impl Learner {
             ema: role(ema)?,
             first: role(first)?,
             second: role(second)?,
+            matrices: matrices(&layout, &settings),
         };
         let mut learner = Self::with(layout, weights, settings, device)?;
         (learner.steps, learner.scale) = (steps, scale);
@@ -193,6 +195,7 @@ impl Learner {
             ema,
             first,
             second,
+            ..
         } = &self.weights;
         // Shorter than it should be only after the device failed in the middle of a step.
         match [values, ema, first, second][role].get(place) {
@@ -295,4 +298,19 @@ impl Learner {
             scale,
         )
     }
+}
+
+/// What Muon moves of the network: the matrices of its attention and MLP branches.
+fn matrices(layout: &Layout, settings: &PretrainSettings) -> Vec<Option<Matrix>> {
+    let parameters = layout.parameters.iter();
+    let matrix = |p: &Parameter| match p.shape[..] {
+        [inputs, outputs] if settings.optimizer == Optimizer::Muon && in_branch(&p.name) => {
+            Some(Matrix {
+                shape: [inputs, outputs],
+                parts: if p.name.ends_with("qkv.weight") { 3 } else { 1 },
+            })
+        }
+        _ => None,
+    };
+    parameters.map(matrix).collect()
 }

@@ -2,7 +2,7 @@
 //!
 //! - [`Dataset`]: folders, atlases and latents, read whole before training
 //! - [`Objective`]: the public release's loss, with its formulas
-//! - [`Learner`]: network, AdamW and moving average; learns from a [`Batch`]
+//! - [`Learner`]: network, optimizer and moving average; learns from a [`Batch`]
 //! - [`PretrainRun`]: a resumable run in a folder
 //!
 //! ```no_run
@@ -65,4 +65,4 @@ pub use learner::{Learned, Learner};
 pub use objective::{Batch, Objective};
 pub use run::{PretrainEvent, PretrainOptions, PretrainRun, PretrainStart};
 pub use saved::{PretrainFolder, SavedRun};
-pub use settings::{Length, Precision, PretrainSettings};
+pub use settings::{Length, Optimizer, Precision, PretrainSettings};

@@ -102,6 +102,14 @@ pub(super) fn read<const D: usize>(tensor: Tensor<D>) -> Result<Vec<f32>, Traini
         .map_err(|e| TrainingError::Device(format!("{e:?}")))
 }
 
+/// Whether a tensor belongs to the matrix products of an attention or MLP branch.
+pub(super) fn in_branch(name: &str) -> bool {
+    // A block's own timestep embedder is an MLP too.
+    name.starts_with("blocks.")
+        && (name.contains(".attn.") || name.contains(".mlp."))
+        && !name.contains("t_embedder")
+}
+
 /// Names come from [`assemble`], which spells the list that the layout was made from.
 fn place(layout: &Layout, name: &str) -> usize {
     let place = layout.places.get(name).copied();
@@ -206,11 +214,7 @@ impl<'a> Leaves<'a> {
 
     /// Whether a tensor takes part in the blocks' matrix products.
     fn in_half(&self, name: &str) -> Option<DType> {
-        let product =
-            name.starts_with("blocks.") && (name.contains(".attn.") || name.contains(".mlp."));
-        // A block's own timestep embedder is an MLP too.
-        self.half
-            .filter(|_| product && !name.contains("t_embedder"))
+        self.half.filter(|_| in_branch(name))
     }
 }
 

@@ -27,6 +27,27 @@ pub enum Precision {
     Bf16,
 }
 
+/// What turns gradients into steps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Optimizer {
+    /// AdamW for all weights, as the public release.
+    #[default]
+    AdamW,
+    /// Muon (arXiv 2502.16982) for the matrices of attention and MLP, AdamW for the rest.
+    Muon,
+}
+
+impl Optimizer {
+    /// A learning rate for small networks and batches.
+    pub fn default_lr(self) -> f64 {
+        match self {
+            Self::AdamW => 5e-4,
+            Self::Muon => 1.5e-3,
+        }
+    }
+}
+
 /// Everything that decides what a run learns, apart from data and network.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -36,7 +57,9 @@ pub struct PretrainSettings {
     pub batch: usize,
     /// Pictures in the network at a time; gradients of a batch are summed over its micro-batches.
     pub micro_batch: usize,
-    /// Highest learning rate of AdamW.
+    #[serde(default)]
+    pub optimizer: Optimizer,
+    /// Highest learning rate; [`Optimizer::default_lr`] knows what suits small networks.
     pub lr: f64,
     /// Steps over which the learning rate rises from 0.
     pub warmup: u64,
@@ -77,7 +100,8 @@ impl Default for PretrainSettings {
             length: Length::Minutes(60.0),
             batch: 64,
             micro_batch: 64,
-            lr: 5e-4,
+            optimizer: Optimizer::AdamW,
+            lr: Optimizer::AdamW.default_lr(),
             warmup: 200,
             beta1: 0.9,
             beta2: 0.99,

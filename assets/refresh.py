@@ -1,0 +1,328 @@
+"""Makes anew whatever depends on the bundled weights: golden values, routers, pictures, and the README's figures.
+
+    pip install torch numpy safetensors                    # the CPU build will do
+    python assets/refresh.py [--weights NEW.pt|NEW.safetensors]
+
+`--weights` replaces assets/dit-emoji32.safetensors first. About half an hour on two cores; what a step has made is kept in
+out/refresh, so a run that was stopped goes on where it was. Only the viewer's picture is left: it needs a window.
+Tables go between `<!-- refresh:NAME -->` and `<!-- /refresh -->` of README.md; the text around them is yours to check.
+"""
+
+import argparse
+import hashlib
+import json
+import math
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+from safetensors.numpy import load_file
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+OUT = ROOT / "out/refresh"
+ROUTERS = ROOT / "assets/routers"
+MODEL = ROOT / "assets/dit-emoji32.safetensors"
+TARGETS = ["0.5", "0.375", "0.25"]
+LONG_RUN = "--steps 50 --passes 50 --batch 2 --lr 0.15 --lambda-every 1250"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Running things
+
+
+def build():
+    """The command, with the weights and routers that lie in assets/ inside it."""
+    command = ["cargo", "build", "--release", "--message-format", "json-render-diagnostics"]
+    lines = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()
+    built = [json.loads(line).get("executable") for line in lines]
+    return next(path for path in reversed(built) if path)
+
+
+class Command:
+    def __init__(self):
+        self.program = build()
+
+    def __call__(self, words, *more):
+        arguments = words.split() + [str(word) for word in more]
+        print("harmonica", *arguments, flush=True)
+        subprocess.run([self.program, *arguments], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+
+    def json(self, name, words):
+        """What the command prints as JSON; read from out/refresh if it is there."""
+        kept = OUT / f"{name}.json"
+        if not kept.exists():
+            print("harmonica", words, flush=True)
+            text = subprocess.run(
+                [self.program, *words.split(), "--json", "-q"], cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True
+            ).stdout
+            json.loads(text)
+            kept.write_text(text)
+        return json.loads(kept.read_text())
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Routers
+
+
+def train(harmonica, name, words):
+    folder = OUT / name
+    done = folder / "router-cur0.25.schedule.json"
+    if not done.exists():
+        resume = ["--resume"] if (folder / "router.safetensors").exists() else []
+        harmonica(f"train router --device cpu --target-cur {','.join(TARGETS)} {words}", "--out", folder, *resume)
+    return folder
+
+
+def bounded(harmonica, folder, share, targets):
+    """Schedules of a finished run whose caches hold `share` of all features."""
+    harmonica(f"train router --device cpu --max-cache {share} --target-cur {','.join(targets)} --resume", "--out", folder)
+
+
+def routers(harmonica):
+    """The routers that are shipped, and those that are only compared with."""
+    for steps, words in ((20, "--steps 20"), (50, LONG_RUN)):
+        folder = train(harmonica, f"router{steps}", words)
+        bounded(harmonica, folder, 0.5, ["0.375", "0.25"])
+        for path in sorted(folder.glob("*.schedule.json")):
+            if path.name.endswith("cache0.75.schedule.json"):
+                continue
+            shutil.copy(path, ROUTERS / path.name.replace("router-", f"ddim{steps}-"))
+        if steps == 20:
+            bounded(harmonica, folder, 0.75, TARGETS)
+    train(harmonica, "leave-one-out", "--steps 20 --proxy leave-one-out --lambda-every 500")
+    train(harmonica, "sdt-alone", "--steps 20 --proxy none")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Figures
+
+
+def markdown(header, rows, names=1):
+    lines = [header, ["---"] * names + ["---:"] * (len(header) - names), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def error(row):
+    """MSE with its standard error, and PSNR."""
+    if row["mse"] == 0:
+        return ["0", "–"]
+    return [f"{1e3 * row['mse']:.2f} ± {1e3 * row['mse_standard_error']:.2f}", f"{row['psnr']:.1f}"]
+
+
+def note(path, row, images):
+    """The error of a shipped schedule into its file, in the layout that the command writes."""
+    text = re.sub(r',\s*"mse":.*?"images": \d+', "", path.read_text(), flags=re.S)
+    figures = "".join(f',\n    "{key}": {value!r}' for key, value in (("mse", row["mse"]), ("psnr", row["psnr"]), ("images", images)))
+    text, count = re.subn(r'("macs_ratio": [^\s,]+)(\n  }\n})', rf"\1{figures}\2", text)
+    if count != 1:
+        sys.exit(f"{path}: expected the figures of a schedule at its end")
+    json.loads(text)
+    path.write_text(text)
+
+
+def compare(harmonica, name, rows, words):
+    """A table of `rows`, pairs of what the README calls a schedule and what the command does."""
+    specs = ",".join(str(spec) for _, spec in rows if spec != "none")
+    document = harmonica.json(name, f"compare --device cpu {words} --schedules {specs}")
+    measured = document["rows"][-len(rows) :]
+    for (_, spec), row in zip(rows, measured, strict=True):
+        if str(spec).startswith("assets/"):
+            note(ROOT / spec, row, document["images"])
+    return [
+        [title, f"{100 * row['cur']:.1f}", f"{row['macs_ratio']:.2f}", *error(row)]
+        for (title, _), row in zip(rows, measured, strict=True)
+    ]
+
+
+def shipped(steps, target, suffix=""):
+    return f"assets/routers/ddim{steps}-cur{target}{suffix}.schedule.json"
+
+
+ERROR_HEADER = ["schedule", "CUR %", "MACs ratio", "MSE × 1000", "PSNR dB"]
+
+
+def error_20(harmonica):
+    def learned(target):
+        return [
+            ("HarmoniCa, sensitivity", shipped(20, target)),
+            ("HarmoniCa, leave-one-out (paper)", f"out/refresh/leave-one-out/router-cur{target}.schedule.json"),
+            ("SDT alone (λ = 1)", f"out/refresh/sdt-alone/router-cur{target}.schedule.json"),
+        ]
+
+    rows = [
+        ("uncached", "none"),
+        *learned("0.5"),
+        ("FORA: every other step (`fora:2`)", "fora:2"),
+        ("random table (`random:0.5:1`)", "random:0.5:1"),
+        ("plain DDIM, 10 steps", "steps:10"),
+        *learned("0.375"),
+        ("random table (`random:0.375:1`)", "random:0.375:1"),
+        ("plain DDIM, 12 steps", "steps:12"),
+        *learned("0.25"),
+        ("random table (`random:0.25:1`)", "random:0.25:1"),
+        ("plain DDIM, 15 steps", "steps:15"),
+    ]
+    return markdown(ERROR_HEADER, compare(harmonica, "error20", rows, "--steps 20 --count 92"))
+
+
+def error_50(harmonica):
+    rows = [
+        ("HarmoniCa, sensitivity", shipped(50, "0.5")),
+        ("FORA: every other step (`fora:2`)", "fora:2"),
+        ("plain DDIM, 25 steps", "steps:25"),
+        ("HarmoniCa, sensitivity", shipped(50, "0.375")),
+        ("… with half the cache", shipped(50, "0.375", "-cache0.5")),
+        ("HarmoniCa, sensitivity", shipped(50, "0.25")),
+        ("… with half the cache", shipped(50, "0.25", "-cache0.5")),
+    ]
+    return markdown(ERROR_HEADER, compare(harmonica, "error50", rows, "--steps 50 --count 46"))
+
+
+def cache(harmonica):
+    """What a bound on the cache costs in error."""
+    folder = "out/refresh/router20/router-cur"
+    specs = []
+    for target in reversed(TARGETS):
+        bounds = ["", "-cache0.75"] + ([] if target == "0.5" else ["-cache0.5"])
+        specs += [f"{folder}{target}{bound}.schedule.json" for bound in bounds]
+    words = f"--device cpu --steps 20 --schedules {','.join(specs)}"
+    errors = harmonica.json("cache-error", f"compare --count 92 {words}")["rows"][-len(specs) :]
+    sizes = harmonica.json("cache-size", f"bench --runs 1 {words}")["rows"][-len(specs) :]
+    rows = []
+    for spec, row, size in zip(specs, errors, sizes, strict=True):
+        share = 100 * size["peak_cache_bytes"] / size["all_features_bytes"]
+        name = "shipped" if "cache0.75" not in spec else ""
+        rows.append([f"{100 * row['cur']:.1f}", f"{share:.0f} %", f"{share / 2:.0f} %", *error(row), name])
+    return markdown(["CUR %", "cache of all features, f32", "f16", "MSE × 1000", "PSNR dB", ""], rows, names=0)
+
+
+def saturation(harmonica):
+    """Error of reusing some random branches of one step alone."""
+    blank = OUT / "none.schedule.json"
+    harmonica("schedule make none --out", blank)
+    file = json.loads(blank.read_text())
+    steps, branches, counts = [4, 6, 9, 12, 15], len(file["compute"][0]), [3, 6, 12, 24]
+    specs, order = [], np.random.default_rng(0).permutation(branches)
+    for step in steps:
+        for count in counts:
+            row = np.full(branches, "#")
+            row[order[:count]] = "."
+            file["compute"] = ["".join(row) if s == step else "#" * branches for s in range(len(file["compute"]))]
+            path = OUT / f"step{step}-{count}.schedule.json"
+            path.write_text(json.dumps(file))
+            specs.append(str(path.relative_to(ROOT)))
+    rows = harmonica.json("saturation", f"compare --device cpu --steps 20 --count 46 --schedules {','.join(specs)}")["rows"]
+    values = iter(rows[-len(specs) :])
+    cells = [[str(step), *(f"{1e3 * next(values)['mse']:.3f}" for _ in counts)] for step in steps]
+    return markdown(["step", *(f"{count} of {branches} reused" for count in counts)], cells)
+
+
+def bench(harmonica, device, words):
+    rows = [
+        ("router, 25 %", shipped(20, "0.25")),
+        ("router, 37.5 %", shipped(20, "0.375")),
+        ("router, 50 %", shipped(20, "0.5")),
+        ("router, 37.5 %, half the cache", shipped(20, "0.375", "-cache0.5")),
+        ("`fora:2`", "fora:2"),
+    ]
+    specs = ",".join(spec for _, spec in rows)
+    measured = harmonica.json(f"bench-{device}", f"bench --device {device} --steps 20 {words} --schedules {specs}")["rows"]
+    full = measured[0]
+    cells = []
+    for (title, _), row in zip(rows, measured[-len(rows) :], strict=True):
+        run = f"{row['speedup']:.2f} ({row['speedup_min']:.2f}–{row['speedup_max']:.2f})"
+        spans = row["parts"]["reuse"]
+        total = sum(part["seconds"] for part in row["parts"].values())
+        cells.append(
+            [title, f"{100 * row['cur']:.1f}", f"{row['macs_ratio']:.2f}", run, f"{row['efficiency']:.2f}"]
+            + [f"{100 * row['peak_cache_bytes'] / row['all_features_bytes']:.0f} %", f"{100 * spans['seconds'] / total:.1f} %"]
+            + ([f"{row['dispatches_per_run']} of {full['dispatches_per_run']}"] if device != "cpu" else [])
+        )
+    header = ["schedule", "CUR %", "MACs ratio", "speed-up", "efficiency", "cache of all features", "spans' share of the run"]
+    return markdown(header + (["dispatches"] if device != "cpu" else []), cells)
+
+
+def same_noise(harmonica):
+    """PSNR between runs of one seed that should be equal: two devices, two precisions of the cache."""
+    runs = {
+        "cpu": "--device cpu --steps 6 --count 2 --schedule none",
+        "vulkan": "--device vulkan --steps 6 --count 2 --schedule none",
+        "cpu-reuse": "--device cpu --steps 6 --count 2 --schedule random:0.5",
+        "vulkan-reuse": "--device vulkan --steps 6 --count 2 --schedule random:0.5",
+        "vulkan-f16": "--device vulkan --steps 6 --count 2 --schedule random:0.5 --cache-dtype f16",
+        "cpu-f16": "--device cpu --steps 6 --count 2 --schedule random:0.5 --cache-dtype f16",
+        "eight": "--device cpu --steps 8 --count 46 --schedule random:0.5",
+        "eight-f16": "--device cpu --steps 8 --count 46 --schedule random:0.5 --cache-dtype f16",
+    }
+    images = {}
+    for name, words in runs.items():
+        path = OUT / f"{name}.safetensors"
+        if not path.exists():
+            harmonica(f"sample -q {words} --out {OUT / name}.png --save-tensors", path)
+        images[name] = load_file(path)["samples"].astype(np.float64)
+
+    def psnr(a, b):
+        # Values lie in [-1, 1].
+        return f"{10 * math.log10(4 / np.mean((images[a] - images[b]) ** 2)):.0f} dB"
+
+    rows = [
+        ["CPU and Vulkan, 6 uncached steps", psnr("cpu", "vulkan")],
+        ["CPU and Vulkan, half the branches reused", psnr("cpu-reuse", "vulkan-reuse")],
+        ["CPU and Vulkan, half the branches reused, f16 cache", psnr("cpu-f16", "vulkan-f16")],
+        ["f16 and f32 cache, 8 steps, half the branches reused", psnr("eight", "eight-f16")],
+    ]
+    return markdown(["the same seed", "PSNR"], rows)
+
+
+def put(name, table):
+    """The table into the README."""
+    readme = ROOT / "README.md"
+    pattern = re.compile(rf"(<!-- refresh:{name} -->\n).*?(<!-- /refresh -->)", re.S)
+    text, count = pattern.subn(lambda match: f"{match[1]}{table}\n{match[2]}", readme.read_text())
+    if count != 1:
+        sys.exit(f"README.md: expected `<!-- refresh:{name} -->` once, found it {count} times")
+    readme.write_text(text)
+    print(table, flush=True)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--weights", type=pathlib.Path, help="new weights: a .pt or .safetensors file")
+    options = parser.parse_args()
+
+    if options.weights:
+        names = ROOT / "assets/emoji32/classes.json"
+        Command()(
+            "convert --heads 3 --dtype f16 --clip-x0 on --class-names", names, "--model", options.weights.resolve(), "--out", MODEL
+        )
+    OUT.mkdir(parents=True, exist_ok=True)
+    # What belongs to other weights must not be taken for this run's.
+    stamp, mark = OUT / "weights", hashlib.sha256(MODEL.read_bytes()).hexdigest()
+    if stamp.exists() and stamp.read_text() != mark:
+        shutil.rmtree(OUT)
+        OUT.mkdir(parents=True)
+    stamp.write_text(mark)
+
+    subprocess.run([sys.executable, ROOT / "tests/golden/make.py", "bundled"], cwd=ROOT, check=True)
+    harmonica = Command()
+    routers(harmonica)
+    shutil.copy(OUT / "router20/router.png", ROOT / "assets/router.png")
+    put("error20", error_20(harmonica))
+    put("error50", error_50(harmonica))
+    harmonica = Command()  # now with the new routers inside
+    harmonica("sample --device cpu --out assets/sample.png")
+    put("saturation", saturation(harmonica))
+    put("cache", cache(harmonica))
+    put("bench-cpu", bench(harmonica, "cpu", "--batch 8 --runs 7"))
+    put("bench-vulkan", bench(harmonica, "vulkan", "--runs 2"))
+    put("same-seed", same_noise(harmonica))
+
+
+if __name__ == "__main__":
+    main()
