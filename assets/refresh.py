@@ -3,9 +3,11 @@
     pip install torch numpy safetensors                    # the CPU build will do
     python assets/refresh.py [--weights NEW.pt|NEW.safetensors]
 
-`--weights` replaces assets/dit-emoji32.safetensors first. About half an hour on two cores; what a step has made is kept in
-out/refresh, so a run that was stopped goes on where it was. Only the viewer's picture is left: it needs a window.
-Tables go between `<!-- refresh:NAME -->` and `<!-- /refresh -->` of README.md; the text around them is yours to check.
+`--weights` replaces assets/dit-emoji32.safetensors first. Wants a Vulkan device, if only Mesa's software driver, and half an
+hour on two cores that do nothing else: the times it measures are this machine's. What was measured is kept in out/refresh,
+so a run that was stopped goes on where it was; delete that folder to measure changed code. Only the viewer's picture is left:
+it needs a window. Tables go between `<!-- refresh:NAME -->` and `<!-- /refresh -->` of README.md; the text around them is
+yours to check, and ./test.sh comes after.
 """
 
 import argparse
@@ -26,7 +28,7 @@ OUT = ROOT / "out/refresh"
 ROUTERS = ROOT / "assets/routers"
 MODEL = ROOT / "assets/dit-emoji32.safetensors"
 TARGETS = ["0.5", "0.375", "0.25"]
-LONG_RUN = "--steps 50 --passes 50 --batch 2 --lr 0.15 --lambda-every 1250"
+LONG_RUN = "--passes 50 --batch 2 --lr 0.15 --lambda-every 1250"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -50,50 +52,61 @@ class Command:
         print("harmonica", *arguments, flush=True)
         subprocess.run([self.program, *arguments], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
 
-    def json(self, name, words):
-        """What the command prints as JSON; read from out/refresh if it is there."""
-        kept = OUT / f"{name}.json"
+    def json(self, words):
+        """What the command prints as JSON; read from out/refresh if the same was asked for before, of the same files."""
+        files = [(ROOT / spec).read_text() for spec in re.split("[ ,]", words) if spec.endswith(".schedule.json")]
+        # Figures that were noted in a schedule change nothing that is measured.
+        asked = hashlib.sha256("\n".join([words, *map(without_figures, files)]).encode()).hexdigest()[:16]
+        kept = OUT / f"measured-{asked}.json"
         if not kept.exists():
             print("harmonica", words, flush=True)
             text = subprocess.run(
                 [self.program, *words.split(), "--json", "-q"], cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True
             ).stdout
-            json.loads(text)
-            kept.write_text(text)
+            write(kept, text)
         return json.loads(kept.read_text())
+
+
+def write(path, text):
+    part = path.with_name(path.name + ".part")
+    part.write_text(text)
+    part.replace(path)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Routers
 
 
-def train(harmonica, name, words):
+def train(harmonica, name, steps, words=""):
+    """A run in a folder of its own; where it is finished, this only writes its schedules and picture again."""
     folder = OUT / name
-    done = folder / "router-cur0.25.schedule.json"
-    if not done.exists():
-        resume = ["--resume"] if (folder / "router.safetensors").exists() else []
-        harmonica(f"train router --device cpu --target-cur {','.join(TARGETS)} {words}", "--out", folder, *resume)
+    resume = ["--resume"] if (folder / "router.safetensors").exists() else []
+    harmonica(f"train router --device cpu --steps {steps} --target-cur {','.join(TARGETS)} {words}", "--out", folder, *resume)
     return folder
 
 
-def bounded(harmonica, folder, share, targets):
+def bounded(harmonica, folder, steps, share, targets):
     """Schedules of a finished run whose caches hold `share` of all features."""
-    harmonica(f"train router --device cpu --max-cache {share} --target-cur {','.join(targets)} --resume", "--out", folder)
+    words = f"train router --device cpu --steps {steps} --max-cache {share} --target-cur {','.join(targets)} --resume"
+    harmonica(words, "--out", folder)
 
 
 def routers(harmonica):
     """The routers that are shipped, and those that are only compared with."""
-    for steps, words in ((20, "--steps 20"), (50, LONG_RUN)):
-        folder = train(harmonica, f"router{steps}", words)
-        bounded(harmonica, folder, 0.5, ["0.375", "0.25"])
-        for path in sorted(folder.glob("*.schedule.json")):
-            if path.name.endswith("cache0.75.schedule.json"):
-                continue
-            shutil.copy(path, ROUTERS / path.name.replace("router-", f"ddim{steps}-"))
+    for steps, words in ((20, ""), (50, LONG_RUN)):
+        folder = train(harmonica, f"router{steps}", steps, words)
         if steps == 20:
-            bounded(harmonica, folder, 0.75, TARGETS)
-    train(harmonica, "leave-one-out", "--steps 20 --proxy leave-one-out --lambda-every 500")
-    train(harmonica, "sdt-alone", "--steps 20 --proxy none")
+            shutil.copy(folder / "router.png", ROOT / "assets/router.png")
+            bounded(harmonica, folder, steps, 0.75, TARGETS)
+        bounded(harmonica, folder, steps, 0.5, ["0.375", "0.25"])
+        for path in sorted(folder.glob("*.schedule.json")):
+            if "cache0.75" in path.name:
+                continue
+            target = ROUTERS / path.name.replace("router-", f"ddim{steps}-")
+            if without_figures(target.read_text()) != path.read_text():
+                shutil.copy(path, target)
+    train(harmonica, "leave-one-out", 20, "--proxy leave-one-out --lambda-every 500")
+    train(harmonica, "sdt-alone", 20, "--proxy none")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -112,21 +125,25 @@ def error(row):
     return [f"{1e3 * row['mse']:.2f} ± {1e3 * row['mse_standard_error']:.2f}", f"{row['psnr']:.1f}"]
 
 
+def without_figures(text):
+    """A schedule file as `train router` writes it, without the error that is measured afterwards."""
+    return re.sub(r',\s*"mse":.*?"images": \d+', "", text, flags=re.S)
+
+
 def note(path, row, images):
-    """The error of a shipped schedule into its file, in the layout that the command writes."""
-    text = re.sub(r',\s*"mse":.*?"images": \d+', "", path.read_text(), flags=re.S)
-    figures = "".join(f',\n    "{key}": {value!r}' for key, value in (("mse", row["mse"]), ("psnr", row["psnr"]), ("images", images)))
-    text, count = re.subn(r'("macs_ratio": [^\s,]+)(\n  }\n})', rf"\1{figures}\2", text)
+    """The error of a shipped schedule into its file."""
+    figures = "".join(f',\n    "{key}": {json.dumps(value)}' for key, value in (("mse", row["mse"]), ("psnr", row["psnr"]), ("images", images)))
+    text, count = re.subn(r'("macs_ratio": [^\s,]+)(\n  }\n})', rf"\1{figures}\2", without_figures(path.read_text()))
     if count != 1:
         sys.exit(f"{path}: expected the figures of a schedule at its end")
-    json.loads(text)
-    path.write_text(text)
+    if text != path.read_text():
+        write(path, text)
 
 
-def compare(harmonica, name, rows, words):
+def compare(harmonica, rows, words):
     """A table of `rows`, pairs of what the README calls a schedule and what the command does."""
     specs = ",".join(str(spec) for _, spec in rows if spec != "none")
-    document = harmonica.json(name, f"compare --device cpu {words} --schedules {specs}")
+    document = harmonica.json(f"compare --device cpu {words} --schedules {specs}")
     measured = document["rows"][-len(rows) :]
     for (_, spec), row in zip(rows, measured, strict=True):
         if str(spec).startswith("assets/"):
@@ -165,7 +182,7 @@ def error_20(harmonica):
         ("random table (`random:0.25:1`)", "random:0.25:1"),
         ("plain DDIM, 15 steps", "steps:15"),
     ]
-    return markdown(ERROR_HEADER, compare(harmonica, "error20", rows, "--steps 20 --count 92"))
+    return markdown(ERROR_HEADER, compare(harmonica, rows, "--steps 20 --count 92"))
 
 
 def error_50(harmonica):
@@ -178,25 +195,24 @@ def error_50(harmonica):
         ("HarmoniCa, sensitivity", shipped(50, "0.25")),
         ("… with half the cache", shipped(50, "0.25", "-cache0.5")),
     ]
-    return markdown(ERROR_HEADER, compare(harmonica, "error50", rows, "--steps 50 --count 46"))
+    return markdown(ERROR_HEADER, compare(harmonica, rows, "--steps 50 --count 46"))
 
 
 def cache(harmonica):
     """What a bound on the cache costs in error."""
-    folder = "out/refresh/router20/router-cur"
-    specs = []
-    for target in reversed(TARGETS):
-        bounds = ["", "-cache0.75"] + ([] if target == "0.5" else ["-cache0.5"])
-        specs += [f"{folder}{target}{bound}.schedule.json" for bound in bounds]
-    words = f"--device cpu --steps 20 --schedules {','.join(specs)}"
-    errors = harmonica.json("cache-error", f"compare --count 92 {words}")["rows"][-len(specs) :]
-    sizes = harmonica.json("cache-size", f"bench --runs 1 {words}")["rows"][-len(specs) :]
     rows = []
-    for spec, row, size in zip(specs, errors, sizes, strict=True):
+    for target in reversed(TARGETS):
+        rows.append(("shipped", shipped(20, target)))
+        rows.append(("", f"out/refresh/router20/router-cur{target}-cache0.75.schedule.json"))
+        if target != "0.5":
+            rows.append(("shipped", shipped(20, target, "-cache0.5")))
+    specs = ",".join(spec for _, spec in rows)
+    sizes = harmonica.json(f"bench --device cpu --steps 20 --runs 1 --schedules {specs}")["rows"][-len(rows) :]
+    cells = []
+    for (name, cur, _, *errors), size in zip(compare(harmonica, rows, "--steps 20 --count 92"), sizes, strict=True):
         share = 100 * size["peak_cache_bytes"] / size["all_features_bytes"]
-        name = "shipped" if "cache0.75" not in spec else ""
-        rows.append([f"{100 * row['cur']:.1f}", f"{share:.0f} %", f"{share / 2:.0f} %", *error(row), name])
-    return markdown(["CUR %", "cache of all features, f32", "f16", "MSE × 1000", "PSNR dB", ""], rows, names=0)
+        cells.append([cur, f"{share:.0f} %", f"{share / 2:.0f} %", *errors, name])
+    return markdown(["CUR %", "cache of all features, f32", "f16", "MSE × 1000", "PSNR dB", ""], cells, names=0)
 
 
 def saturation(harmonica):
@@ -204,7 +220,7 @@ def saturation(harmonica):
     blank = OUT / "none.schedule.json"
     harmonica("schedule make none --out", blank)
     file = json.loads(blank.read_text())
-    steps, branches, counts = [4, 6, 9, 12, 15], len(file["compute"][0]), [3, 6, 12, 24]
+    steps, branches, counts = [6, 9, 12], len(file["compute"][0]), [3, 6, 12, 24]
     specs, order = [], np.random.default_rng(0).permutation(branches)
     for step in steps:
         for count in counts:
@@ -214,7 +230,7 @@ def saturation(harmonica):
             path = OUT / f"step{step}-{count}.schedule.json"
             path.write_text(json.dumps(file))
             specs.append(str(path.relative_to(ROOT)))
-    rows = harmonica.json("saturation", f"compare --device cpu --steps 20 --count 46 --schedules {','.join(specs)}")["rows"]
+    rows = harmonica.json(f"compare --device cpu --steps 20 --count 46 --schedules {','.join(specs)}")["rows"]
     values = iter(rows[-len(specs) :])
     cells = [[str(step), *(f"{1e3 * next(values)['mse']:.3f}" for _ in counts)] for step in steps]
     return markdown(["step", *(f"{count} of {branches} reused" for count in counts)], cells)
@@ -229,7 +245,7 @@ def bench(harmonica, device, words):
         ("`fora:2`", "fora:2"),
     ]
     specs = ",".join(spec for _, spec in rows)
-    measured = harmonica.json(f"bench-{device}", f"bench --device {device} --steps 20 {words} --schedules {specs}")["rows"]
+    measured = harmonica.json(f"bench --device {device} --steps 20 {words} --schedules {specs}")["rows"]
     full = measured[0]
     cells = []
     for (title, _), row in zip(rows, measured[-len(rows) :], strict=True):
@@ -260,8 +276,7 @@ def same_noise(harmonica):
     images = {}
     for name, words in runs.items():
         path = OUT / f"{name}.safetensors"
-        if not path.exists():
-            harmonica(f"sample -q {words} --out {OUT / name}.png --save-tensors", path)
+        harmonica(f"sample -q {words} --save-tensors", path, "--out", path.with_suffix(".png"))
         images[name] = load_file(path)["samples"].astype(np.float64)
 
     def psnr(a, b):
@@ -298,27 +313,24 @@ def main():
 
     if options.weights:
         names = ROOT / "assets/emoji32/classes.json"
-        Command()(
-            "convert --heads 3 --dtype f16 --clip-x0 on --class-names", names, "--model", options.weights.resolve(), "--out", MODEL
-        )
-    OUT.mkdir(parents=True, exist_ok=True)
+        words = "convert --heads 3 --dtype f16 --clip-x0 on --class-names"
+        Command()(words, names, "--model", options.weights.resolve(), "--out", MODEL)
     # What belongs to other weights must not be taken for this run's.
     stamp, mark = OUT / "weights", hashlib.sha256(MODEL.read_bytes()).hexdigest()
-    if stamp.exists() and stamp.read_text() != mark:
-        shutil.rmtree(OUT)
+    if not stamp.exists() or stamp.read_text() != mark:
+        shutil.rmtree(OUT, ignore_errors=True)
         OUT.mkdir(parents=True)
     stamp.write_text(mark)
 
     subprocess.run([sys.executable, ROOT / "tests/golden/make.py", "bundled"], cwd=ROOT, check=True)
     harmonica = Command()
     routers(harmonica)
-    shutil.copy(OUT / "router20/router.png", ROOT / "assets/router.png")
     put("error20", error_20(harmonica))
     put("error50", error_50(harmonica))
+    put("cache", cache(harmonica))
+    put("saturation", saturation(harmonica))
     harmonica = Command()  # now with the new routers inside
     harmonica("sample --device cpu --out assets/sample.png")
-    put("saturation", saturation(harmonica))
-    put("cache", cache(harmonica))
     put("bench-cpu", bench(harmonica, "cpu", "--batch 8 --runs 7"))
     put("bench-vulkan", bench(harmonica, "vulkan", "--runs 2"))
     put("same-seed", same_noise(harmonica))

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use half::f16;
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::{
@@ -21,8 +22,10 @@ pub const METADATA_KEY: &str = "harmonica";
 pub type ClassNames = Vec<String>;
 
 /// Element type of a written model.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum StoredDtype {
+    #[default]
     F32,
     F16,
 }

@@ -144,7 +144,7 @@ fn show_run(run: &SavedRun, as_json: bool) -> Result<(), CliError> {
     if as_json {
         print_json(&json!({
             "kind": "training state", "model": run.config.name(), "config": run.config, "steps": run.steps,
-            "images": images, "seconds": run.seconds, "settings": run.settings,
+            "images": images, "seconds": run.seconds, "settings": run.settings, "dtype": run.dtype,
         }));
         return Ok(());
     }

@@ -113,7 +113,7 @@ def newton_schulz(g):
 
 
 class Muon:
-    """`torch.optim.Muon` with `adjust_lr_fn="match_rms_adamw"`, in the precision of its weights. qkv is three matrices."""
+    """As `torch.optim.Muon` with `adjust_lr_fn="match_rms_adamw"`, but in the precision of its weights; qkv is three matrices."""
 
     def __init__(self, weights):
         self.weights = weights
@@ -128,74 +128,73 @@ class Muon:
             w.mul_(1 - LR * DECAY).sub_(LR * torch.cat(parts))
 
 
-def part_pretrain():
-    images, noise, timesteps, labels = batches()
-    start = random_dit(77, **SPEC)
-    out = adamw_steps(start, images, noise, timesteps, labels)
-    out |= muon_steps(start, images, noise, timesteps, labels)
-    out |= {f"weight.{k}": w for k, w in start.weights.items() if k != "pos_embed"}
-    write("pretrain.safetensors", out | {"images": images, "noise": noise, "timesteps": timesteps, "labels": labels})
-
-
-def muon_steps(start, images, noise, timesteps, labels):
-    dit = start.to(torch.float64)
-    trained = {k: w.requires_grad_() for k, w in dit.weights.items() if k != "pos_embed"}
+def optimizer_steps(dit, data, optimizers, after_backward=lambda step: None):
+    """Weights and their average after a step on every batch, with clipping before it; mse, vlb and norm of each."""
+    trained = {k: w for k, w in dit.weights.items() if k != "pos_embed"}
     average = {k: w.detach().clone() for k, w in trained.items()}
-    branches = {k: w for k, w in trained.items() if w.ndim == 2 and (".attn." in k or ".mlp." in k) and k.startswith("blocks.")}
-    rest = [w for k, w in trained.items() if k not in branches]
-    optimizers = [Muon(branches), torch.optim.AdamW(rest, lr=LR, betas=BETAS, eps=1e-8, weight_decay=DECAY)]
-    for step in range(3):
-        for w in trained.values():
-            w.grad = None
-        mse, vlb = losses(dit, images[step].double(), noise[step].double(), timesteps[step], labels[step])
-        (mse + vlb).mean().backward()
+    figures = []
+    for step, batch in enumerate(zip(*data)):
+        mse, vlb, _ = backward(dit, batch)
+        figures.append([mse, vlb, gradient_norm(trained)])
+        after_backward(step)
         torch.nn.utils.clip_grad_norm_(trained.values(), CLIP)
         for optimizer in optimizers:
             optimizer.step()
         keep = min(EMA, (step + 1) / (step + 11))
         for k, w in trained.items():
             average[k] = keep * average[k] + (1 - keep) * w.detach()
-    assert len(branches) == 4 * SPEC["blocks"]
-    out = {f"muon.{k}": w for k, w in trained.items()} | {f"muon_ema.{k}": w for k, w in average.items()}
-    return {k: v.detach().float() for k, v in out.items()}
-
-
-def adamw_steps(start, images, noise, timesteps, labels):
-    dit = start.to(torch.float64)
-    trained = {k: w.requires_grad_() for k, w in dit.weights.items() if k != "pos_embed"}
-    average = {k: w.detach().clone() for k, w in trained.items()}
-
-    def gradient_norm():
-        return math.sqrt(sum(w.grad.square().sum().item() for w in trained.values()))
-
-    def backward(step, weight=lambda t: 1.0):
-        batch = (images[step].double(), noise[step].double(), timesteps[step], labels[step])
-        for w in trained.values():
-            w.grad = None
-        mse, vlb = losses(dit, *batch)
-        loss = (weight(timesteps[step]) * mse + vlb).mean()
-        loss.backward()
-        return mse.mean().item(), vlb.mean().item(), loss.item()
-
-    snr = BAR / (1 - BAR)
-    _, _, weighted = backward(0, lambda t: snr[t].clamp(max=GAMMA) / snr[t])
-    out = {"snr": torch.tensor([weighted, gradient_norm()])}
-    optimizer = torch.optim.AdamW(trained.values(), lr=LR, betas=BETAS, eps=1e-8, weight_decay=DECAY)
-    figures = []
-    for step in range(3):
-        mse, vlb, _ = backward(step)
-        figures.append([mse, vlb, gradient_norm()])
-        if step == 0:
-            out |= {f"grad.{k}": w.grad.clone() for k, w in trained.items()}
-        torch.nn.utils.clip_grad_norm_(trained.values(), CLIP)
-        optimizer.step()
-        keep = min(EMA, (step + 1) / (step + 11))
-        for k, w in trained.items():
-            average[k] = keep * average[k] + (1 - keep) * w.detach()
     assert all(f[2] > CLIP for f in figures), "clipping takes part"
-    out["losses"] = torch.tensor(figures)
-    out |= {f"after.{k}": w for k, w in trained.items()} | {f"ema.{k}": w for k, w in average.items()}
-    return {k: v.float() for k, v in out.items()}
+    return trained, average, torch.tensor(figures)
+
+
+def gradient_norm(trained):
+    return math.sqrt(sum(w.grad.square().sum().item() for w in trained.values()))
+
+
+def backward(dit, batch, weight=lambda t: 1.0):
+    images, noise, timesteps, labels = batch
+    for w in dit.weights.values():
+        w.grad = None
+    mse, vlb = losses(dit, images.double(), noise.double(), timesteps, labels)
+    loss = (weight(timesteps) * mse + vlb).mean()
+    loss.backward()
+    return mse.mean().item(), vlb.mean().item(), loss.item()
+
+
+def part_pretrain():
+    data = images, noise, timesteps, labels = batches()
+    start = random_dit(77, **SPEC)
+    out = {}
+
+    def fresh():
+        dit = start.to(torch.float64)
+        trained = {k: w.requires_grad_() for k, w in dit.weights.items() if k != "pos_embed"}
+        return dit, trained
+
+    dit, trained = fresh()
+    snr = BAR / (1 - BAR)
+    _, _, weighted = backward(dit, [part[0] for part in data], lambda t: snr[t].clamp(max=GAMMA) / snr[t])
+    out["snr"] = torch.tensor([weighted, gradient_norm(trained)])
+
+    def keep_gradient(step):
+        if step == 0:
+            out.update({f"grad.{k}": w.grad.clone() for k, w in trained.items()})
+
+    adamw = torch.optim.AdamW(trained.values(), lr=LR, betas=BETAS, eps=1e-8, weight_decay=DECAY)
+    after, average, out["losses"] = optimizer_steps(dit, data, [adamw], keep_gradient)
+    out |= {f"after.{k}": w for k, w in after.items()} | {f"ema.{k}": w for k, w in average.items()}
+
+    dit, trained = fresh()
+    branches = {k: w for k, w in trained.items() if w.ndim == 2 and (".attn." in k or ".mlp." in k) and k.startswith("blocks.")}
+    assert len(branches) == 4 * SPEC["blocks"]
+    rest = [w for k, w in trained.items() if k not in branches]
+    adamw = torch.optim.AdamW(rest, lr=LR, betas=BETAS, eps=1e-8, weight_decay=DECAY)
+    after, average, _ = optimizer_steps(dit, data, [Muon(branches), adamw])
+    out |= {f"muon.{k}": w for k, w in after.items()} | {f"muon_ema.{k}": w for k, w in average.items()}
+
+    out = {k: v.detach().float() for k, v in out.items()}
+    out |= {f"weight.{k}": w for k, w in start.weights.items() if k != "pos_embed"}
+    write("pretrain.safetensors", out | {"images": images, "noise": noise, "timesteps": timesteps, "labels": labels})
 
 
 def part_crop(size=24):

@@ -10,7 +10,7 @@ use harmonica::{
         TrainingError,
         pretrain::{
             Batch, Learner, Length, Optimizer, Precision, PretrainEvent, PretrainFolder,
-            PretrainOptions, PretrainRun, PretrainSettings, PretrainStart,
+            PretrainOptions, PretrainRun, PretrainSettings, PretrainStart, SavedRun,
         },
     },
 };
@@ -226,6 +226,7 @@ fn three_steps_of_muon_are_pytorchs() {
 /// Weights and average are those of the golden file, and so is how far they went.
 fn assert_weights(learner: &Learner, device: &str, prefixes: [&str; 2]) {
     let before = named("weight.");
+    let mut worst: f64 = 0.0;
     let [after, average] = prefixes.map(named);
     for (expected, average) in [(&after, false), (&average, true)] {
         let found = learner.weights(average).unwrap();
@@ -240,6 +241,7 @@ fn assert_weights(learner: &Learner, device: &str, prefixes: [&str; 2]) {
                 }
             }
             let error = relative(&ours, &theirs);
+            worst = worst.max(error);
             assert!(
                 error < 1e-4,
                 "{device}, average {average}: {name} is off by {error:.1e}"
@@ -253,6 +255,7 @@ fn assert_weights(learner: &Learner, device: &str, prefixes: [&str; 2]) {
             );
         }
     }
+    println!("{device}, {}: weights within {worst:.1e}", prefixes[0]);
 }
 
 fn options(folder: &Path, steps: u64, resume: bool) -> PretrainOptions {
@@ -285,7 +288,7 @@ fn small() -> PretrainStart {
 fn a_resumed_run_is_the_run() {
     let at = tempfile::tempdir().unwrap();
     let data = open(&folder(at.path()), Some(8)).unwrap();
-    for balance in [0.0, 0.5] {
+    for (balance, optimizer) in [(0.0, Optimizer::AdamW), (0.5, Optimizer::Muon)] {
         let (whole, parts) = (
             at.path().join(format!("whole-{balance}")),
             at.path().join(format!("parts-{balance}")),
@@ -293,7 +296,7 @@ fn a_resumed_run_is_the_run() {
         let engine = Engine::cpu();
         let begin = |folder: &Path, resume| {
             let mut options = options(folder, 6, resume);
-            options.settings.balance = balance;
+            (options.settings.balance, options.settings.optimizer) = (balance, optimizer);
             PretrainRun::open(&data, small(), options, engine.device()).unwrap()
         };
         let events: Vec<_> = begin(&whole, false).map(Result::unwrap).collect();
@@ -477,6 +480,8 @@ fn the_command_trains_a_model_that_samples() {
             "blue",
             "--dtype",
             "f16",
+            "--optimizer",
+            "muon",
             "--json",
         ],
     ]
@@ -499,8 +504,15 @@ fn the_command_trains_a_model_that_samples() {
     // What is not said again stays as it was.
     let more = harmonica_json(&with(&["--steps", "5", "--resume", "--json"]));
     assert_eq!(more["steps"], 5);
+    let saved = SavedRun::read(&out.join("checkpoint.safetensors")).unwrap();
+    assert_eq!(
+        (saved.settings.optimizer, saved.settings.lr),
+        (Optimizer::Muon, Optimizer::Muon.default_lr())
+    );
 
     let model = out.join("model.safetensors");
+    let stored = checkpoint::open(&model).unwrap();
+    assert!(stored.entries().all(|e| e.dtype == checkpoint::Dtype::F16));
     let (_, info) = load_model(
         &ModelSpec::Path(model.clone()),
         LoadOptions::default(),
@@ -562,6 +574,10 @@ fn the_command_trains_a_model_that_samples() {
     refused(
         &["--resume", "--batch", "5"],
         "was trained with --batch 4, this command says 5",
+    );
+    refused(
+        &["--resume", "--optimizer", "adamw"],
+        "was trained with --optimizer \"muon\", this command says \"adamw\"",
     );
     refused(
         &["--resume", "--minutes", "0"],

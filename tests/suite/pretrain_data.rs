@@ -3,6 +3,7 @@
 use std::{
     ops::ControlFlow,
     path::{Path, PathBuf},
+    process::Command,
 };
 
 use harmonica::{
@@ -235,6 +236,29 @@ fn latents_are_read_as_they_are() {
     );
 }
 
+#[cfg(unix)]
+#[test]
+fn a_temporary_file_that_cannot_be_made_is_named() {
+    let at = tempfile::tempdir().unwrap();
+    let (pictures, nowhere) = (folder(at.path()), at.path().join("nowhere"));
+    let out = Command::new(env!("CARGO_BIN_EXE_harmonica"))
+        .args(["train", "dit", "--device", "cpu", "--image-size", "8"])
+        .args(["--data-memory", "0", "--data", pictures.to_str().unwrap()])
+        .args(["--out", at.path().join("run").to_str().unwrap()])
+        .env("TMPDIR", &nowhere)
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&out.stderr).into_owned();
+    let expected = format!(
+        "cannot keep the pictures in a temporary file in {}: ",
+        nowhere.display()
+    );
+    assert!(
+        out.status.code() == Some(1) && said.contains(&expected) && said.contains("--data-memory"),
+        "{said}"
+    );
+}
+
 #[test]
 fn bad_data_is_refused_with_its_reason() {
     let at = tempfile::tempdir().unwrap();
@@ -256,12 +280,13 @@ fn bad_data_is_refused_with_its_reason() {
          or pictures alone"
     );
     std::fs::remove_file(path.join("stray.png")).unwrap();
-    std::fs::create_dir(path.join("c-torn")).unwrap();
-    std::fs::write(path.join("c-torn/0.png"), b"torn").unwrap();
+    // Not to be taken for a-red, which lacks a picture too.
+    std::fs::create_dir(path.join("red")).unwrap();
+    std::fs::write(path.join("red/0.png"), b"torn").unwrap();
     let error = said(&path);
     assert!(
         error.starts_with(
-            "class `c-torn` of {}/pictures has no readable picture; {}/pictures/c-torn/0.png: "
+            "class `red` of {}/pictures has no readable picture; {}/pictures/red/0.png: "
         ),
         "{error}"
     );

@@ -58,13 +58,13 @@ pub(super) struct Args {
     /// Minutes between sample grids; 0 draws one at the end only
     #[arg(long, value_name = "MINUTES", default_value_t = 10.0)]
     sample_every: f64,
-    /// Element type of model.safetensors, to be said again with --resume
-    #[arg(long, value_name = "f32|f16", value_enum, default_value = "f32")]
-    dtype: DtypeArg,
+    /// Element type of model.safetensors [default: f32]
+    #[arg(long, value_name = "f32|f16", value_enum)]
+    dtype: Option<DtypeArg>,
     /// Gigabytes of pictures to keep in memory; more than that goes to a temporary file
     #[arg(long, value_name = "GB", default_value_t = 2.0)]
     data_memory: f64,
-    /// Go on with the run in --out; of network and recipe, what is not said again stays as it was
+    /// Go on with the run in --out; of network, recipe and --dtype, what is not said again stays as it was
     #[arg(long)]
     resume: bool,
     /// One JSON document on stdout
@@ -134,8 +134,9 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
         save_every,
         sample_every: (!sample_every.is_zero()).then_some(sample_every),
         dtype: match args.dtype {
-            DtypeArg::F32 => StoredDtype::F32,
-            DtypeArg::F16 => StoredDtype::F16,
+            Some(DtypeArg::F32) => StoredDtype::F32,
+            Some(DtypeArg::F16) => StoredDtype::F16,
+            None => before.map_or(StoredDtype::F32, |saved| saved.dtype),
         },
     };
     let mut run = PretrainRun::open(&data, start, options, engine.device())?;

@@ -8,7 +8,7 @@ use super::{
     gradient::{BatchGradient, batch_gradient},
     network::{Layout, flat, in_branch, read},
     objective::{Batch, Objective},
-    optimizer::{Matrix, Step, Weights, norm},
+    optimizer::{MuonMatrix, Step, Weights, norm},
     settings::{Optimizer, Precision, PretrainSettings},
 };
 use crate::{
@@ -54,7 +54,7 @@ pub(super) struct LossScale {
     pub held: u64,
 }
 
-/// Tensors of a checkpoint by role and name, in the order they are written.
+/// Tensors of a checkpoint by role and name, in the order they are written. Muon's momentum is a first moment too.
 pub(super) const ROLES: [&str; 4] = ["value", "ema", "adamw.first_moment", "adamw.second_moment"];
 
 impl Learner {
@@ -301,11 +301,11 @@ impl Learner {
 }
 
 /// What Muon moves of the network: the matrices of its attention and MLP branches.
-fn matrices(layout: &Layout, settings: &PretrainSettings) -> Vec<Option<Matrix>> {
+fn matrices(layout: &Layout, settings: &PretrainSettings) -> Vec<Option<MuonMatrix>> {
     let parameters = layout.parameters.iter();
     let matrix = |p: &Parameter| match p.shape[..] {
         [inputs, outputs] if settings.optimizer == Optimizer::Muon && in_branch(&p.name) => {
-            Some(Matrix {
+            Some(MuonMatrix {
                 shape: [inputs, outputs],
                 parts: if p.name.ends_with("qkv.weight") { 3 } else { 1 },
             })

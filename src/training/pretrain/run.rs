@@ -176,7 +176,12 @@ impl<'d> PretrainRun<'d> {
     /// [`TrainingError`].
     pub fn save(&mut self) -> Result<(), TrainingError> {
         let folder = &self.options.folder;
-        let saved = SavedRun::of(&self.learner, self.data.identity(), self.seconds());
+        let saved = SavedRun::of(
+            &self.learner,
+            self.data.identity(),
+            self.seconds(),
+            self.options.dtype,
+        );
         saved.write(&self.learner, &folder.checkpoint())?;
         let model = StateDict {
             config: self.learner.config().clone(),

@@ -90,11 +90,14 @@ pub struct SavedRun {
     pub steps: u64,
     /// Seconds trained, over all sessions.
     pub seconds: f64,
+    /// Element type of `model.safetensors`.
+    #[serde(default)]
+    pub dtype: StoredDtype,
     pub(super) loss_scale: LossScale,
 }
 
 impl SavedRun {
-    pub(super) fn of(learner: &Learner, data: &str, seconds: f64) -> Self {
+    pub(super) fn of(learner: &Learner, data: &str, seconds: f64, dtype: StoredDtype) -> Self {
         Self {
             format: FORMAT,
             config: learner.config().clone(),
@@ -103,6 +106,7 @@ impl SavedRun {
             settings: learner.settings().clone(),
             steps: learner.steps(),
             seconds,
+            dtype,
             loss_scale: learner.loss_scale(),
         }
     }

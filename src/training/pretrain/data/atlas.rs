@@ -64,14 +64,14 @@ pub(super) fn read(
 
     let size = options.image_size.unwrap_or(index.tile as usize);
     let count: usize = index.classes.iter().map(|c| c.tiles as usize).sum();
-    let mut collector = Collector::new(path, size, count, options.memory)?;
+    let mut collector = Collector::new(size, count, options.memory)?;
     for class in &index.classes {
         let file = path.join(format!("{}.png", class.name));
         if !file.exists() {
             return Err(bad(format!("there is no {}.png beside it", class.name)));
         }
         match decode(&file) {
-            Err(reason) => collector.skip(&file, reason),
+            Err(reason) => collector.skip(&file, class.id, reason),
             Ok(image) => {
                 let needed = [
                     u64::from(index.tile) * u64::from(index.columns.min(class.tiles)),
@@ -95,7 +95,7 @@ pub(super) fn read(
                     let side = index.tile;
                     let tile = crop_imm(&image, x * side, y * side, side, side).to_image();
                     let tile = center_crop(tile, size as u32);
-                    collector.add(path, tile.as_raw(), class.id)?;
+                    collector.add(tile.as_raw(), class.id)?;
                 }
             }
         }

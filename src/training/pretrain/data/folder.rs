@@ -53,7 +53,7 @@ pub(super) fn read(
     }
 
     let size = options.image_size.unwrap_or(DEFAULT_IMAGE_SIZE);
-    let mut collector = Collector::new(path, size, files.len(), options.memory)?;
+    let mut collector = Collector::new(size, files.len(), options.memory)?;
     let mut done = 0;
     for some in files.chunks(AT_A_TIME) {
         let decoded: Vec<_> = some
@@ -62,8 +62,8 @@ pub(super) fn read(
             .collect();
         for ((file, label), image) in some.iter().zip(decoded) {
             match image {
-                Ok(image) => collector.add(path, image.as_raw(), *label)?,
-                Err(reason) => collector.skip(file, reason),
+                Ok(image) => collector.add(image.as_raw(), *label)?,
+                Err(reason) => collector.skip(file, *label, reason),
             }
         }
         done += some.len();

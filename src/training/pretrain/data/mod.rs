@@ -27,6 +27,9 @@ pub enum DataError {
     /// A file or folder that the system does not let us read.
     #[error("cannot read {}: {source}", path.display())]
     Io { path: PathBuf, source: io::Error },
+    /// Pictures that do not fit in memory could not be kept on disk.
+    #[error("cannot keep the pictures in a temporary file in {}: {source}; choose another folder for temporary files (TMPDIR; TMP on Windows), or allow more --data-memory", folder.display())]
+    Temporary { folder: PathBuf, source: io::Error },
     /// No pictures.
     #[error("{} holds no pictures: expected a folder with one sub-folder a class, an atlas (classes.json), a folder of .png, .jpg or .webp files, or a .safetensors file of latents", path.display())]
     Empty { path: PathBuf },
@@ -65,6 +68,13 @@ impl DataError {
     fn io(path: &Path) -> impl Fn(io::Error) -> Self + '_ {
         |source| Self::Io {
             path: path.into(),
+            source,
+        }
+    }
+
+    fn temporary(source: io::Error) -> Self {
+        Self::Temporary {
+            folder: std::env::temp_dir(),
             source,
         }
     }
@@ -207,7 +217,7 @@ impl Dataset {
     /// augmented).
     ///
     /// # Errors
-    /// [`DataError::Io`] where pixels lie on disk.
+    /// [`DataError::Temporary`] where pixels lie on disk.
     pub fn read(
         &self,
         index: usize,
@@ -221,10 +231,9 @@ impl Dataset {
             }
             Values::Pixels(store) => {
                 let mut bytes = vec![0; out.len()];
-                let place = Path::new("the temporary file of training pictures");
                 store
                     .read(index, &mut bytes)
-                    .map_err(DataError::io(place))?;
+                    .map_err(DataError::temporary)?;
                 let source = |at: usize, shift: i32, side: usize| {
                     (at as i64 - i64::from(shift)).clamp(0, side as i64 - 1) as usize
                 };
@@ -253,33 +262,32 @@ struct Collector {
     store: Store,
     hash: blake3::Hasher,
     labels: Vec<u32>,
-    skipped: Vec<Skipped>,
+    /// With the classes that they would have had.
+    skipped: Vec<(usize, Skipped)>,
 }
 
 impl Collector {
-    fn new(path: &Path, size: usize, count: usize, memory: u64) -> Result<Self, DataError> {
+    fn new(size: usize, count: usize, memory: u64) -> Result<Self, DataError> {
         Ok(Self {
             size,
-            store: Store::new(3 * size * size, count, memory).map_err(DataError::io(path))?,
+            store: Store::new(3 * size * size, count, memory).map_err(DataError::temporary)?,
             hash: blake3::Hasher::new(),
             labels: Vec::new(),
             skipped: Vec::new(),
         })
     }
 
-    fn add(&mut self, path: &Path, pixels: &[u8], label: usize) -> Result<(), DataError> {
-        self.store.push(pixels).map_err(DataError::io(path))?;
+    fn add(&mut self, pixels: &[u8], label: usize) -> Result<(), DataError> {
+        self.store.push(pixels).map_err(DataError::temporary)?;
         self.hash.update(pixels);
         self.labels.push(label as u32);
         Ok(())
     }
 
-    fn skip(&mut self, path: &Path, reason: String) {
+    fn skip(&mut self, path: &Path, label: usize, reason: String) {
         tracing::warn!(path = %path.display(), %reason, "picture skipped");
-        self.skipped.push(Skipped {
-            path: path.into(),
-            reason,
-        });
+        let path = path.into();
+        self.skipped.push((label, Skipped { path, reason }));
     }
 
     /// # Errors
@@ -291,8 +299,8 @@ impl Collector {
             let reason = self
                 .skipped
                 .iter()
-                .find(|s| s.path.to_string_lossy().contains(&class_names[class]))
-                .map_or("put some there, or remove it".into(), |s| {
+                .find(|(label, _)| *label == class)
+                .map_or("put some there, or remove it".into(), |(_, s)| {
                     format!("{}: {}", s.path.display(), s.reason)
                 });
             return Err(DataError::EmptyClass {
@@ -313,7 +321,7 @@ impl Collector {
             shape: [3, self.size, self.size],
             labels: self.labels,
             class_names,
-            skipped: self.skipped,
+            skipped: self.skipped.into_iter().map(|(_, s)| s).collect(),
             identity: self.hash.finalize().to_hex()[..32].to_owned(),
         })
     }

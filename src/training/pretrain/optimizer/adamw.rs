@@ -19,7 +19,7 @@ impl Step {
     }
 
     /// `[value, first, second, ema]` after the step.
-    pub fn adamw(
+    pub(super) fn adamw(
         &self,
         state: [Tensor<1>; 4],
         gradient: Tensor<1>,

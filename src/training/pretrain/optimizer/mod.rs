@@ -1,7 +1,7 @@
 //! What turns gradients into steps: AdamW, or Muon for the branches' matrices, and the moving average of the weights.
 //!
-//! On GPUs the composed forms run, which burn fuses; on burn's CPU backend, which fuses nothing, loops of our own
-//! read and write every number once.
+//! On GPUs composed forms run, which burn fuses. On burn's CPU backend, which fuses nothing, all but Muon's matrix
+//! products are loops of our own: AdamW's reads and writes every number once.
 
 mod adamw;
 mod muon;
@@ -9,9 +9,9 @@ mod muon;
 use burn::tensor::Tensor;
 use rayon::prelude::*;
 
-use super::network::read;
-use crate::training::{TrainingError, pretrain::network::flat};
-pub(super) use muon::Matrix;
+use super::network::{flat, read};
+use crate::training::TrainingError;
+pub(super) use muon::MuonMatrix;
 
 /// Numbers a thread takes at a time. Fixed, so that sums do not depend on the number of threads.
 const GRAIN: usize = 1 << 14;
@@ -23,10 +23,10 @@ pub(super) struct Weights {
     pub ema: Vec<Tensor<1>>,
     /// AdamW's first moment, or Muon's momentum.
     pub first: Vec<Tensor<1>>,
-    /// AdamW's second moment; zeros for what Muon moves.
+    /// AdamW's second moment; what Muon moves has zeros there, so that all weights are stored alike.
     pub second: Vec<Tensor<1>>,
     /// How Muon sees the weights that it moves; AdamW moves the others.
-    pub matrices: Vec<Option<Matrix>>,
+    pub matrices: Vec<Option<MuonMatrix>>,
 }
 
 /// The numbers of one optimizer step.
@@ -46,7 +46,7 @@ pub(super) struct Step {
 
 impl Weights {
     /// Weights before the first step; the average starts at them.
-    pub fn new(values: Vec<Tensor<1>>, matrices: Vec<Option<Matrix>>) -> Self {
+    pub fn new(values: Vec<Tensor<1>>, matrices: Vec<Option<MuonMatrix>>) -> Self {
         let zeros: Vec<_> = values.iter().map(Tensor::zeros_like).collect();
         Self {
             ema: values.clone(),
@@ -64,7 +64,7 @@ impl Weights {
         step: Step,
         on_cpu: bool,
     ) -> Result<(), TrainingError> {
-        // Taken out, so that every buffer has one owner and is written in place.
+        // Taken out, so that every buffer has one owner, and AdamW writes it in place.
         let [values, mut first, second, ema] = [
             std::mem::take(&mut self.values),
             std::mem::take(&mut self.first),
@@ -134,7 +134,7 @@ mod tests {
                 .map(|i| (i as f32 * 0.37 + shift).sin() * 0.1 + (i as f32 * 0.011).cos() * 0.05)
                 .collect()
         };
-        let matrix = Matrix {
+        let matrix = MuonMatrix {
             shape: [120, 360],
             parts: 3,
         };
@@ -160,6 +160,59 @@ mod tests {
         let [a, b] = states.map(|s| [s.values, s.ema, s.first, s.second].concat());
         for (a, b) in a.into_iter().zip(b) {
             assert!(crate::metrics::max_abs_error(&read(a).unwrap(), &read(b).unwrap()) < 2e-6);
+        }
+    }
+
+    /// Whatever is stacked, split and turned for the batched products, a matrix moves as it would alone.
+    #[test]
+    fn matrices_do_not_see_one_another() {
+        let device = Device::flex();
+        let matrix = |shape, parts| Some(MuonMatrix { shape, parts });
+        let matrices = vec![
+            matrix([24, 96], 1),
+            matrix([96, 24], 1),
+            matrix([24, 72], 3),
+            matrix([96, 24], 1),
+            matrix([24, 24], 1),
+            matrix([24, 96], 1),
+        ];
+        let wave = |place: usize, shift: f32| {
+            let [inputs, outputs] = matrices[place].unwrap().shape;
+            let value = |i: usize| ((i * (place + 3)) as f32 * 0.61 + shift).sin();
+            flat((0..inputs * outputs).map(value).collect(), &device)
+        };
+        let step = Step {
+            number: 1,
+            learning_rate: 0.1,
+            beta1: 0.9,
+            beta2: 0.99,
+            weight_decay: 0.1,
+            ema_decay: 0.9,
+            factor: 1.0,
+        };
+        let after = |places: Vec<usize>| -> Vec<Vec<f32>> {
+            let values = places.iter().map(|p| wave(*p, 0.0)).collect();
+            let gradients = places.iter().map(|p| wave(*p, 1.0)).collect();
+            let chosen = places.iter().map(|p| matrices[*p]).collect();
+            let mut weights = Weights::new(values, chosen);
+            weights.step(gradients, step, true).unwrap();
+            weights
+                .values
+                .into_iter()
+                .map(|v| read(v).unwrap())
+                .collect()
+        };
+        for (place, together) in after((0..matrices.len()).collect()).iter().enumerate() {
+            let alone = after(vec![place]).remove(0);
+            assert!(crate::metrics::max_abs_error(together, &alone) < 1e-5);
+            // A step is 0.2 learning rates long by its root mean square, give or take the iteration's spread.
+            let before = read(wave(place, 0.0)).unwrap();
+            let moved = alone
+                .iter()
+                .zip(&before)
+                .map(|(a, b)| (a - b * 0.99).powi(2));
+            let length = (moved.sum::<f32>() / alone.len() as f32).sqrt();
+            assert!((0.005..0.025).contains(&length), "{place}: {length}");
         }
     }
 }
