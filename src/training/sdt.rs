@@ -265,7 +265,7 @@ impl<'m> Sdt<'m> {
             // λ can make the whole objective smaller than AdamW's epsilon, which would stall the logits. A steered
             // run has no unit of its own for β, so it counts in units of β.
             let unit = if steered {
-                beta.max(1e-300).recip()
+                unit_of(beta, &gradient)
             } else {
                 1.0
             };
@@ -348,6 +348,13 @@ fn initial_router(steps: usize, branches: usize, seed: u64) -> Result<Router, Tr
     Ok(Router::new(steps, branches, logits)?)
 }
 
+/// `1/β`; where β is next to nothing against the gradient, as where most branches do no good, what keeps AdamW's
+/// second moments finite.
+fn unit_of(beta: f64, gradient: &[f64]) -> f64 {
+    let largest = gradient.iter().fold(0.0, |most: f64, g| most.max(g.abs()));
+    beta.max(1e-6 * largest).max(f64::MIN_POSITIVE).recip()
+}
+
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
@@ -357,6 +364,21 @@ pub(super) mod tests {
         dit::DitConfig,
         training::{Proxy, iepo::lambda_long, walk::Walker},
     };
+
+    #[test]
+    fn a_beta_of_next_to_nothing_keeps_the_logits_finite() {
+        for beta in [0.0, 1e-30, 1e-3] {
+            for gradient in [[0.3, 0.0, -1e-20], [0.0; 3], [1e-40, 5.0, -7e4]] {
+                let mut adam = AdamW::new(1, 3);
+                let (mut logits, unit) = ([0.0; 3], unit_of(beta, &gradient));
+                assert!(beta < 1e-3 || gradient[2] < -1.0 || unit == 1.0 / beta);
+                for _ in 0..3 {
+                    adam.step(0, 0.1, &gradient.map(|g| (g + beta) * unit), &mut logits);
+                }
+                assert!(logits.iter().all(|p| p.is_finite()), "{beta} {logits:?}");
+            }
+        }
+    }
 
     pub fn tiny() -> DitConfig {
         DitConfig {

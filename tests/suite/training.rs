@@ -410,3 +410,29 @@ fn wrong_training_settings_are_refused() {
     let text = "its training state has format 2, this program reads format 1";
     assert!(code == Some(1) && line.ends_with(text), "{code:?} {line}");
 }
+
+/// The bundled model's second step of 40: most branches do no good there, so that the first β is 0.
+#[test]
+fn a_step_that_nothing_speaks_for_does_not_end_a_training() {
+    let at = tempfile::tempdir().unwrap();
+    let summary = harmonica_json(&[
+        "train",
+        "router",
+        "--device",
+        "cpu",
+        "--steps",
+        "40",
+        "--passes",
+        "1",
+        "--batch",
+        "2",
+        "--proxy",
+        "none",
+        "--target-cur",
+        "0.5",
+        "--out",
+        at.path().join("router").to_str().unwrap(),
+        "--json",
+    ]);
+    assert_eq!(summary["schedules"].as_array().map(Vec::len), Some(1));
+}
