@@ -161,6 +161,19 @@ def shipped(steps, target, suffix=""):
 ERROR_HEADER = ["schedule", "CUR %", "MACs ratio", "MSE × 1000", "PSNR dB"]
 
 
+def whole_steps(count):
+    """The router's scores, but a step is reused whole or not at all: those of the lowest mean score are."""
+    file = json.loads((OUT / "router20/router-cur0.5.schedule.json").read_text())
+    scores = (1 / (1 + np.exp(-np.array(file.pop("logits"))))).mean(axis=1)
+    scores[0] = np.inf  # the first step has no cache
+    reused = set(np.argsort(scores)[:count].tolist())
+    file["compute"] = [("." if step in reused else "#") * len(row) for step, row in enumerate(file["compute"])]
+    file.pop("threshold", None)
+    path = OUT / f"whole-steps{count}.schedule.json"
+    write(path, json.dumps(file))
+    return path.relative_to(ROOT)
+
+
 def error_20(harmonica):
     def learned(target):
         return [
@@ -172,13 +185,16 @@ def error_20(harmonica):
     rows = [
         ("uncached", "none"),
         *learned("0.5"),
+        ("sensitivity's scores, whole steps only", whole_steps(10)),
         ("FORA: every other step (`fora:2`)", "fora:2"),
         ("random table (`random:0.5:1`)", "random:0.5:1"),
         ("plain DDIM, 10 steps", "steps:10"),
         *learned("0.375"),
+        ("sensitivity's scores, whole steps only", whole_steps(7)),
         ("random table (`random:0.375:1`)", "random:0.375:1"),
         ("plain DDIM, 12 steps", "steps:12"),
         *learned("0.25"),
+        ("sensitivity's scores, whole steps only", whole_steps(5)),
         ("random table (`random:0.25:1`)", "random:0.25:1"),
         ("plain DDIM, 15 steps", "steps:15"),
     ]

@@ -325,7 +325,7 @@ fn the_bundled_router_beats_a_random_table_of_its_cur() {
     ]);
     let mse = |row: usize| report["rows"][row]["mse"].as_f64().unwrap();
     assert!(
-        mse(1) > 0.0 && mse(1) < 0.5 * mse(2),
+        mse(1) > 0.0 && mse(1) < 0.7 * mse(2),
         "{} against {}",
         mse(1),
         mse(2)
