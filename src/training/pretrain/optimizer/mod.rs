@@ -168,7 +168,7 @@ mod tests {
     fn matrices_do_not_see_one_another() {
         let device = Device::flex();
         let matrix = |shape, parts| Some(MuonMatrix { shape, parts });
-        let matrices = vec![
+        let matrices = [
             matrix([24, 96], 1),
             matrix([96, 24], 1),
             matrix([24, 72], 3),
