@@ -142,11 +142,11 @@ def note(path, row, images):
 
 def compare(harmonica, rows, words):
     """A table of `rows`, pairs of what the README calls a schedule and what the command does."""
-    specs = ",".join(str(spec) for _, spec in rows if spec != "none")
+    specs = ",".join(spec for _, spec in rows if spec != "none")
     document = harmonica.json(f"compare --device cpu {words} --schedules {specs}")
     measured = document["rows"][-len(rows) :]
     for (_, spec), row in zip(rows, measured, strict=True):
-        if str(spec).startswith("assets/"):
+        if spec.startswith("assets/"):
             note(ROOT / spec, row, document["images"])
     return [
         [title, f"{100 * row['cur']:.1f}", f"{row['macs_ratio']:.2f}", *error(row)]
@@ -167,11 +167,16 @@ def whole_steps(count):
     scores = (1 / (1 + np.exp(-np.array(file.pop("logits"))))).mean(axis=1)
     scores[0] = np.inf  # the first step has no cache
     reused = set(np.argsort(scores)[:count].tolist())
-    file["compute"] = [("." if step in reused else "#") * len(row) for step, row in enumerate(file["compute"])]
     file.pop("threshold", None)
-    path = OUT / f"whole-steps{count}.schedule.json"
-    write(path, json.dumps(file))
-    return path.relative_to(ROOT)
+    rows = [("." if step in reused else "#") * len(row) for step, row in enumerate(file["compute"])]
+    return table(f"whole-steps{count}", file, rows)
+
+
+def table(name, file, rows):
+    """A schedule like `file` with another table."""
+    path = OUT / f"{name}.schedule.json"
+    write(path, json.dumps(file | {"compute": rows}))
+    return str(path.relative_to(ROOT))
 
 
 def error_20(harmonica):
@@ -242,10 +247,8 @@ def saturation(harmonica):
         for count in counts:
             row = np.full(branches, "#")
             row[order[:count]] = "."
-            file["compute"] = ["".join(row) if s == step else "#" * branches for s in range(len(file["compute"]))]
-            path = OUT / f"step{step}-{count}.schedule.json"
-            path.write_text(json.dumps(file))
-            specs.append(str(path.relative_to(ROOT)))
+            rows = ["".join(row) if s == step else "#" * branches for s in range(len(file["compute"]))]
+            specs.append(table(f"step{step}-{count}", file, rows))
     rows = harmonica.json(f"compare --device cpu --steps 20 --count 46 --schedules {','.join(specs)}")["rows"]
     values = iter(rows[-len(specs) :])
     cells = [[str(step), *(f"{1e3 * next(values)['mse']:.3f}" for _ in counts)] for step in steps]

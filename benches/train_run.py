@@ -23,6 +23,7 @@ from safetensors import safe_open
 
 import train_step  # whose formulas are in single precision
 from make import Dit, random_dit
+from make_train import Muon, branch_matrices, losses as image_losses
 
 SAVE_EVERY = 500
 
@@ -69,30 +70,6 @@ class Data:
         return images, torch.randn(images.shape, generator=generator), torch.randint(0, 1000, (self.batch,), generator=generator), labels
 
 
-def newton_schulz(x):
-    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
-    if x.shape[-2] > x.shape[-1]:
-        return newton_schulz(x.mT).mT
-    for _ in range(5):
-        gram = x @ x.mT
-        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
-    return x
-
-
-class Muon:
-    def __init__(self, weights, decay):
-        self.weights, self.decay, self.lr = weights, decay, 0.0
-        self.buffers = [torch.zeros_like(w) for _, w in weights]
-
-    @torch.no_grad()
-    def step(self):
-        for (name, w), buffer in zip(self.weights, self.buffers):
-            update = w.grad.lerp(buffer.lerp_(w.grad, 0.05), 0.95)
-            parts = torch.stack(update.chunk(3 if "qkv" in name else 1))
-            size = 0.2 * max(parts.shape[-2:]) ** 0.5
-            w.mul_(1 - self.lr * self.decay).sub_(newton_schulz(parts).flatten(0, 1), alpha=self.lr * size)
-
-
 class Training:
     def __init__(self, saved):
         config, self.settings = saved["config"], saved["settings"]
@@ -102,12 +79,11 @@ class Training:
         release_weights(dit.weights)
         self.dit = dit
         self.trained = {name: w.requires_grad_() for name, w in dit.weights.items() if name != "pos_embed"}
-        branch = [(n, w) for n, w in self.trained.items() if w.ndim == 2 and n.startswith("blocks.") and (".attn." in n or ".mlp." in n)]
-        self.muon = Muon(branch if self.settings["optimizer"] == "muon" else [], self.settings["weight_decay"])
-        theirs = {name for name, _ in self.muon.weights}
-        rest = [w for name, w in self.trained.items() if name not in theirs]
-        betas = self.settings["beta1"], self.settings["beta2"]
-        self.adamw = torch.optim.AdamW(rest, lr=0.0, betas=betas, weight_decay=self.settings["weight_decay"])
+        matrices = branch_matrices(self.trained) if self.settings["optimizer"] == "muon" else {}
+        rest = [w for name, w in self.trained.items() if name not in matrices]
+        betas, decay = (self.settings["beta1"], self.settings["beta2"]), self.settings["weight_decay"]
+        self.muon = Muon(matrices, 0.0, decay)
+        self.adamw = torch.optim.AdamW(rest, lr=0.0, betas=betas, weight_decay=decay)
         self.generator = torch.Generator().manual_seed(1)
 
     def step(self, data, lr, half):
@@ -117,9 +93,8 @@ class Training:
             with torch.autocast("cpu", torch.bfloat16, enabled=half):
                 return self.dit(x, t, y).float()
 
-        mse, vlb = train_step.make_train.losses(network, images, noise, timesteps, labels)
-        self.adamw.zero_grad(set_to_none=True)
-        for _, w in self.muon.weights:
+        mse, vlb = image_losses(network, images, noise, timesteps, labels)
+        for w in self.trained.values():
             w.grad = None
         (mse + self.settings["vlb_weight"] * vlb).mean().backward()
         torch.nn.utils.clip_grad_norm_(self.trained.values(), self.settings["clip"])

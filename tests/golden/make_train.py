@@ -112,11 +112,16 @@ def newton_schulz(g):
     return x
 
 
+def branch_matrices(trained):
+    """What Muon moves: the matrices of attention and MLP."""
+    return {k: w for k, w in trained.items() if w.ndim == 2 and (".attn." in k or ".mlp." in k) and k.startswith("blocks.")}
+
+
 class Muon:
     """As `torch.optim.Muon` with `adjust_lr_fn="match_rms_adamw"`, but in the precision of its weights; qkv is three matrices."""
 
-    def __init__(self, weights):
-        self.weights = weights
+    def __init__(self, weights, lr, decay):
+        self.weights, self.lr, self.decay = weights, lr, decay
         self.buffers = {k: torch.zeros_like(w) for k, w in weights.items()}
 
     @torch.no_grad()
@@ -125,7 +130,7 @@ class Muon:
             buffer = self.buffers[name].lerp_(w.grad, 1 - 0.95)
             update = w.grad.lerp(buffer, 0.95)
             parts = [newton_schulz(part) * 0.2 * max(part.shape) ** 0.5 for part in update.chunk(3 if "qkv" in name else 1)]
-            w.mul_(1 - LR * DECAY).sub_(LR * torch.cat(parts))
+            w.mul_(1 - self.lr * self.decay).sub_(self.lr * torch.cat(parts))
 
 
 def optimizer_steps(dit, data, optimizers, after_backward=lambda step: None):
@@ -185,11 +190,11 @@ def part_pretrain():
     out |= {f"after.{k}": w for k, w in after.items()} | {f"ema.{k}": w for k, w in average.items()}
 
     dit, trained = fresh()
-    branches = {k: w for k, w in trained.items() if w.ndim == 2 and (".attn." in k or ".mlp." in k) and k.startswith("blocks.")}
+    branches = branch_matrices(trained)
     assert len(branches) == 4 * SPEC["blocks"]
     rest = [w for k, w in trained.items() if k not in branches]
     adamw = torch.optim.AdamW(rest, lr=LR, betas=BETAS, eps=1e-8, weight_decay=DECAY)
-    after, average, _ = optimizer_steps(dit, data, [Muon(branches), adamw])
+    after, average, _ = optimizer_steps(dit, data, [Muon(branches, LR, DECAY), adamw])
     out |= {f"muon.{k}": w for k, w in after.items()} | {f"muon_ema.{k}": w for k, w in average.items()}
 
     out = {k: v.detach().float() for k, v in out.items()}

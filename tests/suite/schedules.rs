@@ -318,14 +318,14 @@ fn the_bundled_router_beats_a_random_table_of_its_cur() {
         "--device",
         "cpu",
         "--count",
-        "8",
+        "46",
         "--schedules",
         &format!("{router},random:0.5:1"),
         "--json",
     ]);
     let mse = |row: usize| report["rows"][row]["mse"].as_f64().unwrap();
     assert!(
-        mse(1) > 0.0 && mse(1) < 0.7 * mse(2),
+        mse(1) > 0.0 && mse(1) < 0.5 * mse(2),
         "{} against {}",
         mse(1),
         mse(2)
