@@ -12,18 +12,17 @@ has_vulkan() { compgen -G '/usr/share/vulkan/icd.d/*.json' >/dev/null || compgen
 packages=()
 has_vulkan || packages+=(mesa-vulkan-drivers)
 command -v cc >/dev/null || packages+=(build-essential)
-# A fast linker, where there is one, halves the time of a rebuild.
-command -v mold >/dev/null || packages+=(mold)
+install() {
+  command -v apt-get >/dev/null || return 1
+  local sudo=""; [ "$(id -u)" = 0 ] || sudo="sudo -n"
+  $sudo apt-get update -q >/dev/null && DEBIAN_FRONTEND=noninteractive $sudo apt-get install -y -q --no-install-recommends "$@" >/dev/null
+}
 if [ ${#packages[@]} -gt 0 ]; then
-  if command -v apt-get >/dev/null; then
-    sudo=""; [ "$(id -u)" = 0 ] || sudo=sudo
-    $sudo apt-get update -q >/dev/null
-    DEBIAN_FRONTEND=noninteractive $sudo apt-get install -y -q --no-install-recommends "${packages[@]}" >/dev/null
-  elif ! has_vulkan; then
-    need "install a Vulkan driver for your GPU, or Mesa's software driver (lavapipe)"
-  fi
+  install "${packages[@]}" || need "install a C compiler, and a Vulkan driver for your GPU or Mesa's software driver (lavapipe): on Debian, ${packages[*]}"
 fi
-run=(); command -v mold >/dev/null && run=(mold -run)
+# A fast linker, where there is one, halves the time of a rebuild.
+command -v mold >/dev/null || install mold 2>/dev/null || true
+run=""; command -v mold >/dev/null && run="mold -run"
 
 if [ "${1:-}" = --all ]; then
   cargo fmt --check
@@ -31,8 +30,8 @@ if [ "${1:-}" = --all ]; then
   RUSTDOCFLAGS="-D warnings" cargo doc --release --no-deps --features capi --quiet
 fi
 # The C interface is tested too; it is a feature because few programs want its symbols.
-"${run[@]}" cargo test --release --locked --features capi
+$run cargo test --release --locked --features capi
 if [ "${1:-}" = --all ]; then
   # What builds with burn's native shader compilers run instead of the shaders.
-  "${run[@]}" cargo test --release --locked --features composed --test suite -- caching:: sampling::
+  $run cargo test --release --locked --features composed --test suite -- caching:: sampling::
 fi

@@ -111,6 +111,7 @@ class Training:
             "generator": self.generator.get_state(),
             "losses": losses,
             "half": half,
+            "settings": self.settings,
         }
         part = path.with_suffix(".part")
         torch.save(state, part)
@@ -120,6 +121,8 @@ class Training:
         state = torch.load(path, weights_only=True)
         if state["half"] != half:
             raise SystemExit(f"{path} was begun {'with' if state['half'] else 'without'} --bf16: say so again, or delete it")
+        if state["settings"] != self.settings:
+            raise SystemExit(f"{path} is of a run with other settings: delete it to begin again")
         with torch.no_grad():
             for name, w in self.trained.items():
                 w.copy_(state["weights"][name])

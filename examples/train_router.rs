@@ -41,10 +41,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         steps: 20,
         // Routers are trained along the deterministic path.
         solver: Solver::ddim(0.0)?,
-        guidance: Guidance::new(
-            if info.is_bundled() { 3.0 } else { 1.5 },
-            GuidedChannels::Three,
-        )?,
+        guidance: Guidance::new(info.usual_guidance(), GuidedChannels::Three)?,
         clip_x0: info.clip_x0,
     };
     let batch = 2;

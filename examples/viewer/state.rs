@@ -130,7 +130,7 @@ impl State {
             label: 0,
             seed: 0,
             steps: 20,
-            guidance: if info.is_bundled() { 3.0 } else { 1.5 },
+            guidance: info.usual_guidance(),
             source: Source::Learned,
             tau: 0.1,
             interval: 2,

@@ -14,7 +14,7 @@ use super::{
 use crate::{
     diffusion::{Guidance, GuidedChannels, Solver},
     report::{Tile, columns_for, grid, image_from_values, write_png},
-    sampler::{Event, Request, Sampler, Settings, batch_for},
+    sampler::{BATCH_BYTES, Event, Request, Sampler, Settings, batch_for},
 };
 
 /// [`hm_settings::solver`]: DDIM with [`hm_settings::eta`].
@@ -25,9 +25,6 @@ pub const HM_SOLVER_DDPM: u32 = 1;
 pub const HM_GUIDE_THREE: u32 = 0;
 /// [`hm_settings::guidance_channels`]: all.
 pub const HM_GUIDE_ALL: u32 = 1;
-
-/// Memory for activations and cache when the batch is chosen by itself.
-const BATCH_BUDGET: u64 = 1 << 30;
 
 /// How to sample. Fill with [`hm_settings_init`], then change what is to be changed.
 #[repr(C)]
@@ -118,7 +115,7 @@ pub unsafe extern "C" fn hm_settings_init(
             guidance_channels: HM_GUIDE_THREE,
             clip_x0: info.clip_x0.into(),
             eta: 0.0,
-            guidance: if info.is_bundled() { 3.0 } else { 1.5 },
+            guidance: info.usual_guidance(),
             seed: 0,
         });
         Ok(())
@@ -162,7 +159,7 @@ pub unsafe extern "C" fn hm_sample(
         let size = config.image_shape().iter().product::<usize>();
         out.check(size.saturating_mul(count), "values")?;
         let batch = match given.batch as usize {
-            0 => batch_for(config, settings.guidance.is_active(), BATCH_BUDGET).min(count.max(1)),
+            0 => batch_for(config, settings.guidance.is_active(), BATCH_BYTES).min(count.max(1)),
             batch => batch,
         };
         let sampler = Sampler::new(&model.dit, settings, schedule)?.with_engine(&model.engine);

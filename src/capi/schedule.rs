@@ -1,6 +1,6 @@
 //! Which branch is computed at which step.
 
-use std::{ffi::c_char, path::Path};
+use std::ffi::c_char;
 
 use super::{
     arguments::{self, Out},
@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     plan::{Accounting, compile},
-    policy::Policy,
+    policy::ScheduleChoice,
     sampler::{model_identity, model_shape, run_settings},
     schedule::{Schedule, ScheduleFile, bundled_schedule},
 };
@@ -63,18 +63,17 @@ pub unsafe extern "C" fn hm_schedule_open(
             model_identity(&model.info),
             run_settings(&model.info, &settings)?,
         );
-        let path = Path::new(spec);
-        let table = if spec == "learned" {
-            match bundled_schedule(&identity, &run) {
+        let table = match spec.parse()? {
+            ScheduleChoice::Policy(policy) => policy.schedule(settings.steps, branches)?,
+            ScheduleChoice::Learned => match bundled_schedule(&identity, &run) {
                 Some(file) => file.schedule()?,
                 None => Schedule::full(settings.steps, branches)?,
+            },
+            ScheduleChoice::File(path) => {
+                let file = ScheduleFile::read(&path)?;
+                file.check_fits(&identity, &run)?;
+                file.schedule()?
             }
-        } else if path.extension().is_some_and(|e| e == "json") || path.is_file() {
-            let file = ScheduleFile::read(path)?;
-            file.check_fits(&identity, &run)?;
-            file.schedule()?
-        } else {
-            spec.parse::<Policy>()?.schedule(settings.steps, branches)?
         };
         out.set(hm_schedule::new(table, model));
         Ok(())

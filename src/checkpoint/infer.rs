@@ -94,7 +94,11 @@ pub(super) fn infer_config(
         }
     };
 
-    let config = diffusers_config(source)?;
+    // Beside a file with the release's names it is somebody else's.
+    let config = match naming {
+        Naming::Diffusers => diffusers_config(source)?,
+        Naming::Release => None,
+    };
     let tokens = match layout::stored_names(naming, layout::POSITIONS)
         .first()
         .and_then(|n| source.get(n))
@@ -214,7 +218,7 @@ struct DiffusersConfig {
 }
 
 fn diffusers_config(source: &TensorSource) -> Result<Option<DiffusersConfig>, CheckpointError> {
-    let Some(json) = source.config() else {
+    let Some(json) = source.config()? else {
         return Ok(None);
     };
     let bad = |problem: String| CheckpointError::Config {

@@ -55,8 +55,11 @@ pub fn random_model(
     seed: u64,
     device: &Device,
 ) -> Result<(Dit, ModelInfo), CheckpointError> {
-    let spec = ModelSpec::Path("random weights".into());
     check_config(Path::new("random weights"), config)?;
+    let spec = ModelSpec::Random {
+        size: config.name(),
+        tokens: config.tokens(),
+    };
     let mut weights = Weights::random(config.clone(), seed);
     build(&mut weights, &spec, device)
 }

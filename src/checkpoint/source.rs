@@ -112,8 +112,8 @@ pub struct TensorSource {
     reader: Reader,
     entries: BTreeMap<String, (TensorEntry, Place)>,
     metadata: BTreeMap<String, String>,
-    /// The diffusers `config.json` beside the weights, where there is one.
-    config: Option<serde_json::Value>,
+    /// Where a diffusers `config.json` lies that may belong to the weights.
+    config: Option<PathBuf>,
 }
 
 trait ReadSeek: Read + Seek + Send {}
@@ -162,10 +162,7 @@ pub fn open(path: &Path) -> Result<TensorSource, CheckpointError> {
         // First, since any eight bytes can be the length of a safetensors header.
         [_, _, _, _, _, _, _, _, b'{'] => {
             let mut source = open_safetensors(path, vec![path.into()])?;
-            let config = path.with_file_name("config.json");
-            if !source.metadata.contains_key(super::save::METADATA_KEY) && config.is_file() {
-                source.config = Some(read_json(&config)?);
-            }
+            source.config = Some(path.with_file_name("config.json")).filter(|path| path.is_file());
             Ok(source)
         }
         [b'P', b'K', ..] => open_torch(path),
@@ -224,9 +221,8 @@ fn open_folder(path: &Path) -> Result<TensorSource, CheckpointError> {
             ),
         });
     };
-    let config = folder.join("config.json");
     let mut source = open_safetensors(path, files)?;
-    source.config = Some(read_json(&config)?);
+    source.config = Some(folder.join("config.json"));
     Ok(source)
 }
 
@@ -339,9 +335,12 @@ impl TensorSource {
         &self.metadata
     }
 
-    /// The `config.json` that came with the weights.
-    pub fn config(&self) -> Option<&serde_json::Value> {
-        self.config.as_ref()
+    /// The `config.json` beside the weights, which diffusers puts there.
+    ///
+    /// # Errors
+    /// [`CheckpointError`]: unreadable, or no JSON.
+    pub(super) fn config(&self) -> Result<Option<serde_json::Value>, CheckpointError> {
+        self.config.as_deref().map(read_json).transpose()
     }
 
     /// All tensors, by name.

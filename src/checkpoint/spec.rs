@@ -86,7 +86,7 @@ pub(super) struct Metadata {
 #[derive(Debug, Clone, PartialEq)]
 pub struct ModelInfo {
     /// Where it came from.
-    pub source: String,
+    pub source: ModelSpec,
     pub config: DitConfig,
     /// Names of the classes, or empty.
     pub class_names: Vec<String>,
@@ -104,12 +104,12 @@ impl ModelInfo {
 
     /// Whether this is the model inside the binary.
     pub fn is_bundled(&self) -> bool {
-        self.source == ModelSpec::Bundled.to_string()
+        self.source == ModelSpec::Bundled
     }
 
     /// Whether the weights are random ones, made for measuring.
     pub fn is_random(&self) -> bool {
-        self.source.starts_with("random")
+        matches!(self.source, ModelSpec::Random { .. })
     }
 
     /// The name of a class, `#7` where it has none.
@@ -120,14 +120,53 @@ impl ModelInfo {
             .unwrap_or_else(|| format!("#{class}"))
     }
 
-    /// A class by number or by name, in any case.
+    /// The guidance scale that its pictures are usually drawn with: 3 for the bundled model, 1.5 for others.
+    pub fn usual_guidance(&self) -> f64 {
+        if self.is_bundled() { 3.0 } else { 1.5 }
+    }
+
+    /// A class by name, in any case, or by number. Names come first: they may be numbers themselves.
     pub fn class_by_name(&self, name: &str) -> Option<usize> {
-        match name.parse::<usize>() {
-            Ok(number) => (number < self.config.classes).then_some(number),
-            Err(_) => self
-                .class_names
-                .iter()
-                .position(|n| n.eq_ignore_ascii_case(name)),
+        let named = |n: &String| n.eq_ignore_ascii_case(name);
+        self.class_names.iter().position(named).or_else(|| {
+            let number = name.parse::<usize>().ok()?;
+            (number < self.config.classes).then_some(number)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::checkpoint::random_model;
+
+    #[test]
+    fn classes_go_by_name_before_number() {
+        let spec: ModelSpec = "random:DiT-S/8@4".parse().unwrap();
+        let ModelSpec::Random { size, tokens } = &spec else {
+            panic!("{spec}");
+        };
+        let config = DitConfig {
+            classes: 3,
+            blocks: 1,
+            ..random_config(size, *tokens).unwrap()
+        };
+        let (_, mut info) = random_model(&config, 0, &burn::tensor::Device::flex()).unwrap();
+        assert_eq!(info.class_by_name("2"), Some(2));
+        info.class_names = ["1", "2", "cat"].map(String::from).to_vec();
+        let found = ["1", "2", "0", "CAT", "3"].map(|name| info.class_by_name(name));
+        assert_eq!(found, [Some(0), Some(1), Some(0), Some(2), None]);
+    }
+
+    #[test]
+    fn a_file_with_a_special_name_is_a_file() {
+        for path in [
+            "random-init.safetensors",
+            "random_dit/model.pt",
+            "./bundled",
+        ] {
+            let spec: ModelSpec = path.parse().unwrap();
+            assert_eq!(spec, ModelSpec::Path(path.into()));
         }
     }
 }

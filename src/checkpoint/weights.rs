@@ -218,7 +218,7 @@ impl Weights {
 
     pub fn info(&self, spec: &ModelSpec, fingerprint: Fingerprint) -> ModelInfo {
         ModelInfo {
-            source: spec.to_string(),
+            source: spec.clone(),
             config: self.config.clone(),
             class_names: self.class_names.clone(),
             clip_x0: self.clip_x0,

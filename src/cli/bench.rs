@@ -178,7 +178,7 @@ fn timed(
     context: &Context,
 ) -> Result<(f64, Vec<f32>), CliError> {
     let started = Instant::now();
-    let (images, _) = draw(sampler.run(request.clone())?, bar, |_| 1, context)?;
+    let images = draw(sampler.run(request.clone())?, bar, |_| 1, context)?;
     Ok((started.elapsed().as_secs_f64(), images))
 }
 

@@ -17,7 +17,7 @@ use super::{
 use crate::{
     checkpoint::ModelInfo,
     metrics::{mean_and_error, mse, psnr_from_mse},
-    sampler::{Request, Sampler, Settings, batch_for, model_shape},
+    sampler::{BATCH_BYTES, Request, Sampler, Settings, batch_for, model_shape},
     schedule::Schedule,
 };
 
@@ -92,9 +92,9 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
             labels: labels.clone(),
             seed: args.seed,
             noise: None,
-            batch: batch_for(&info.config, guided, 1 << 30).min(labels.len()),
+            batch: batch_for(&info.config, guided, BATCH_BYTES).min(labels.len()),
         };
-        let (images, _) = draw(sampler.run(request)?, &bar, |images| images as u64, context)?;
+        let images = draw(sampler.run(request)?, &bar, |images| images as u64, context)?;
         let seconds = started.elapsed().as_secs_f64();
         if reference.is_empty() {
             reference.clone_from(&images);

@@ -53,6 +53,7 @@ impl CliError {
                 | TrainingError::DataMismatch { .. }
                 | TrainingError::Resume { .. }
                 | TrainingError::Exists { .. }
+                | TrainingError::OtherRun { .. }
                 | TrainingError::NothingToResume { .. },
             )
             | Self::Checkpoint(

@@ -31,7 +31,7 @@ pub(super) struct Args {
 
 pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
     if args.file.extension().is_some_and(|e| e == "json") {
-        return super::schedule::show(&args.file, None, args.json, context);
+        return super::schedule::show(&args.file, None, args.json.then_some(false), context);
     }
     if let Some(router) = TrainingSummary::read(&args.file)? {
         return show_router(&router, args.json);

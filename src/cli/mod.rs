@@ -19,6 +19,7 @@ mod options;
 mod sample;
 mod schedule;
 mod schedules;
+mod signals;
 mod table;
 mod train_dit;
 mod train_router;
@@ -82,6 +83,16 @@ enum Train {
     Router(Box<train_router::Args>),
 }
 
+impl Command {
+    /// Whether the command looks for Ctrl-C by itself, so that it may save what it has; the others just end.
+    fn stops_cleanly(&self) -> bool {
+        matches!(
+            self,
+            Self::Sample(_) | Self::Train(_) | Self::Compare(_) | Self::Bench(_)
+        )
+    }
+}
+
 /// What every subcommand gets beside its arguments.
 struct Context {
     quiet: bool,
@@ -110,7 +121,13 @@ impl Context {
 /// Whoever reads stdout may stop reading: that ends the output, not the program.
 fn print_line(line: std::fmt::Arguments<'_>) {
     use std::io::Write;
-    let _ = writeln!(std::io::stdout(), "{line}");
+    match writeln!(std::io::stdout(), "{line}") {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            eprintln!("error: cannot write to stdout: {error}");
+            std::process::exit(1);
+        }
+        _ => {}
+    }
 }
 
 /// Runs the command line of this process.
@@ -119,15 +136,8 @@ pub fn main() -> ExitCode {
     let cli = Cli::parse();
     cli.verbosity.start_logging();
     let interrupted = Arc::new(AtomicBool::new(false));
-    let flag = interrupted.clone();
-    // A second Ctrl-C ends the process at once.
-    let handler = ctrlc::set_handler(move || {
-        if flag.swap(true, Ordering::Relaxed) {
-            std::process::exit(130);
-        }
-    });
-    if let Err(error) = handler {
-        eprintln!("note: Ctrl-C will not stop cleanly: {error}");
+    if cli.command.stops_cleanly() {
+        signals::catch(interrupted.clone());
     }
     let context = Context {
         quiet: cli.verbosity.quiet,

@@ -142,9 +142,7 @@ impl RunArgs {
             solver = Solver::ddim(eta)?;
         }
         let channels: GuidedChannels = self.guidance_channels.parse()?;
-        let scale = self
-            .guidance
-            .unwrap_or(if info.is_bundled() { 3.0 } else { 1.5 });
+        let scale = self.guidance.unwrap_or(info.usual_guidance());
         let settings = Settings {
             steps: self.steps.unwrap_or(DEFAULT_STEPS),
             solver,

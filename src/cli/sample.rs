@@ -9,21 +9,19 @@ use serde_json::json;
 
 use super::{
     Context,
-    draw::draw,
+    draw::draw_each,
     error::CliError,
     options::{CacheArgs, Session, SessionArgs, print_json, progress},
     schedules::ScheduleArgs,
 };
 use crate::{
-    checkpoint::{self, CheckpointError, ModelInfo, write_tensors},
+    checkpoint::{self, CheckpointError, ModelInfo, StoredDtype, write_safetensors},
     device::LaunchCount,
     files::check_writable,
     report::{ReportError, Tile, columns_for, grid, image_from_values, write_png},
-    sampler::{Request, Sampler, batch_for},
+    sampler::{BATCH_BYTES, Request, Sampler, batch_for},
 };
 
-/// Memory for activations and cache when the batch is chosen by itself.
-const BATCH_BUDGET: u64 = 1 << 30;
 /// More images than a run keeps in memory.
 pub(super) const MAX_COUNT: usize = 100_000;
 /// Without `--classes` or `--count`, a model of many classes shows this many of them.
@@ -37,10 +35,10 @@ pub(super) struct Args {
     schedule: ScheduleArgs,
     #[command(flatten)]
     cache: CacheArgs,
-    /// Classes to draw, by number or name, separated by commas [default: all, in turn]
+    /// Classes to draw, by name or number, separated by commas [default: the first 46, in turn]
     #[arg(long, value_name = "A,B,…", value_delimiter = ',')]
     classes: Vec<String>,
-    /// Number of images; classes repeat in turn [default: one a class]
+    /// Number of images; classes repeat in turn [default: one a class, at most 46]
     #[arg(long, value_name = "N")]
     count: Option<usize>,
     /// Seed of the noise
@@ -114,8 +112,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
     }
 
     let batch = args.batch.unwrap_or_else(|| {
-        batch_for(&info.config, settings.guidance.is_active(), BATCH_BUDGET)
-            .min(labels.len().max(1))
+        batch_for(&info.config, settings.guidance.is_active(), BATCH_BYTES).min(labels.len().max(1))
     });
     let chosen = args.schedule.resolve(&info, &settings)?;
     let sampler = Sampler::new(&model, settings, Some(chosen.schedule))?
@@ -135,23 +132,48 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
         "image steps",
     );
     let started = Instant::now();
-    let drawn = draw(steps, &bar, |images| images as u64, context);
-    if matches!(drawn, Err(CliError::Interrupted)) {
+    // Single pictures are written as they come; a grid or tensor file is whole or not there.
+    let keep = single || args.save_tensors.is_some();
+    let (mut values, mut written) = (Vec::new(), 0);
+    let drawn = draw_each(
+        steps,
+        &bar,
+        |images| images as u64,
+        context,
+        |first, x0| {
+            if !single {
+                written += write_singles(&args.out, first, &x0, &labels, &info)?;
+            }
+            if keep {
+                values.extend(x0);
+            }
+            Ok(())
+        },
+    );
+    if drawn.is_err() {
         bar.abandon();
+        if written > 0 {
+            context.say(format!(
+                "{written} of {} images lie in {}",
+                labels.len(),
+                args.out.display()
+            ));
+        }
     }
-    let (values, totals) = drawn?;
+    let totals = drawn?;
     let seconds = started.elapsed().as_secs_f64();
     bar.finish_and_clear();
     let dispatches = launches.finish(&engine);
 
+    if single {
+        write_grid(&args.out, &values, &labels, &info)?;
+    }
     if let Some(path) = &args.save_tensors {
         let [c, h, w] = info.config.image_shape();
-        write_tensors(
-            path,
-            &[("samples", vec![labels.len(), c, h, w], values.clone())],
-        )?;
+        let shapes = [("samples".to_owned(), vec![labels.len(), c, h, w])];
+        let values = || Ok(std::mem::take(&mut values));
+        write_safetensors(path, &shapes, None, StoredDtype::F32, values)?;
     }
-    write_pictures(&args.out, &values, &labels, &info)?;
 
     let report = engine.report();
     if !info.is_pixel_space() {
@@ -293,30 +315,36 @@ fn is_png(out: &Path) -> bool {
         .is_some_and(|e| e.eq_ignore_ascii_case("png"))
 }
 
-/// One grid, or a folder of single pictures.
-fn write_pictures(
+fn write_grid(
     out: &Path,
     values: &[f32],
     labels: &[usize],
     info: &ModelInfo,
 ) -> Result<(), CliError> {
     let shape = info.config.image_shape();
-    let size = shape.iter().product();
-    let images = values
-        .chunks(size)
-        .map(|image| image_from_values(image, shape));
-    if is_png(out) {
-        let tiles: Vec<_> = images
-            .zip(labels)
-            .map(|(image, &label)| Tile {
-                image,
-                label: info.class_name(label),
-            })
-            .collect();
-        write_png(&grid(&tiles, columns_for(tiles.len())), out)?;
-        return Ok(());
-    }
-    for (i, (image, &label)) in images.zip(labels).enumerate() {
+    let tiles: Vec<_> = values
+        .chunks(shape.iter().product())
+        .zip(labels)
+        .map(|(image, &label)| Tile {
+            image: image_from_values(image, shape),
+            label: info.class_name(label),
+        })
+        .collect();
+    Ok(write_png(&grid(&tiles, columns_for(tiles.len())), out)?)
+}
+
+/// Images `first..` of a run into a folder; returns how many.
+fn write_singles(
+    out: &Path,
+    first: usize,
+    values: &[f32],
+    labels: &[usize],
+    info: &ModelInfo,
+) -> Result<usize, CliError> {
+    let shape = info.config.image_shape();
+    let images = values.chunks(shape.iter().product());
+    let count = images.len();
+    for (i, (values, &label)) in images.zip(&labels[first..]).enumerate() {
         let name: String = info
             .class_name(label)
             .chars()
@@ -328,7 +356,8 @@ fn write_pictures(
                 }
             })
             .collect();
-        write_png(&image, &out.join(format!("{i:05}-{name}.png")))?;
+        let path = out.join(format!("{:05}-{name}.png", first + i));
+        write_png(&image_from_values(values, shape), &path)?;
     }
-    Ok(())
+    Ok(count)
 }

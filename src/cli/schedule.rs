@@ -89,7 +89,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
             png,
             json,
         } => {
-            show(&file, png.as_deref(), json, context)?;
+            show(&file, png.as_deref(), json.then_some(plan), context)?;
             if plan && !json {
                 show_plan(&file)?;
             }
@@ -197,10 +197,11 @@ fn imported(
     })
 }
 
+/// `as_json`: as one document, with or without the plan.
 pub(super) fn show(
     path: &Path,
     png: Option<&Path>,
-    as_json: bool,
+    as_json: Option<bool>,
     context: &Context,
 ) -> Result<(), CliError> {
     let file = ScheduleFile::read(path)?;
@@ -211,11 +212,16 @@ pub(super) fn show(
         draw_schedule(&file, &shape, None, png)?;
         context.say(format!("drew {}", png.display()));
     }
-    if as_json {
-        print_json(&json!({
+    if let Some(plan) = as_json {
+        let mut document = json!({
             "policy": file.policy, "model": file.model, "run": file.run, "cur": schedule.cur(), "macs_ratio": ratio,
             "compute": file.compute,
-        }));
+        });
+        if plan {
+            let text = compile(&schedule, &shape).to_string();
+            document["plan"] = text.lines().collect();
+        }
+        print_json(&document);
         return Ok(());
     }
     out!(

@@ -1,22 +1,21 @@
 //! `--schedule`: from a word on the command line to a table that fits the run.
 
-use std::path::Path;
-
 use clap::Args;
 
 use super::error::CliError;
 use crate::{
     checkpoint::ModelInfo,
-    policy::Policy,
+    policy::{Policy, ScheduleChoice},
     sampler::{Settings, model_identity, model_shape, run_settings},
     schedule::{Measured, ModelIdentity, PolicyRecord, Schedule, ScheduleFile, bundled_schedule},
 };
 
 #[derive(Args, Debug)]
 pub(super) struct ScheduleArgs {
-    /// What to reuse: a *.schedule.json file, none, fora:N (reuse all but every N-th step), or random:CUR[:SEED]
-    /// [default: none; for the bundled model its learned router, where that fits the run]
-    #[arg(long, value_name = "FILE|none|POLICY[:ARGS]")]
+    /// What to reuse: a *.schedule.json file, none, fora:N (reuse all but every N-th step), random:CUR[:SEED], or learned:
+    /// the bundled router that fits model and run, and none where there is none [default: none; learned for the bundled
+    /// model]
+    #[arg(long, value_name = "FILE|none|learned|POLICY[:ARGS]")]
     pub schedule: Option<String>,
     /// Use a schedule file that was made for another model or run, if its table has the right size
     #[arg(long)]
@@ -34,7 +33,9 @@ impl ScheduleArgs {
     pub fn resolve(&self, info: &ModelInfo, settings: &Settings) -> Result<Chosen, CliError> {
         match &self.schedule {
             Some(spec) => resolve(spec, self.force, info, settings),
-            None => learned_or_none(info, settings),
+            // A model that was named is sampled as it is, even if its weights are the bundled ones.
+            None if info.is_bundled() => learned_or_none(info, settings),
+            None => from_policy(&Policy::None, info, settings),
         }
     }
 }
@@ -46,16 +47,12 @@ pub(super) fn resolve(
     info: &ModelInfo,
     settings: &Settings,
 ) -> Result<Chosen, CliError> {
-    let path = Path::new(spec);
-    let is_file = path.extension().is_some_and(|e| e == "json");
-    match spec.parse::<Policy>() {
-        Ok(policy) => {
-            return from_policy(&policy, info, settings);
-        }
-        Err(unknown) if !is_file && !path.is_file() => return Err(unknown.into()),
-        Err(_) => {}
-    }
-    let file = ScheduleFile::read(path)?;
+    let path = match spec.parse()? {
+        ScheduleChoice::Policy(policy) => return from_policy(&policy, info, settings),
+        ScheduleChoice::Learned => return learned_or_none(info, settings),
+        ScheduleChoice::File(path) => path,
+    };
+    let file = ScheduleFile::read(&path)?;
     let (model, run) = (model_identity(info), run_settings(info, settings)?);
     match file.check_fits(&model, &run) {
         Ok(()) => {}
@@ -71,15 +68,9 @@ pub(super) fn resolve(
     })
 }
 
-/// The learned schedule that fits, or no reuse.
+/// The bundled router that fits, or no reuse.
 fn learned_or_none(info: &ModelInfo, settings: &Settings) -> Result<Chosen, CliError> {
-    // A model that was named is sampled as it is, even if its weights are the bundled ones.
-    let learned = if info.is_bundled() {
-        bundled_schedule(&model_identity(info), &run_settings(info, settings)?)
-    } else {
-        None
-    };
-    match learned {
+    match bundled_schedule(&model_identity(info), &run_settings(info, settings)?) {
         Some(file) => Ok(Chosen {
             schedule: file.schedule()?,
             name: "the bundled router".into(),

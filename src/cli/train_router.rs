@@ -42,7 +42,7 @@ pub(super) struct Args {
     /// Images a pass (guidance doubles what the network sees) [default: 4]
     #[arg(long, value_name = "N")]
     batch: Option<usize>,
-    /// Images in the network at a time [default: what fits in memory]
+    /// Images in the network at a time; the features of a whole batch stay in memory [default: what fits in 256 MiB]
     #[arg(long, value_name = "N")]
     micro_batch: Option<usize>,
     /// Weight of the computed branches in the loss, fixed
@@ -87,8 +87,8 @@ pub(super) struct Args {
     /// Passes between checkpoints
     #[arg(long, value_name = "N", default_value_t = 5)]
     save_every: usize,
-    /// Go on with the run in --out; what is not said again stays as it was. A finished run makes schedules for other
-    /// targets
+    /// Go on with the run in --out, of the same --model, --steps and guidance; of the recipe, what is not said again stays
+    /// as it was. A finished run makes schedules for other targets
     #[arg(long)]
     resume: bool,
     /// Take `noise` [passes,B,C,H,W], `labels` [passes,B] and `router_init` [T,N] from this file instead of drawing them
@@ -135,7 +135,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
     // A resumed run keeps the settings that this command does not name.
     let folder = RunFolder::new(&args.out);
     let before = match args.resume && folder.checkpoint().exists() {
-        true => TrainingSummary::read(&folder.checkpoint())?.map(|summary| summary.settings),
+        true => TrainingSummary::read(&folder.checkpoint())?,
         false => None,
     };
     let mut targets: Vec<Budget> = match args.beta {
@@ -150,12 +150,20 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
             .iter()
             .map(|x| Budget::TargetCur(*x))
             .collect(),
-        None => vec![
-            before
-                .as_ref()
-                .map_or(Budget::TargetCur(DEFAULT_TARGET_CUR), |b| b.budget),
-        ],
+        None => match &before {
+            Some(before) => before.targets.clone(),
+            None => vec![Budget::TargetCur(DEFAULT_TARGET_CUR)],
+        },
     };
+    // A bound that was named once goes on, unless other targets are asked for.
+    let named =
+        args.beta.is_some() || !args.target_cur.is_empty() || !args.target_speedup.is_empty();
+    let max_cache = match &before {
+        Some(before) if !named => args.max_cache.or(before.max_cache),
+        _ => args.max_cache,
+    };
+    let begun = before.as_ref().map_or(0, |before| before.pass);
+    let before = before.map(|before| before.settings);
     let budget = targets.remove(0);
     let replayed = replay
         .as_ref()
@@ -208,13 +216,13 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
         folder,
         settings: settings.clone(),
         more_targets: targets,
-        max_cache: args.max_cache,
+        max_cache,
         replay,
         save_every: args.save_every,
         resume: args.resume,
         log: args.log,
     };
-    let mut training = RouterRun::open(&model, &info, run, options)?;
+    let mut training = RouterRun::open(&model, &info, run, options)?.with_engine(&engine);
 
     let trained = (run.steps - 1) as u64;
     let bar = progress(context, settings.passes as u64 * trained, "iterations");
@@ -288,12 +296,15 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
     let report = engine.report();
     context.say(format!(
         "{} passes of {} steps in {seconds:.1} s on {} ({}){memory}",
-        settings.passes, run.steps, report.device, report.backend
+        settings.passes.saturating_sub(begun),
+        run.steps,
+        report.device,
+        report.backend
     ));
     if args.json {
         print_json(&json!({
             "device": report.device, "backend": report.backend, "model": info.config.name(), "steps": run.steps,
-            "passes": settings.passes, "seconds": seconds, "peak_memory_bytes": peak, "schedules": written,
+            "passes": settings.passes, "passes_now": settings.passes.saturating_sub(begun), "seconds": seconds, "peak_memory_bytes": peak, "schedules": written,
         }));
     }
     Ok(())

@@ -13,7 +13,7 @@ use serde::Serialize;
 use super::{
     AdapterReport, DeviceError, DeviceFault,
     adapters::{self, DeviceChoice, choose, usable},
-    fault::FaultLog,
+    fault::{FaultLog, FaultMark},
     sharing::check_device,
 };
 
@@ -115,12 +115,16 @@ impl Engine {
         queue: wgpu::Queue,
     ) -> Result<Self, DeviceError> {
         check_device(&adapter, &device)?;
-        let info = adapter.get_info();
+        let (info, limits) = (adapter.get_info(), device.limits());
         let report = DeviceReport {
             device: info.name.clone(),
             backend: info.backend.to_str().to_owned(),
             software: info.device_type == wgpu::DeviceType::Cpu,
-            max_buffer_bytes: Some(device.limits().max_storage_buffer_binding_size),
+            max_buffer_bytes: Some(
+                limits
+                    .max_storage_buffer_binding_size
+                    .min(limits.max_buffer_size),
+            ),
         };
         let setup = WgpuSetup {
             instance,
@@ -213,8 +217,15 @@ impl Engine {
     /// A fault of memory or validation may have left wrong values in anything made since. After
     /// [`DeviceFault::Lost`], drop what lives on the device, open an engine again and load the model onto it.
     pub fn fault(&self) -> Option<DeviceFault> {
+        self.synced_fault(FaultLog::untold)
+    }
+
+    fn synced_fault(
+        &self,
+        noted: impl FnOnce(&FaultLog) -> Option<DeviceFault>,
+    ) -> Option<DeviceFault> {
         let seen = self.synced();
-        let noted = self.wgpu.as_ref().and_then(|wgpu| wgpu.faults.take());
+        let noted = self.wgpu.as_ref().and_then(|wgpu| noted(&wgpu.faults));
         let fault = match seen {
             Some(fault) if fault.is_lost() => return Some(fault),
             other => noted.or(other)?,
@@ -235,13 +246,7 @@ impl Engine {
 
     /// What an error of burn's on this device means.
     pub fn fault_of(&self, error: &ExecutionError) -> DeviceFault {
-        match DeviceFault::from_execution(error) {
-            // A loss shows first as a read-back that failed for no good reason, and so does a refused allocation.
-            DeviceFault::Failed { message } => {
-                self.fault().unwrap_or(DeviceFault::Failed { message })
-            }
-            known => known,
-        }
+        explained(DeviceFault::from_execution(error), || self.fault())
     }
 
     /// What becomes of uncaptured wgpu errors that the host's own calls raise on a shared device; without a handler they are
@@ -363,5 +368,41 @@ fn failed(adapter: &str, error: WgpuInitError) -> DeviceError {
             problem: message,
         },
         _ => DeviceError::Driver { adapter, message },
+    }
+}
+
+/// A fault, or where only the engine knows more of it, what it knows.
+fn explained(fault: DeviceFault, ask: impl FnOnce() -> Option<DeviceFault>) -> DeviceFault {
+    match fault {
+        // A loss shows first as a read-back that failed for no good reason, and so does a refused allocation.
+        DeviceFault::Failed { .. } => ask().unwrap_or(fault),
+        known => known,
+    }
+}
+
+/// An engine in the eyes of one run: what went wrong before it began is not its concern.
+#[derive(Debug, Clone)]
+pub(crate) struct Watch {
+    engine: Engine,
+    since: FaultMark,
+}
+
+impl Watch {
+    pub fn new(engine: &Engine) -> Self {
+        let log = engine.wgpu.as_ref().map(|wgpu| &wgpu.faults);
+        Self {
+            engine: engine.clone(),
+            since: log.map_or(FaultMark::default(), FaultLog::mark),
+        }
+    }
+
+    /// Waits for the work issued so far, and tells what has gone wrong since the run began.
+    pub fn fault(&self) -> Option<DeviceFault> {
+        self.engine.synced_fault(|log| log.since(self.since))
+    }
+
+    /// A fault, or what the engine knows of it.
+    pub fn explained(&self, fault: DeviceFault) -> DeviceFault {
+        explained(fault, || self.fault())
     }
 }

@@ -4,6 +4,8 @@
 //! that fails; the one for other errors panics, wherever they come from. [`FaultLog`] replaces the second.
 
 use std::{
+    any::Any,
+    collections::VecDeque,
     fmt,
     panic::resume_unwind,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -40,6 +42,23 @@ impl DeviceFault {
         matches!(self, Self::Lost { .. })
     }
 
+    /// What cannot be told apart.
+    pub(crate) fn failed(message: impl fmt::Display) -> Self {
+        Self::Failed {
+            message: message.to_string(),
+        }
+    }
+
+    /// What came out of burn as a panic.
+    pub(crate) fn of_panic(panic: &(dyn Any + Send)) -> Self {
+        let text = panic.downcast_ref::<String>().map(String::as_str);
+        let message = text
+            .or_else(|| panic.downcast_ref::<&str>().copied())
+            .unwrap_or("no reason given")
+            .to_owned();
+        Self::Failed { message }
+    }
+
     pub(super) fn from_wgpu(error: &wgpu::Error) -> Self {
         match error {
             wgpu::Error::OutOfMemory { source } => Self::OutOfMemory {
@@ -61,7 +80,7 @@ impl DeviceFault {
     }
 
     /// What burn's error says by itself.
-    pub(super) fn from_execution(error: &ExecutionError) -> Self {
+    pub(crate) fn from_execution(error: &ExecutionError) -> Self {
         let message = first_cause(error.reason());
         if error.is_device_poisoned() {
             return Self::Lost { reason: message };
@@ -89,13 +108,39 @@ fn first_cause(report: &str) -> String {
         .to_owned()
 }
 
+/// A moment in the life of an engine: what went wrong before it is nobody's concern who came after.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct FaultMark(u64);
+
+/// The latest faults.
+#[derive(Debug, Default)]
+struct Noted {
+    latest: VecDeque<DeviceFault>,
+    count: u64,
+    /// How many of them [`FaultLog::untold`] has been asked for.
+    told: u64,
+}
+
+/// Faults that are remembered.
+const REMEMBERED: usize = 64;
+
+impl Noted {
+    fn push(&mut self, fault: DeviceFault) {
+        if self.latest.len() == REMEMBERED {
+            self.latest.pop_front();
+        }
+        self.latest.push_back(fault);
+        self.count += 1;
+    }
+}
+
 /// What a host does with the errors of its own calls on a shared device.
 type HostHandler = Arc<dyn Fn(&wgpu::Error) + Send + Sync>;
 
 /// The errors of a wgpu device that no error scope caught.
 #[derive(Clone)]
 pub(super) struct FaultLog {
-    first: Arc<Mutex<Option<DeviceFault>>>,
+    noted: Arc<Mutex<Noted>>,
     host: Arc<Mutex<Option<HostHandler>>>,
 }
 
@@ -104,7 +149,7 @@ impl FaultLog {
     /// allocation that raised it, so that what it was to make cannot be read; all others are the host's.
     pub(super) fn install(device: &wgpu::Device, burns: Option<ThreadId>) -> Self {
         let log = Self {
-            first: Arc::default(),
+            noted: Arc::default(),
             host: Arc::default(),
         };
         let handler = log.clone();
@@ -119,8 +164,7 @@ impl FaultLog {
                 return;
             }
             tracing::debug!("uncaptured wgpu error: {error}");
-            // What follows a first error is mostly its consequence.
-            lock(&handler.first).get_or_insert_with(|| DeviceFault::from_wgpu(&error));
+            lock(&handler.noted).push(DeviceFault::from_wgpu(&error));
             // burn catches what unwinds on its thread, and marks the buffers that were not written. Resuming rather than
             // panicking keeps the host's panic hook out of it.
             if cfg!(panic = "unwind") && burns.is_some() && !std::thread::panicking() {
@@ -130,9 +174,25 @@ impl FaultLog {
         log
     }
 
+    /// How many there were so far.
+    pub(super) fn mark(&self) -> FaultMark {
+        FaultMark(lock(&self.noted).count)
+    }
+
+    /// The first fault after a mark: what follows it is mostly its consequence. [`FaultLog::untold`] will not tell it again.
+    pub(super) fn since(&self, mark: FaultMark) -> Option<DeviceFault> {
+        let mut noted = lock(&self.noted);
+        let oldest = noted.count - noted.latest.len() as u64;
+        let skipped = mark.0.saturating_sub(oldest) as usize;
+        let fault = noted.latest.get(skipped).cloned()?;
+        noted.told = noted.count;
+        Some(fault)
+    }
+
     /// The first fault since the last call.
-    pub(super) fn take(&self) -> Option<DeviceFault> {
-        lock(&self.first).take()
+    pub(super) fn untold(&self) -> Option<DeviceFault> {
+        let told = lock(&self.noted).told;
+        self.since(FaultMark(told))
     }
 
     pub(super) fn set_host_handler(&self, handler: HostHandler) {
@@ -148,7 +208,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl fmt::Debug for FaultLog {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("FaultLog")
-            .field("first", &*lock(&self.first))
+            .field("noted", &*lock(&self.noted))
             .finish_non_exhaustive()
     }
 }
@@ -156,6 +216,28 @@ impl fmt::Debug for FaultLog {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_fault_is_told_to_whom_it_befell() {
+        let log = FaultLog {
+            noted: Arc::default(),
+            host: Arc::default(),
+        };
+        let fault = |n: usize| DeviceFault::failed(n);
+        let early = log.mark();
+        assert_eq!(log.since(early), None);
+        lock(&log.noted).push(fault(0));
+        assert_eq!((log.untold(), log.untold()), (Some(fault(0)), None));
+        let late = log.mark();
+        // Being told takes nothing away from others.
+        assert_eq!((log.since(early), log.since(late)), (Some(fault(0)), None));
+        for n in 1..=2 * REMEMBERED {
+            lock(&log.noted).push(fault(n));
+        }
+        assert_eq!(log.since(log.mark()), None);
+        assert_eq!(log.untold(), Some(fault(REMEMBERED + 1)));
+        assert_eq!(log.since(early), Some(fault(REMEMBERED + 1)));
+    }
 
     #[test]
     fn burns_errors_are_told_apart() {

@@ -12,6 +12,7 @@ mod launches;
 mod sharing;
 
 pub use adapters::{AdapterReport, Api, DeviceChoice, adapter_vendor, adapters, choose};
+pub(crate) use engine::Watch;
 pub use engine::{Choice, DeviceReport, Engine};
 pub use fault::DeviceFault;
 pub use launches::LaunchCount;

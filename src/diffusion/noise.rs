@@ -21,6 +21,14 @@ impl ImageNoise {
         Self { rng }
     }
 
+    /// A stream of something else than an image to sample, so that the same seed gives other numbers.
+    pub(crate) fn with_purpose(purpose: &str, seed: u64, index: u64) -> Self {
+        let key = blake3::derive_key(purpose, &seed.to_le_bytes());
+        let mut rng = ChaCha8Rng::from_seed(key);
+        rng.set_stream(index);
+        Self { rng }
+    }
+
     /// Appends `count` samples of N(0, 1) to `out`.
     pub fn fill(&mut self, count: usize, out: &mut Vec<f32>) {
         out.extend((0..count).map(|_| -> f32 { StandardNormal.sample(&mut self.rng) }));
@@ -48,6 +56,9 @@ mod tests {
         assert_eq!(draw(7, 3, 64), draw(7, 3, 64));
         assert_ne!(draw(7, 3, 64), draw(7, 4, 64));
         assert_ne!(draw(7, 3, 64), draw(8, 3, 64));
+        let mut other = Vec::new();
+        ImageNoise::with_purpose("harmonica test", 7, 3).fill(64, &mut other);
+        assert_ne!(draw(7, 3, 64), other);
     }
 
     #[test]

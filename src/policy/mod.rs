@@ -5,7 +5,11 @@
 mod fora;
 mod random;
 
-use std::{fmt, str::FromStr};
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+    str::FromStr,
+};
 
 use crate::schedule::{Schedule, ScheduleError};
 
@@ -25,7 +29,7 @@ pub enum Policy {
 pub enum PolicyError {
     /// An unknown name.
     #[error(
-        "unknown policy `{name}`: expected none, fora:N, random:CUR[:SEED], or a *.schedule.json file that exists"
+        "unknown policy `{name}`: expected none, fora:N, random:CUR[:SEED], learned, or a *.schedule.json file that exists"
     )]
     Unknown { name: String },
     /// Arguments out of range.
@@ -34,6 +38,30 @@ pub enum PolicyError {
     /// The table itself.
     #[error(transparent)]
     Schedule(#[from] ScheduleError),
+}
+
+/// What a user may name instead of a table.
+#[derive(Debug, Clone, PartialEq)]
+pub enum ScheduleChoice {
+    Policy(Policy),
+    /// The bundled router that was trained for these weights and this run; where there is none, nothing is reused.
+    Learned,
+    /// A *.schedule.json file.
+    File(PathBuf),
+}
+
+impl FromStr for ScheduleChoice {
+    type Err = PolicyError;
+    fn from_str(spec: &str) -> Result<Self, Self::Err> {
+        let path = Path::new(spec);
+        let is_file = || path.extension().is_some_and(|e| e == "json") || path.is_file();
+        match spec.parse::<Policy>() {
+            Ok(policy) => Ok(Self::Policy(policy)),
+            Err(_) if spec == "learned" => Ok(Self::Learned),
+            Err(_) if is_file() => Ok(Self::File(path.into())),
+            Err(unknown) => Err(unknown),
+        }
+    }
 }
 
 impl Policy {
@@ -107,6 +135,25 @@ impl fmt::Display for Policy {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_choice_is_a_policy_before_it_is_a_file() {
+        let choice = |spec: &str| spec.parse::<ScheduleChoice>();
+        assert_eq!(
+            choice("none").unwrap(),
+            ScheduleChoice::Policy(Policy::None)
+        );
+        assert_eq!(choice("learned").unwrap(), ScheduleChoice::Learned);
+        assert_eq!(
+            choice("a.schedule.json").unwrap(),
+            ScheduleChoice::File("a.schedule.json".into())
+        );
+        assert!(matches!(
+            choice("fora:0"),
+            Err(PolicyError::Arguments { .. })
+        ));
+        assert!(matches!(choice("nun"), Err(PolicyError::Unknown { .. })));
+    }
 
     #[test]
     fn specs_round_trip_and_bad_ones_are_refused() {

@@ -126,6 +126,9 @@ pub fn run_settings(info: &ModelInfo, settings: &Settings) -> Result<RunSettings
     })
 }
 
+/// Memory for activations and cache when the batch is chosen by itself.
+pub const BATCH_BYTES: u64 = 1 << 30;
+
 /// Images a batch within a memory budget, at most 16: beyond that nothing is gained.
 pub fn batch_for(config: &DitConfig, guided: bool, budget_bytes: u64) -> usize {
     let (n, d) = (config.tokens() as u64, config.hidden as u64);

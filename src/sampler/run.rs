@@ -10,7 +10,7 @@ use burn::tensor::{Tensor, TensorData};
 
 use super::{SampleError, batch::Batch, parts::PartTimes, setup::Setup, state::RunState};
 use crate::{
-    device::{DeviceFault, Engine},
+    device::{DeviceFault, Watch},
     diffusion::ImageNoise,
     plan::Plan,
 };
@@ -77,6 +77,7 @@ pub struct Run {
     phase: Phase,
     peak_cache_bytes: usize,
     state: Option<RunState>,
+    watch: Option<Watch>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -90,6 +91,7 @@ enum Phase {
 impl Run {
     pub(super) fn new(setup: Arc<Setup>, request: Request) -> Self {
         Self {
+            watch: setup.engine.as_ref().map(Watch::new),
             setup,
             request: Arc::new(request),
             next_image: 0,
@@ -174,21 +176,16 @@ impl Run {
 
     /// Values of a tensor, and what the engine says of how they came about.
     fn read(&self, x: &Tensor<4>) -> Result<Vec<f32>, SampleError> {
-        let engine = self.setup.engine.as_ref();
-        let data = x.clone().try_into_data().map_err(|e| match engine {
-            Some(engine) => engine.fault_of(&e),
-            None => DeviceFault::Failed {
-                message: e.to_string(),
-            },
+        let watch = self.watch.as_ref();
+        let data = x.clone().try_into_data().map_err(|e| match watch {
+            Some(watch) => watch.explained(DeviceFault::from_execution(&e)),
+            None => DeviceFault::failed(e),
         })?;
-        if let Some(fault) = engine.and_then(Engine::fault) {
+        if let Some(fault) = watch.and_then(Watch::fault) {
             return Err(fault.into());
         }
         let values = data.try_into_vec::<f32>();
-        values.map_err(|e| {
-            let message = format!("{e:?}");
-            DeviceFault::Failed { message }.into()
-        })
+        values.map_err(|e| DeviceFault::failed(format!("{e:?}")).into())
     }
 
     fn finish(&mut self, batch: Batch) -> Result<Event, SampleError> {
@@ -287,13 +284,11 @@ impl Run {
 
     /// What ended a poll.
     fn fault_of_panic(&self, panic: &(dyn Any + Send)) -> DeviceFault {
-        let text = panic.downcast_ref::<String>().map(String::as_str);
-        let message = text
-            .or_else(|| panic.downcast_ref::<&str>().copied())
-            .unwrap_or("no reason given")
-            .to_owned();
-        let known = self.setup.engine.as_ref().and_then(Engine::fault);
-        known.unwrap_or(DeviceFault::Failed { message })
+        let fault = DeviceFault::of_panic(panic);
+        match &self.watch {
+            Some(watch) => watch.explained(fault),
+            None => fault,
+        }
     }
 
     /// Runs to the end: all images `[B, C, H, W]`, row-major.

@@ -226,6 +226,15 @@ impl ScheduleFile {
                 return Err(bad(format!("{name} is {value}, expected 1 to {most}")));
             }
         }
+        // What such a network costs must be countable.
+        let [blocks, hidden, tokens] =
+            [file.model.blocks, file.model.hidden, file.model.tokens].map(|n| n as u128);
+        let widest = 16 * hidden + 2 * tokens + file.model.patch.iter().sum::<usize>() as u128;
+        if 1000 * (blocks + 2) * tokens * hidden * widest > u128::from(u64::MAX) {
+            return Err(bad(format!(
+                "{blocks} blocks of {hidden} with {tokens} tokens are no network that can be run"
+            )));
+        }
         if file.model.branches != 2 * file.model.blocks {
             return Err(bad(format!(
                 "{} blocks have {} branches, not {}",

@@ -13,7 +13,7 @@ use super::{
     TrainingError,
     walk::{StepConditions, Treatment, Walk, Walker},
 };
-use crate::schedule::Router;
+use crate::{device::DeviceFault, schedule::Router};
 
 /// What stands for the error in the final image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -59,8 +59,34 @@ impl fmt::Display for Proxy {
     }
 }
 
-/// `λ_s` of every step on one micro-batch at step 0; `λ_0` is 0, since step 0 is never trained. `at` is told each
-/// step and may break off, which gives `None`.
+/// What a step's `λ` is the ratio of, means over a batch.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub(super) struct StepError {
+    /// In the final image.
+    image: f64,
+    /// In the network's output at the step; 1 where the proxy does not ask.
+    output: f64,
+}
+
+impl StepError {
+    /// Adds a micro-batch that is this share of the batch.
+    pub fn add(&mut self, share: f64, part: Self) {
+        self.image += share * part.image;
+        self.output += share * part.output;
+    }
+
+    /// `λ_s`; a step that changes no output has no measurable weight.
+    pub fn lambda(&self) -> f64 {
+        if self.output > 1e-12 {
+            self.image / self.output
+        } else {
+            0.0
+        }
+    }
+}
+
+/// What makes `λ_s` of every step, on one micro-batch at step 0; nothing for step 0, which is never trained. `at` is told
+/// each step and may break off, which gives `None`.
 pub(super) fn lambda(
     walker: &mut Walker<'_>,
     proxy: Proxy,
@@ -68,17 +94,21 @@ pub(super) fn lambda(
     start: &Walk,
     conditions: &StepConditions,
     at: &mut dyn FnMut(usize) -> ControlFlow<()>,
-) -> Result<Option<Vec<f64>>, TrainingError> {
+) -> Result<Option<Vec<StepError>>, TrainingError> {
     let steps = walker.trajectory.len();
     if proxy == Proxy::None {
-        return Ok(Some(vec![1.0; steps]));
+        let one = StepError {
+            image: 1.0,
+            output: 1.0,
+        };
+        return Ok(Some(vec![one; steps]));
     }
     let scores: Vec<Vec<f64>> = (0..steps).map(|s| router.scores(s)).collect();
     let mut main = start.clone();
     walker.step(0, &mut main, conditions, Treatment::Full);
     // `finals[s]`: leave-one-out, step s in full; progressive, steps up to s by the router and the rest in full.
     let mut finals: Vec<Option<Tensor<4>>> = vec![None; steps];
-    let mut output_errors = vec![0.0; steps];
+    let mut output_errors = vec![1.0; steps];
     if proxy == Proxy::Progressive {
         finals[0] = Some(rest_in_full(walker, main.clone(), 1, conditions));
     }
@@ -118,7 +148,7 @@ pub(super) fn lambda(
     if proxy == Proxy::Progressive {
         finals[steps - 1] = Some(ruled.clone());
     }
-    let mut lambda = vec![0.0; steps];
+    let mut errors = vec![StepError::default(); steps];
     for s in 1..steps {
         let reference = if proxy == Proxy::Progressive {
             finals[s - 1].as_ref()
@@ -126,18 +156,13 @@ pub(super) fn lambda(
             Some(&ruled)
         };
         if let (Some(a), Some(b)) = (reference, &finals[s]) {
-            lambda[s] = mean_square(a.clone() - b.clone())?;
-        }
-        if proxy == Proxy::Sensitivity {
-            // A step that changes no output has no measurable weight.
-            lambda[s] = if output_errors[s] > 1e-12 {
-                lambda[s] / output_errors[s]
-            } else {
-                0.0
+            errors[s] = StepError {
+                image: mean_square(a.clone() - b.clone())?,
+                output: output_errors[s],
             };
         }
     }
-    Ok(Some(lambda))
+    Ok(Some(errors))
 }
 
 fn rest_in_full(
@@ -162,7 +187,7 @@ fn mean_square(difference: Tensor<4>) -> Result<f64, TrainingError> {
         .mean()
         .try_into_scalar::<f32>()
         .map(f64::from)
-        .map_err(|e| TrainingError::Device(e.to_string()))
+        .map_err(|e| DeviceFault::failed(e).into())
 }
 
 /// `λ` the long way: every trajectory from its start. For tests.

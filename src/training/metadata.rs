@@ -1,6 +1,6 @@
 //! What a checkpoint of a training says of itself.
 
-use serde::de::DeserializeOwned;
+use serde::{Serialize, de::DeserializeOwned};
 
 use crate::checkpoint::{CheckpointError, METADATA_KEY, TensorSource};
 
@@ -26,4 +26,22 @@ pub(super) fn read_metadata<T: DeserializeOwned>(
             ),
         }),
     }
+}
+
+/// The first field that two settings differ in, but for those in `free`: its name, and its values as JSON.
+pub(super) fn difference<T: Serialize>(
+    found: &T,
+    asked: &T,
+    free: &[&str],
+) -> Option<(String, String, String)> {
+    let fields = |settings: &T| serde_json::to_value(settings).unwrap_or_default();
+    let (found, asked) = (fields(found), fields(asked));
+    let (found, asked) = (found.as_object()?, asked.as_object()?);
+    let differs =
+        |key: &&String| !free.contains(&key.as_str()) && found.get(*key) != asked.get(*key);
+    let key = found.keys().chain(asked.keys()).find(differs)?;
+    let value = |of: &serde_json::Map<String, serde_json::Value>| {
+        of.get(key).map_or("none".to_owned(), ToString::to_string)
+    };
+    Some((key.clone(), value(found), value(asked)))
 }

@@ -30,8 +30,12 @@ pub use sdt::{Iteration, Progress, Sdt, TrainingState};
 pub use settings::SdtSettings;
 
 use crate::{
-    checkpoint::CheckpointError, diffusion::DiffusionError, report::ReportError,
-    sampler::SampleError, schedule::ScheduleError,
+    checkpoint::CheckpointError,
+    device::{DeviceFault, Watch},
+    diffusion::DiffusionError,
+    report::ReportError,
+    sampler::SampleError,
+    schedule::ScheduleError,
 };
 
 /// Why training could not start or go on.
@@ -74,6 +78,12 @@ pub enum TrainingError {
     /// A fresh start where a run lies already.
     #[error("{} holds a run already; pass --resume to go on with it, or choose another --out", path.display())]
     Exists { path: std::path::PathBuf },
+    /// A folder that a training of the other kind keeps its files in.
+    #[error("{} holds another training ({file}), and both would write train.jsonl; choose another --out", path.display())]
+    OtherRun {
+        path: std::path::PathBuf,
+        file: &'static str,
+    },
     /// Nothing to resume.
     #[error("{} holds no run to resume: there is no {file}; leave --resume away to start one", path.display())]
     NothingToResume {
@@ -91,8 +101,8 @@ pub enum TrainingError {
     )]
     Diverged { step: u64, loss: f64, norm: f64 },
     /// The device failed.
-    #[error("the device failed while training: {0}")]
-    Device(String),
+    #[error("training stopped: {0}")]
+    Device(#[from] DeviceFault),
     /// A file of the run could not be written or read.
     #[error("cannot {action} {}: {source}", path.display())]
     Io {
@@ -100,4 +110,14 @@ pub enum TrainingError {
         path: std::path::PathBuf,
         source: std::io::Error,
     },
+}
+
+impl TrainingError {
+    /// What a run on this engine ended with: where burn only says that something failed, the engine may know what.
+    fn explained(self, watch: Option<&Watch>) -> Self {
+        match (self, watch) {
+            (Self::Device(fault), Some(watch)) => Self::Device(watch.explained(fault)),
+            (other, _) => other,
+        }
+    }
 }

@@ -16,9 +16,15 @@ pub struct Replay {
 }
 
 impl Replay {
-    /// A hash of the noise, to know it again.
+    /// A hash of all that training takes from it, to know it again.
     pub fn identity(&self) -> String {
-        blake3::hash(bytemuck::cast_slice(&self.noise)).to_hex()[..32].to_owned()
+        let mut hash = blake3::Hasher::new();
+        hash.update(bytemuck::cast_slice(&self.noise))
+            .update(bytemuck::cast_slice(self.router.logits()));
+        for label in self.labels.iter().flatten() {
+            hash.update(&(*label as u64).to_le_bytes());
+        }
+        hash.finalize().to_hex()[..32].to_owned()
     }
 
     /// Whether the replay fits the model, the run and the number of passes.
@@ -53,6 +59,16 @@ impl Replay {
             return setting(
                 format!("{} numbers of noise for {images} labels", self.noise.len()),
                 "noise [passes,B,C,H,W] and labels [passes,B] of the model's shape",
+            );
+        }
+        let batch = self.labels.first().map_or(0, Vec::len);
+        if let Some(other) = self.labels.iter().find(|pass| pass.len() != batch) {
+            return setting(
+                format!(
+                    "a file with passes of {batch} and of {} labels",
+                    other.len()
+                ),
+                "as many labels a pass",
             );
         }
         if passes > self.labels.len() {

@@ -15,16 +15,21 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Budget, Iteration, Progress, Replay, Sdt, SdtSettings, TrainingError,
+    pretrain::{self, PretrainFolder},
     saved::{Saved, check_same, load_state},
 };
 use crate::{
     checkpoint::{self, ModelInfo},
+    device::{Engine, Watch},
     dit::Dit,
     files::write_bytes_atomically,
     report::{Curves, draw_schedule},
     sampler::{Settings, model_identity, model_shape, run_settings},
     schedule::{Measured, ModelShape, PolicyRecord, ScheduleFile},
 };
+
+/// Name of the training state.
+pub(super) const CHECKPOINT: &str = "router.safetensors";
 
 /// Where the files of a run lie.
 #[derive(Debug, Clone, PartialEq)]
@@ -40,7 +45,7 @@ impl RunFolder {
 
     /// The training state.
     pub fn checkpoint(&self) -> PathBuf {
-        self.path.join("router.safetensors")
+        self.path.join(CHECKPOINT)
     }
 
     /// A line an iteration.
@@ -90,10 +95,13 @@ pub struct RouterRun<'m> {
     /// What to emit schedules for; the first one steers.
     targets: Vec<Budget>,
     max_cache: Option<f64>,
+    /// The targets and the bound of the cache that the training was begun for, which a finished one may be asked to leave.
+    kept: (Vec<Budget>, Option<f64>),
     save_every: usize,
     history: Vec<PassSummary>,
     extra_log: Option<PathBuf>,
     replay: Option<String>,
+    watch: Option<Watch>,
 }
 
 /// What a [`RouterRun`] is made from.
@@ -160,21 +168,31 @@ impl<'m> RouterRun<'m> {
             .iter()
             .try_for_each(|target| target.check_reachable(run.steps, &shape, slots))?;
         let replay_identity = replay.as_ref().map(Replay::identity);
+        if PretrainFolder::new(&folder.path).checkpoint().exists() {
+            return Err(TrainingError::OtherRun {
+                path: folder.path,
+                file: pretrain::CHECKPOINT,
+            });
+        }
         let there = folder.checkpoint().exists();
+        let mut kept = (targets.clone(), max_cache);
         let (sdt, history) = match (there, resume) {
             (true, false) => return Err(TrainingError::Exists { path: folder.path }),
             (false, true) => {
                 return Err(TrainingError::NothingToResume {
                     path: folder.path,
-                    file: "router.safetensors",
+                    file: CHECKPOINT,
                 });
             }
             (false, false) => (Sdt::new(model, run, settings, replay)?, Vec::new()),
             (true, true) => {
                 let (saved, state) = load_state(checkpoint::open(&folder.checkpoint())?)?;
                 if saved.pass >= settings.passes {
-                    // Nothing is steered any more: a finished run makes schedules for any targets.
+                    // Nothing is steered any more: a finished run makes schedules for any targets, and remembers its own.
                     settings.budget = saved.settings.budget;
+                    if !saved.targets.is_empty() {
+                        kept = (saved.targets.clone(), saved.max_cache);
+                    }
                 }
                 check_same(&folder, &saved, info, &run, &settings)?;
                 if saved.replay != replay_identity {
@@ -198,16 +216,25 @@ impl<'m> RouterRun<'m> {
             run,
             targets,
             max_cache,
+            kept,
             save_every,
             history,
             extra_log: log,
             replay: replay_identity,
+            watch: None,
         };
         for log in run.logs() {
             cut_log(&log, run.sdt.state().pass)?;
         }
         run.save()?;
         Ok(run)
+    }
+
+    /// Asks the engine that the model lives on what an error of the device means, and before every save whether there was
+    /// one: some faults leave wrong values and a read-back that succeeds.
+    pub fn with_engine(self, engine: &Engine) -> Self {
+        let watch = Some(Watch::new(engine));
+        Self { watch, ..self }
     }
 
     /// The training itself.
@@ -234,12 +261,16 @@ impl<'m> RouterRun<'m> {
         each: &mut dyn FnMut(Progress) -> ControlFlow<()>,
     ) -> Result<Option<PassSummary>, TrainingError> {
         let mut iterations = Vec::new();
-        let finished = self.sdt.pass(&mut |progress| {
+        let mut each = |progress| {
             if let Progress::Trained(iteration) = progress {
                 iterations.push(iteration);
             }
             each(progress)
-        })?;
+        };
+        let finished = self
+            .sdt
+            .pass(&mut each)
+            .map_err(|error| error.explained(self.watch.as_ref()))?;
         if !finished {
             self.save()?;
             return Ok(None);
@@ -314,6 +345,9 @@ impl<'m> RouterRun<'m> {
 
     /// Writes checkpoint, schedules and picture.
     fn save(&self) -> Result<(), TrainingError> {
+        if let Some(fault) = self.watch.as_ref().and_then(Watch::fault) {
+            return Err(fault.into());
+        }
         let (state, settings) = (self.sdt.state(), self.sdt.settings());
         let saved = Saved::of(
             self.info,
@@ -321,6 +355,7 @@ impl<'m> RouterRun<'m> {
             &self.sdt,
             self.replay.clone(),
             self.history.clone(),
+            self.kept.clone(),
         )?;
         saved.write(state, &self.folder.checkpoint())?;
         let files = self.schedules()?;

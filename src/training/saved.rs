@@ -5,8 +5,10 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    AdamWParts, PassSummary, RunFolder, Sdt, SdtSettings, Steering, TrainingError, TrainingState,
-    adamw::AdamW, metadata::read_metadata,
+    AdamWParts, Budget, PassSummary, RunFolder, Sdt, SdtSettings, Steering, TrainingError,
+    TrainingState,
+    adamw::AdamW,
+    metadata::{difference, read_metadata},
 };
 use crate::{
     checkpoint::{self, CheckpointError, ModelInfo, TensorSource, write_tensors_with_metadata},
@@ -34,6 +36,11 @@ pub(super) struct Saved {
     #[serde(default)]
     pub replay: Option<String>,
     pub history: Vec<PassSummary>,
+    /// What schedules are made for, the one that steers first; empty in files of before this was kept.
+    #[serde(default)]
+    pub targets: Vec<Budget>,
+    #[serde(default)]
+    pub max_cache: Option<f64>,
 }
 
 impl Saved {
@@ -43,6 +50,7 @@ impl Saved {
         sdt: &Sdt<'_>,
         replay: Option<String>,
         history: Vec<PassSummary>,
+        (targets, max_cache): (Vec<Budget>, Option<f64>),
     ) -> Result<Self, TrainingError> {
         let state = sdt.state();
         let AdamWParts(_, _, steps) = state.optimizer.parts();
@@ -59,6 +67,8 @@ impl Saved {
             beta_correction: state.steering.correction,
             replay,
             history,
+            targets,
+            max_cache,
         })
     }
 
@@ -137,6 +147,7 @@ pub(super) fn check_same(
         found,
         asked,
     };
+    let flag = |key: String| format!("--{}", key.replace('_', "-"));
     let (found, asked) = (&saved.model, model_identity(info));
     if *found != asked {
         return Err(differs(
@@ -145,34 +156,27 @@ pub(super) fn check_same(
             format!("{:?}", asked.fingerprint),
         ));
     }
-    let asked = run_settings(info, run)?;
-    if saved.run != asked || saved.clip_x0 != run.clip_x0 {
-        return Err(differs(
-            "the run",
-            format!("{:?}", saved.run),
-            format!("{asked:?}"),
-        ));
+    if let Some((key, found, asked)) = difference(&saved.run, &run_settings(info, run)?, &[]) {
+        return Err(differs(&flag(key), found, asked));
     }
-    let fields = |s: &SdtSettings| serde_json::to_value(s).unwrap_or_default();
-    let (found, asked) = (fields(&saved.settings), fields(settings));
-    for (key, value) in found.as_object().into_iter().flatten() {
-        // More passes are welcome.
-        let free = key == "passes";
-        if asked[key] != *value && !free {
-            return Err(differs(
-                &format!("--{}", key.replace('_', "-")),
-                value.to_string(),
-                asked[key].to_string(),
-            ));
-        }
+    if saved.clip_x0 != run.clip_x0 {
+        let word = |on: bool| if on { "on" } else { "off" }.to_owned();
+        return Err(differs("--clip-x0", word(saved.clip_x0), word(run.clip_x0)));
     }
-    Ok(())
+    // More passes are welcome.
+    match difference(&saved.settings, settings, &["passes"]) {
+        Some((key, found, asked)) => Err(differs(&flag(key), found, asked)),
+        None => Ok(()),
+    }
 }
 
 /// What a `router.safetensors` of ours holds.
 pub struct TrainingSummary {
     pub pass: usize,
     pub settings: SdtSettings,
+    /// What schedules are made for, the one that steers first.
+    pub targets: Vec<Budget>,
+    pub max_cache: Option<f64>,
     pub router: Router,
     pub lambda: Vec<f64>,
     pub beta: f64,
@@ -201,6 +205,11 @@ impl TrainingSummary {
         } = state;
         Ok(Some(Self {
             pass,
+            targets: match saved.targets.is_empty() {
+                true => vec![saved.settings.budget],
+                false => saved.targets,
+            },
+            max_cache: saved.max_cache,
             settings: saved.settings,
             router,
             lambda,

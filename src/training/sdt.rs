@@ -4,19 +4,23 @@
 //! fresh and cached features by the router's scores, is compared with the full model at the student's own
 //! `x_t`, and one AdamW step moves that step's row of the router.
 
-use std::ops::ControlFlow;
+use std::{
+    ops::ControlFlow,
+    panic::{AssertUnwindSafe, catch_unwind},
+};
 
 use serde::{Deserialize, Serialize};
 
 use super::{
     Replay, SdtSettings, TrainingError,
-    adamw::AdamW,
+    adamw::{AdamW, AdamWParts},
     budget::{Budget, Steering},
-    iepo,
+    iepo::{self, StepError},
     student::student_step,
     walk::{StepConditions, Treatment, Walk, Walker},
 };
 use crate::{
+    device::DeviceFault,
     diffusion::ImageNoise,
     dit::Dit,
     sampler::{Settings, model_shape},
@@ -35,6 +39,16 @@ pub struct TrainingState {
     pub beta: f64,
     /// What steering β remembers.
     pub steering: Steering,
+}
+
+impl TrainingState {
+    /// Whether everything has the router's size.
+    fn is_whole(&self) -> bool {
+        let (steps, branches) = (self.router.steps(), self.router.branches());
+        let AdamWParts(first, second, counts) = self.optimizer.parts();
+        let tables = [first.len(), second.len(), self.steering.values.len()];
+        tables == [steps * branches; 3] && counts.len() == steps && self.lambda.len() == steps
+    }
 }
 
 /// One trained step.
@@ -115,13 +129,24 @@ impl<'m> Sdt<'m> {
         state: TrainingState,
     ) -> Result<Self, TrainingError> {
         settings.check()?;
+        if run.solver.is_stochastic() {
+            return Err(TrainingError::Setting {
+                flag: "solver",
+                value: run.solver.to_string(),
+                expected: "a deterministic one: routers are trained along the path without noise",
+            });
+        }
+        if let Some(replay) = &replay {
+            replay.check(model, settings.passes)?;
+        }
         let trajectory = run.trajectory()?;
         let (steps, branches) = (trajectory.len(), 2 * model.config().blocks);
-        if (state.router.steps(), state.router.branches()) != (steps, branches) {
+        let found = (state.router.steps(), state.router.branches());
+        if steps < 2 || found != (steps, branches) || !state.is_whole() {
             return Err(TrainingError::Setting {
                 flag: "steps",
                 value: steps.to_string(),
-                expected: "the number of steps and branches that the router has",
+                expected: "at least 2, and the number of steps and branches that the router and its training have",
             });
         }
         let walker = Walker {
@@ -166,7 +191,9 @@ impl<'m> Sdt<'m> {
         each: &mut dyn FnMut(Progress) -> ControlFlow<()>,
     ) -> Result<bool, TrainingError> {
         let before = self.state.clone();
-        let finished = self.run_pass(each);
+        // Some faults of a device come out of burn as panics.
+        let finished = catch_unwind(AssertUnwindSafe(|| self.run_pass(each)))
+            .unwrap_or_else(|panic| Err(DeviceFault::of_panic(&*panic).into()));
         if !matches!(finished, Ok(true)) {
             self.state = before;
         }
@@ -194,8 +221,8 @@ impl<'m> Sdt<'m> {
             ));
         }
 
-        if (pass * steps).is_multiple_of(self.settings.lambda_every) {
-            let mut lambda = vec![0.0; steps];
+        if self.refreshes_lambda(pass) {
+            let mut errors = vec![StepError::default(); steps];
             for (walk, conditions, share) in &walks {
                 let refreshed = iepo::lambda(
                     &mut self.walker,
@@ -208,11 +235,12 @@ impl<'m> Sdt<'m> {
                 let Some(part) = refreshed else {
                     return Ok(false);
                 };
-                lambda
+                errors
                     .iter_mut()
                     .zip(part)
-                    .for_each(|(sum, l)| *sum += share * l);
+                    .for_each(|(sum, part)| sum.add(*share, part));
             }
+            let lambda: Vec<f64> = errors.iter().map(StepError::lambda).collect();
             tracing::debug!(pass, ?lambda, "refreshed lambda");
             self.state.lambda = lambda;
         }
@@ -298,6 +326,17 @@ impl<'m> Sdt<'m> {
         Ok(true)
     }
 
+    /// Whether λ is due at the start of a pass: by the release's rule, which wants `p·T` to be a multiple of `C` and so
+    /// refreshes once in `lcm(T, C)` iterations, or, where β is steered, whenever `C` more iterations are begun.
+    fn refreshes_lambda(&self, pass: usize) -> bool {
+        let (steps, every) = (self.walker.trajectory.len(), self.settings.lambda_every);
+        let begun = |pass: usize| (pass * steps).div_ceil(every);
+        match self.settings.budget {
+            Budget::Beta(_) => (pass * steps).is_multiple_of(every),
+            _ => begun(pass + 1) > begun(pass),
+        }
+    }
+
     /// One AdamW step on row `s`, then the clamp of all logits.
     fn update(&mut self, s: usize, gradient: &[f64]) -> Result<(), TrainingError> {
         let mut logits = self.state.router.logits().to_vec();
@@ -326,10 +365,10 @@ impl<'m> Sdt<'m> {
         let size = config.image_shape().iter().product();
         let (mut noise, mut labels) = (Vec::new(), Vec::new());
         for image in 0..self.settings.batch {
-            let mut stream = ImageNoise::new(
-                self.settings.seed,
-                (pass * self.settings.batch + image) as u64,
-            );
+            let number = (pass * self.settings.batch + image) as u64;
+            // Not what `sample` draws for the same seed: what is learned is judged on other noise.
+            let mut stream =
+                ImageNoise::with_purpose("harmonica router images", self.settings.seed, number);
             stream.fill(size, &mut noise);
             labels.push(stream.below(config.classes));
         }
@@ -340,8 +379,8 @@ impl<'m> Sdt<'m> {
 /// Logits from N(0, 1), step 0 pinned.
 fn initial_router(steps: usize, branches: usize, seed: u64) -> Result<Router, TrainingError> {
     let mut logits = vec![LOGIT_LIMIT; branches];
-    // The last stream of the seed; images use the first ones.
-    ImageNoise::new(seed, u64::MAX).fill(steps.saturating_sub(1) * branches, &mut logits);
+    ImageNoise::with_purpose("harmonica router logits", seed, 0)
+        .fill(steps.saturating_sub(1) * branches, &mut logits);
     logits
         .iter_mut()
         .for_each(|l| *l = l.clamp(-LOGIT_LIMIT, LOGIT_LIMIT));
@@ -472,6 +511,7 @@ pub(super) mod tests {
                     steps * steps
                 );
                 let long = lambda_long(&mut walker, proxy, &router, &start, &conditions).unwrap();
+                let short: Vec<f64> = short.iter().map(StepError::lambda).collect();
                 assert_eq!(short, long, "{proxy}");
                 assert!(short[1..].iter().all(|l| *l > 0.0));
             }
@@ -481,14 +521,24 @@ pub(super) mod tests {
     #[test]
     fn micro_batches_and_checkpointing_change_nothing_but_rounding() {
         let (model, _) = random_model(&tiny(), 1, &burn::tensor::Device::flex()).unwrap();
-        let (trace, state) = train(&model, settings(3));
-        for (micro_batch, gradient_checkpointing) in [(1, false), (2, true), (3, true)] {
+        let cases = [
+            (Proxy::LeaveOneOut, 1, false),
+            (Proxy::Progressive, 2, true),
+            (Proxy::Sensitivity, 1, true),
+            (Proxy::Sensitivity, 2, false),
+        ];
+        for (proxy, micro_batch, gradient_checkpointing) in cases {
+            let whole = SdtSettings {
+                proxy,
+                ..settings(3)
+            };
+            let (trace, state) = train(&model, whole.clone());
             let (other, end) = train(
                 &model,
                 SdtSettings {
                     micro_batch,
                     gradient_checkpointing,
-                    ..settings(3)
+                    ..whole
                 },
             );
             for (a, b) in trace.iter().zip(&other) {
@@ -497,9 +547,32 @@ pub(super) mod tests {
             let worst = crate::metrics::max_abs_error(state.router.logits(), end.router.logits());
             assert!(
                 worst < 1e-3,
-                "micro-batch {micro_batch}, checkpointing {gradient_checkpointing}: {worst}"
+                "{proxy}, micro-batch {micro_batch}, checkpointing {gradient_checkpointing}: {worst}"
             );
         }
+    }
+
+    #[test]
+    fn a_steered_run_refreshes_lambda_as_often_as_it_was_asked_to() {
+        let (model, _) = random_model(&tiny(), 1, &burn::tensor::Device::flex()).unwrap();
+        let refreshes = |steps: usize, lambda_every: usize, budget: Budget| -> Vec<usize> {
+            let settings = SdtSettings {
+                lambda_every,
+                budget,
+                ..settings(30)
+            };
+            let sdt = Sdt::new(&model, run(steps), settings, None).unwrap();
+            (0..30).filter(|pass| sdt.refreshes_lambda(*pass)).collect()
+        };
+        let target = Budget::TargetCur(0.3);
+        assert_eq!(refreshes(7, 50, target), [0, 7, 14, 21, 28]);
+        assert_eq!(refreshes(10, 50, target), [0, 5, 10, 15, 20, 25]);
+        // The release wants a pass to begin with a multiple of C.
+        assert_eq!(refreshes(7, 50, Budget::Beta(1e-3)), [0]);
+        assert_eq!(
+            refreshes(10, 50, Budget::Beta(1e-3)),
+            [0, 5, 10, 15, 20, 25]
+        );
     }
 
     #[test]

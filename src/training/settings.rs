@@ -16,7 +16,8 @@ pub struct SdtSettings {
     pub learning_rate: f64,
     /// Threshold `τ`.
     pub tau: f64,
-    /// `C`: λ is refreshed at the start of pass `p` when `p·T` is a multiple of it.
+    /// `C`: λ is refreshed at the start of pass `p` when `p·T` is a multiple of it; where β is steered, when one of the
+    /// pass's iterations `p·T…` is.
     pub lambda_every: usize,
     pub proxy: Proxy,
     /// β, or what steers it.

@@ -8,6 +8,7 @@ use burn::tensor::Tensor;
 
 use super::walk::{StepConditions, Walk, Walker, run_blocks};
 use crate::{
+    device::DeviceFault,
     dit::{Branch, Conditioning},
     training::TrainingError,
 };
@@ -175,7 +176,7 @@ fn scalar<const D: usize>(value: Tensor<D>) -> Result<f64, TrainingError> {
     value
         .try_into_scalar::<f32>()
         .map(f64::from)
-        .map_err(|e| TrainingError::Device(e.to_string()))
+        .map_err(|e| DeviceFault::failed(e).into())
 }
 
 #[cfg(test)]

@@ -2,8 +2,9 @@
 
 use std::{
     path::{Path, PathBuf},
-    process::{Command, Output},
+    process::{Command, Output, Stdio},
     sync::OnceLock,
+    time::Duration,
 };
 
 use harmonica::{
@@ -90,4 +91,30 @@ pub fn harmonica_json(arguments: &[&str]) -> serde_json::Value {
         String::from_utf8_lossy(&out.stderr)
     );
     serde_json::from_slice(&out.stdout).unwrap()
+}
+
+/// Runs a command to its end although it is killed ten times on the way, in moments that differ. `full`: how long it takes
+/// undisturbed; `arguments`: of a run that goes on or, while there is no `checkpoint`, begins.
+pub fn kill_ten_times(full: Duration, checkpoint: &Path, arguments: impl Fn(bool) -> Vec<String>) {
+    let start = || {
+        Command::new(env!("CARGO_BIN_EXE_harmonica"))
+            .args(arguments(checkpoint.exists()))
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap()
+    };
+    for kill in 0..10u32 {
+        let mut child = start();
+        std::thread::sleep(full.mul_f64(0.02 + 0.004 * f64::from(kill * 7 % 10)));
+        assert!(
+            child.try_wait().unwrap().is_none(),
+            "the run was over before kill {kill}"
+        );
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+    let last = start().wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&last.stderr);
+    assert!(last.status.success(), "{said}");
 }

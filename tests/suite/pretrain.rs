@@ -17,7 +17,8 @@ use harmonica::{
 
 use crate::{
     common::{
-        engines, golden, harmonica, harmonica_json, integers, of_a_later_format, tensor, vulkan,
+        engines, golden, harmonica, harmonica_json, integers, kill_ten_times, of_a_later_format,
+        tensor, vulkan,
     },
     pretrain_data::{folder, open},
 };
@@ -387,7 +388,7 @@ fn contradictions_are_refused() {
     refused(
         PretrainStart::Fresh(tiny()),
         options(&run, 1, false),
-        "the network takes 4 classes, the data has 2: an --init model must have been made for these classes",
+        "the network takes 4 classes, the data has 2: a model that goes on learning must have been made for the classes of its data",
     );
     let larger = DitConfig {
         input_size: [16, 16],
@@ -527,7 +528,7 @@ fn the_command_trains_a_model_that_samples() {
     let sampled = harmonica_json(&[
         "sample",
         "--model",
-        model.to_str().unwrap(),
+        folder,
         "--classes",
         "a-red",
         "--steps",
@@ -585,11 +586,61 @@ fn the_command_trains_a_model_that_samples() {
     );
     refused(
         &["--resume", "--hidden", "32"],
-        "was trained with the network",
+        "of hidden 16, this command says 32",
     );
     refused(&["--steps", "1", "--minutes", "1"], "cannot be used with");
     refused(&["--resume", "--size", "DiT-S/3"], "unknown size `DiT-S/3`");
     refused(&["--resume", "--save-every", "-1"], "--save-every");
+
+    // A router's training beside it would empty its log.
+    let log = || std::fs::read(out.join("train.jsonl")).unwrap();
+    let before = log();
+    let router = harmonica(&[
+        "train", "router", "--model", folder, "--out", folder, "--device", "cpu",
+    ]);
+    let said = String::from_utf8_lossy(&router.stderr);
+    assert!(
+        router.status.code() == Some(2) && said.contains("both would write train.jsonl"),
+        "{said}"
+    );
+    assert_eq!(log(), before);
+}
+
+#[test]
+fn a_killed_training_ends_with_the_same_losses_and_weights() {
+    let at = tempfile::tempdir().unwrap();
+    let pictures = folder(at.path());
+    let train = |out: &Path, resume: bool| {
+        let words = "train dit --device cpu --image-size 8 --blocks 2 --hidden 32 --patch 2 --batch 8 --steps 80 --save-every 0 -q";
+        let mut arguments: Vec<String> = words.split(' ').map(String::from).collect();
+        for (flag, path) in [("--data", pictures.as_path()), ("--out", out)] {
+            arguments.extend([flag.to_owned(), path.to_str().unwrap().to_owned()]);
+        }
+        arguments.extend(resume.then(|| "--resume".to_owned()));
+        arguments
+    };
+    let (whole, killed) = (at.path().join("whole"), at.path().join("killed"));
+    let started = std::time::Instant::now();
+    let arguments = train(&whole, false);
+    let out = harmonica(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
+    assert!(out.status.success());
+    let full = started.elapsed();
+    kill_ten_times(full, &killed.join("checkpoint.safetensors"), |resume| {
+        train(&killed, resume)
+    });
+    let losses = |out: &Path| -> Vec<String> {
+        let log = std::fs::read_to_string(out.join("train.jsonl")).unwrap();
+        let step = |line: &str| {
+            let mut step: serde_json::Value = serde_json::from_str(line).unwrap();
+            step["images_per_second"].take();
+            step.to_string()
+        };
+        log.lines().map(step).collect()
+    };
+    assert_eq!(losses(&whole).len(), 80);
+    assert_eq!(losses(&whole), losses(&killed));
+    let model = |out: &Path| std::fs::read(out.join("model.safetensors")).unwrap();
+    assert!(model(&whole) == model(&killed));
 }
 
 #[cfg(unix)]

@@ -1,5 +1,6 @@
 //! Whole runs: against the golden run, between devices, between batch sizes.
 
+use burn::tensor::{Tensor, TensorData};
 use harmonica::{
     checkpoint::{LoadOptions, ModelSpec, load_model, read_named_tensors, write_tensors},
     device::Engine,
@@ -140,29 +141,47 @@ fn stochastic_solvers_repeat_whatever_the_batch() {
     }
 }
 
+/// The sampler's plans, fused steps and conditioning ahead of time against nothing but network, guidance and solver.
 #[test]
-fn full_schedule_equals_no_schedule() {
+fn a_run_that_reuses_nothing_is_the_plain_loop() {
     for (device, engine) in engines() {
         let model = bundled(&engine);
+        let settings = settings(3, 3.0);
+        let noise: Vec<f32> = tensor("bundled.safetensors", "noise").1[..3 * 32 * 32].to_vec();
         let run = |schedule| {
             let request = Request {
                 labels: vec![7],
                 seed: 3,
-                noise: None,
+                noise: Some(noise.clone()),
                 batch: 1,
             };
-            Sampler::new(&model, settings(3, 3.0), schedule)
+            Sampler::new(&model, settings, schedule)
                 .unwrap()
                 .sample(request)
                 .unwrap()
         };
+        let data = TensorData::new(noise.clone(), [1, 3, 32, 32]);
+        let mut x = Tensor::<4>::from_data(data, engine.device());
+        for step in settings.trajectory().unwrap().steps() {
+            let output = model.forward(
+                x.clone().repeat_dim(0, 2),
+                &[step.timestep as f32; 2],
+                &[7, model.config().classes],
+            );
+            let output = settings.guidance.guide(output, 3);
+            x = settings.solver.step(step, x, output, true, None).next;
+        }
+        let plain = x.into_data().try_into_vec::<f32>().unwrap();
+        let error = max_abs_error(&run(None), &plain);
+        assert!(error < 2e-5, "{device}: {error}");
         assert_eq!(
             run(None),
             run(Some(Schedule::full(3, 24).unwrap())),
             "{device}"
         );
         let reuse = Schedule::from_rule(3, 24, |s, _| s != 1).unwrap();
-        assert_ne!(run(None), run(Some(reuse)), "{device}: reuse must show");
+        let error = max_abs_error(&run(Some(reuse)), &plain);
+        assert!(error > 1e-3, "{device}: reuse must show, not {error}");
     }
 }
 
@@ -444,4 +463,70 @@ fn a_run_resumes_where_it_stood() {
             assert!(ratio > 15.0, "{ratio}");
         }
     }
+}
+
+#[cfg(unix)]
+#[test]
+fn ctrl_c_leaves_the_pictures_that_were_done() {
+    use std::{
+        process::{Command, Stdio},
+        time::Duration,
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("pictures");
+    let mut child = Command::new(env!("CARGO_BIN_EXE_harmonica"))
+        .args(["sample", "--device", "cpu", "--count", "5000", "--batch"])
+        .args(["1", "--steps", "2", "--out", out.to_str().unwrap()])
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let pictures = || std::fs::read_dir(&out).map_or(0, |entries| entries.count());
+    while pictures() < 4 {
+        assert!(child.try_wait().unwrap().is_none(), "it ended by itself");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let kill = Command::new("kill")
+        .args(["-INT", &child.id().to_string()])
+        .status();
+    assert!(kill.unwrap().success());
+    let ended = child.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&ended.stderr).into_owned();
+    assert_eq!(ended.status.code(), Some(130), "{said}");
+    assert!(
+        said.contains(&format!("{} of 5000 images lie in", pictures())),
+        "{said}"
+    );
+}
+
+/// `nohup` means that a closing terminal ends nothing.
+#[cfg(unix)]
+#[test]
+fn an_ignored_hangup_stays_ignored() {
+    use std::{process::Command, time::Duration};
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("pictures");
+    let command = format!(
+        "trap '' HUP; exec {} sample --device cpu --count 5000 --batch 1 --steps 2 -q --out {}",
+        env!("CARGO_BIN_EXE_harmonica"),
+        out.display()
+    );
+    let mut child = Command::new("sh").args(["-c", &command]).spawn().unwrap();
+    let pictures = || std::fs::read_dir(&out).map_or(0, |entries| entries.count());
+    let wait_for = |child: &mut std::process::Child, count: usize| {
+        while pictures() < count {
+            assert!(child.try_wait().unwrap().is_none(), "it ended");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    };
+    wait_for(&mut child, 2);
+    for _ in 0..2 {
+        let sent = Command::new("kill")
+            .args(["-HUP", &child.id().to_string()])
+            .status();
+        assert!(sent.unwrap().success());
+    }
+    let seen = pictures();
+    wait_for(&mut child, seen + 4);
+    child.kill().unwrap();
+    child.wait().unwrap();
 }

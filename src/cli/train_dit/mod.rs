@@ -139,7 +139,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
             None => before.map_or(StoredDtype::F32, |saved| saved.dtype),
         },
     };
-    let mut run = PretrainRun::open(&data, start, options, engine.device())?;
+    let mut run = PretrainRun::open(&data, start, options, engine.device())?.with_engine(&engine);
     context.say(format!(
         "{} with {:.1} M weights; {} pictures of {:?} in {} classes{}",
         config.name(),

@@ -13,6 +13,7 @@ use super::{
 };
 use crate::{
     checkpoint::{Parameter, StateDict},
+    device::DeviceFault,
     dit::{Dit, DitConfig},
     kernels,
     training::TrainingError,
@@ -200,9 +201,7 @@ impl Learner {
         // Shorter than it should be only after the device failed in the middle of a step.
         match [values, ema, first, second][role].get(place) {
             Some(tensor) => read(tensor.clone()),
-            None => Err(TrainingError::Device(
-                "the last step was not finished".into(),
-            )),
+            None => Err(DeviceFault::failed("the last step was not finished").into()),
         }
     }
 

@@ -64,5 +64,6 @@ pub use history::PretrainStep;
 pub use learner::{Learned, Learner};
 pub use objective::{Batch, Objective};
 pub use run::{PretrainEvent, PretrainOptions, PretrainRun, PretrainStart};
+pub(super) use saved::CHECKPOINT;
 pub use saved::{PretrainFolder, SavedRun};
 pub use settings::{Length, Optimizer, Precision, PretrainSettings};

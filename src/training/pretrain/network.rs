@@ -13,6 +13,7 @@ use burn::{
 use super::settings::Precision;
 use crate::{
     checkpoint::{Parameter, StateDict, Supply, assemble, parameters},
+    device::DeviceFault,
     dit::{Dit, DitConfig, sincos_positions},
     training::TrainingError,
 };
@@ -97,9 +98,9 @@ pub(super) fn flat(values: Vec<f32>, device: &Device) -> Tensor<1> {
 pub(super) fn read<const D: usize>(tensor: Tensor<D>) -> Result<Vec<f32>, TrainingError> {
     tensor
         .try_into_data()
-        .map_err(|e| TrainingError::Device(e.to_string()))?
+        .map_err(|e| TrainingError::from(DeviceFault::failed(e)))?
         .try_into_vec::<f32>()
-        .map_err(|e| TrainingError::Device(format!("{e:?}")))
+        .map_err(|e| DeviceFault::failed(format!("{e:?}")).into())
 }
 
 /// Whether a tensor belongs to the matrix products of an attention or MLP branch.

@@ -22,6 +22,7 @@ use super::{
 };
 use crate::{
     checkpoint::{StateDict, StoredDtype, save_state},
+    device::{DeviceFault, Engine, Watch},
     diffusion::{Guidance, GuidedChannels, Solver},
     dit::DitConfig,
     report::{Tile, columns_for, draw_curves, grid, image_from_values, write_png},
@@ -77,6 +78,7 @@ pub struct PretrainRun<'d> {
     unsaved: u64,
     unsampled: u64,
     last: Option<PretrainStep>,
+    watch: Option<Watch>,
     ended: bool,
 }
 
@@ -127,11 +129,21 @@ impl<'d> PretrainRun<'d> {
             unsaved: 0,
             unsampled: 0,
             last: None,
+            watch: None,
             ended: false,
         };
         // A place that cannot be written is found out before the work, not after it.
         run.save()?;
+        // A finished run may have been stopped before its last grid.
+        run.unsampled = u64::from(run.learner.steps() > 0 && run.is_done());
         Ok(run)
+    }
+
+    /// Asks the engine that the network lives on what an error of the device means, and before every save whether there was
+    /// one: some faults leave wrong values and a read-back that succeeds.
+    pub fn with_engine(self, engine: &Engine) -> Self {
+        let watch = Some(Watch::new(engine));
+        Self { watch, ..self }
     }
 
     /// The network and its optimizer.
@@ -173,8 +185,11 @@ impl<'d> PretrainRun<'d> {
     /// Writes checkpoint, model and curve.
     ///
     /// # Errors
-    /// [`TrainingError`].
+    /// [`TrainingError`]; what was saved before is left as it was then.
     pub fn save(&mut self) -> Result<(), TrainingError> {
+        if let Some(fault) = self.watch.as_ref().and_then(Watch::fault) {
+            return Err(fault.into());
+        }
         let folder = &self.options.folder;
         let saved = SavedRun::of(
             &self.learner,
@@ -303,11 +318,8 @@ impl Iterator for PretrainRun<'_> {
         let started = Instant::now();
         // Some faults of a device come out of burn as panics.
         let event = catch_unwind(AssertUnwindSafe(|| self.advance()))
-            .unwrap_or_else(|_| {
-                Err(TrainingError::Device(
-                    "it stopped in the middle of a step".into(),
-                ))
-            })
+            .unwrap_or_else(|panic| Err(DeviceFault::of_panic(&*panic).into()))
+            .map_err(|error| error.explained(self.watch.as_ref()))
             .transpose();
         self.seconds += started.elapsed().as_secs_f64();
         self.ended = !matches!(event, Some(Ok(_)));
@@ -355,7 +367,7 @@ fn check_data(config: &DitConfig, data: &Dataset) -> Result<(), TrainingError> {
         return Err(TrainingError::DataMismatch {
             network: format!("{classes} classes"),
             data: data.classes().to_string(),
-            advice: "an --init model must have been made for these classes",
+            advice: "a model that goes on learning must have been made for the classes of its data",
         });
     }
     Ok(())

@@ -13,7 +13,11 @@ use super::{
 use crate::{
     checkpoint::{self, CheckpointError, StoredDtype, TensorSource, write_safetensors},
     dit::DitConfig,
-    training::{TrainingError, metadata::read_metadata},
+    training::{
+        RunFolder, TrainingError,
+        metadata::{difference, read_metadata},
+        run,
+    },
 };
 
 /// Where the files of a run lie.
@@ -31,9 +35,14 @@ impl PretrainFolder {
     /// Whether a run lies here, which must be so exactly when it is to be resumed.
     ///
     /// # Errors
-    /// [`TrainingError::Exists`], [`TrainingError::NothingToResume`].
+    /// [`TrainingError::Exists`], [`TrainingError::NothingToResume`]; [`TrainingError::OtherRun`] for a router's, whose log
+    /// has the same name.
     pub fn check(&self, resume: bool) -> Result<bool, TrainingError> {
         let path = self.path.clone();
+        if RunFolder::new(&path).checkpoint().exists() {
+            let file = run::CHECKPOINT;
+            return Err(TrainingError::OtherRun { path, file });
+        }
         // A model whose state was deleted is nobody's to overwrite either.
         let holds_run = self.checkpoint().exists() || self.model().exists();
         match (self.checkpoint().exists(), resume) {
@@ -72,7 +81,7 @@ impl PretrainFolder {
     }
 }
 
-const CHECKPOINT: &str = "checkpoint.safetensors";
+pub(in crate::training) const CHECKPOINT: &str = "checkpoint.safetensors";
 
 /// Version of the metadata.
 const FORMAT: u32 = 1;
@@ -161,8 +170,9 @@ impl SavedRun {
             found,
             asked,
         };
-        if self.config != *config {
-            return Err(differs("the network", self.config.name(), config.name()));
+        if let Some((key, found, asked)) = difference(&self.config, config, &[]) {
+            let flag = format!("a network ({}) of {key}", self.config.name());
+            return Err(differs(&flag, found, asked));
         }
         if self.data != data {
             return Err(differs(
@@ -171,18 +181,13 @@ impl SavedRun {
                 data.into(),
             ));
         }
-        let fields = |s: &PretrainSettings| serde_json::to_value(s).unwrap_or_default();
-        let (found, asked) = (fields(&self.settings), fields(settings));
-        for (key, value) in found.as_object().into_iter().flatten() {
-            if asked[key] != *value && key != "length" {
-                return Err(differs(
-                    &format!("--{}", key.replace('_', "-")),
-                    value.to_string(),
-                    asked[key].to_string(),
-                ));
+        match difference(&self.settings, settings, &["length"]) {
+            Some((key, found, asked)) => {
+                let flag = format!("--{}", key.replace('_', "-"));
+                Err(differs(&flag, found, asked))
             }
+            None => Ok(()),
         }
-        Ok(())
     }
 
     /// Writes the checkpoint, whole or not at all; one tensor is in memory at a time.
