@@ -186,7 +186,9 @@ fn train_router_and_draw(
             noise: None,
             batch: 16,
         };
-        let values = Sampler::new(&model, settings, schedule)?.sample(request)?;
+        let values = Sampler::new(&model, settings, schedule)?
+            .with_engine(engine)
+            .sample(request)?;
         let seconds = started.elapsed().as_secs_f64();
         let shape = info.config.image_shape();
         let tiles: Vec<Tile> = values

@@ -69,7 +69,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         log: None,
     };
 
-    let mut training = RouterRun::open(&model, &info, run, options)?;
+    let mut training = RouterRun::open(&model, &info, run, options)?.with_engine(&engine);
     while !training.sdt().is_done() {
         let mut each = |progress: Progress| {
             match progress {

@@ -74,6 +74,8 @@ pub(super) fn line(
         .light_line_style(WHITE)
         .bold_line_style(GRID)
         .label_style((FONT, 11).into_font().color(&INK))
+        .x_label_formatter(&tick)
+        .y_label_formatter(&tick)
         .draw()?;
     if let Some(target) = target {
         chart.draw_series(LineSeries::new([(first, target), (last, target)], MARK))?;
@@ -83,4 +85,48 @@ pub(super) fn line(
         LINE.stroke_width(2),
     ))?;
     Ok(())
+}
+
+/// A number at an axis: to four decimals and without idle zeros, thousands apart.
+fn tick(value: &f64) -> String {
+    let text = format!("{:.4}", value.abs());
+    let (whole, decimals) = text.split_once('.').unwrap_or((&text, ""));
+    let mut number = String::new();
+    for (i, digit) in whole.chars().enumerate() {
+        if i > 0 && (whole.len() - i).is_multiple_of(3) {
+            number.push(' ');
+        }
+        number.push(digit);
+    }
+    let decimals = decimals.trim_end_matches('0');
+    if !decimals.is_empty() {
+        number.push('.');
+        number.push_str(decimals);
+    }
+    if *value < 0.0 && number != "0" {
+        number.insert(0, '−');
+    }
+    number
+}
+
+#[cfg(test)]
+mod tests {
+    use super::tick;
+
+    #[test]
+    fn ticks_have_no_idle_digits() {
+        let cases = [
+            (0.0, "0"),
+            (-1e-9, "0"),
+            (-0.2, "−0.2"),
+            (0.015, "0.015"),
+            (1.4000000000000001, "1.4"),
+            (50_000.0, "50 000"),
+            (1_234_567.5, "1 234 567.5"),
+            (100.0, "100"),
+        ];
+        for (value, text) in cases {
+            assert_eq!(tick(&value), text);
+        }
+    }
 }

@@ -10,6 +10,7 @@
 pub mod adamw;
 pub mod budget;
 pub mod iepo;
+mod log;
 mod metadata;
 pub mod pretrain;
 mod replay;

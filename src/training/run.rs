@@ -5,8 +5,6 @@
 //! is cut back to the checkpoint.
 
 use std::{
-    fs::{File, OpenOptions},
-    io::{BufRead, BufReader, Write},
     ops::ControlFlow,
     path::{Path, PathBuf},
 };
@@ -15,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Budget, Iteration, Progress, Replay, Sdt, SdtSettings, TrainingError,
+    log::Log,
     pretrain::{self, PretrainFolder},
     saved::{Saved, check_same, load_state},
 };
@@ -22,7 +21,6 @@ use crate::{
     checkpoint::{self, ModelInfo},
     device::{Engine, Watch},
     dit::Dit,
-    files::write_bytes_atomically,
     report::{Curves, draw_schedule},
     sampler::{Settings, model_identity, model_shape, run_settings},
     schedule::{Measured, ModelShape, PolicyRecord, ScheduleFile},
@@ -99,7 +97,7 @@ pub struct RouterRun<'m> {
     kept: (Vec<Budget>, Option<f64>),
     save_every: usize,
     history: Vec<PassSummary>,
-    extra_log: Option<PathBuf>,
+    logs: Vec<Log<Iteration>>,
     replay: Option<String>,
     watch: Option<Watch>,
 }
@@ -210,6 +208,7 @@ impl<'m> RouterRun<'m> {
             }
         };
         let run = Self {
+            logs: open_logs(folder.log(), log, sdt.state().pass)?,
             sdt,
             folder,
             info,
@@ -219,13 +218,9 @@ impl<'m> RouterRun<'m> {
             kept,
             save_every,
             history,
-            extra_log: log,
             replay: replay_identity,
             watch: None,
         };
-        for log in run.logs() {
-            cut_log(&log, run.sdt.state().pass)?;
-        }
         run.save()?;
         Ok(run)
     }
@@ -285,8 +280,8 @@ impl<'m> RouterRun<'m> {
             beta: self.sdt.state().beta,
         };
         self.history.push(summary);
-        for log in self.logs() {
-            append_log(&log, &iterations)?;
+        for log in &mut self.logs {
+            log.append(&iterations)?;
         }
         if self.sdt.state().pass.is_multiple_of(self.save_every) || self.sdt.is_done() {
             self.save()?;
@@ -380,18 +375,22 @@ impl<'m> RouterRun<'m> {
         }
         Ok(())
     }
+}
 
-    fn logs(&self) -> Vec<PathBuf> {
-        let own = self.folder.log();
-        // The same file under another name would get every line twice.
-        let place =
-            |path: &Path| std::fs::canonicalize(path).unwrap_or_else(|_| path.to_path_buf());
-        let extra = self
-            .extra_log
-            .clone()
-            .filter(|log| place(log) != place(&own));
-        std::iter::once(own).chain(extra).collect()
+/// The run's own log and a second one, cut back to `passes`.
+fn open_logs(
+    own: PathBuf,
+    extra: Option<PathBuf>,
+    passes: usize,
+) -> Result<Vec<Log<Iteration>>, TrainingError> {
+    let stays = |iteration: &Iteration| iteration.pass < passes;
+    let mut logs = vec![Log::open(&own, stays)?.0];
+    // The same file under another name would get every line twice.
+    let place = |path: &Path| std::fs::canonicalize(path).unwrap_or_else(|_| path.to_path_buf());
+    if let Some(extra) = extra.filter(|extra| place(extra) != place(&own)) {
+        logs.push(Log::open(&extra, stays)?.0);
     }
+    Ok(logs)
 }
 
 /// Slots that a share of all branches allows.
@@ -399,55 +398,4 @@ fn max_slots(max_cache: Option<f64>, shape: &ModelShape) -> usize {
     let branches = shape.branches();
     // 0.3 of 10 branches must not lose a slot to rounding.
     max_cache.map_or(branches, |share| (share * branches as f64 + 1e-9) as usize)
-}
-
-/// Drops the lines of passes that the checkpoint has not seen.
-fn cut_log(path: &Path, passes: usize) -> Result<(), TrainingError> {
-    let io = |action, source| TrainingError::Io {
-        action,
-        path: path.into(),
-        source,
-    };
-    if passes == 0 {
-        return write_bytes_atomically(path, b"").map_err(|e| io("write", e));
-    }
-    let file = match File::open(path) {
-        Ok(file) => file,
-        // A log that is new to a run that is not begins here.
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-            return write_bytes_atomically(path, b"").map_err(|e| io("write", e));
-        }
-        Err(e) => return Err(io("read", e)),
-    };
-    let mut kept = Vec::new();
-    for line in BufReader::new(file).lines() {
-        let line = line.map_err(|e| io("read", e))?;
-        // A line that a kill cut in half belongs to a pass that is done again.
-        match serde_json::from_str::<Iteration>(&line) {
-            Ok(iteration) if iteration.pass < passes => {
-                kept.extend(line.bytes());
-                kept.push(b'\n');
-            }
-            _ => break,
-        }
-    }
-    write_bytes_atomically(path, &kept).map_err(|e| io("write", e))
-}
-
-fn append_log(path: &Path, iterations: &[Iteration]) -> Result<(), TrainingError> {
-    let mut text = String::new();
-    for iteration in iterations {
-        text.push_str(&serde_json::to_string(iteration).unwrap_or_default());
-        text.push('\n');
-    }
-    OpenOptions::new()
-        .create(true)
-        .append(true)
-        .open(path)
-        .and_then(|mut file| file.write_all(text.as_bytes()))
-        .map_err(|source| TrainingError::Io {
-            action: "write",
-            path: path.into(),
-            source,
-        })
 }

@@ -1,14 +1,13 @@
 //! The log of a run: a line a step, and the curves drawn from it.
 
-use std::{
-    fs::{File, OpenOptions},
-    io::{BufRead, BufReader, Write},
-    path::{Path, PathBuf},
-};
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{files::write_atomically, report::Panel, training::TrainingError};
+use crate::{
+    report::Panel,
+    training::{TrainingError, log::Log},
+};
 
 /// One optimizer step in a few numbers; a line of `train.jsonl`.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -34,8 +33,7 @@ const POINTS: usize = 1024;
 /// An open log and the curves so far.
 #[derive(Debug)]
 pub(super) struct History {
-    path: PathBuf,
-    file: File,
+    log: Log<PretrainStep>,
     /// Means over `width` steps each.
     points: Vec<Point>,
     width: u64,
@@ -53,41 +51,9 @@ struct Point {
 impl History {
     /// Opens the log and cuts it back to the steps before `steps`.
     pub fn open(path: &Path, steps: u64) -> Result<Self, TrainingError> {
-        let io = |action| {
-            move |source| TrainingError::Io {
-                action,
-                path: path.to_path_buf(),
-                source,
-            }
-        };
-        let old = match File::open(path) {
-            Ok(file) if steps > 0 => Some(BufReader::new(file)),
-            Ok(_) => None,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => None,
-            Err(e) => return Err(io("read")(e)),
-        };
-        let mut kept = Vec::new();
-        write_atomically(path, io("write"), |out| {
-            for line in old.into_iter().flat_map(BufReader::lines) {
-                let line = line.map_err(io("read"))?;
-                // A line that a kill cut in half belongs to a step that is done again.
-                match serde_json::from_str::<PretrainStep>(&line) {
-                    Ok(step) if step.step < steps => {
-                        writeln!(out, "{line}").map_err(io("write"))?;
-                        kept.push(step);
-                    }
-                    _ => break,
-                }
-            }
-            Ok(())
-        })?;
-        let file = OpenOptions::new()
-            .append(true)
-            .open(path)
-            .map_err(io("write"))?;
+        let (log, kept) = Log::open(path, |entry: &PretrainStep| entry.step < steps)?;
         let mut history = Self {
-            path: path.into(),
-            file,
+            log,
             points: Vec::new(),
             width: 1,
         };
@@ -97,15 +63,7 @@ impl History {
 
     /// Appends a step.
     pub fn push(&mut self, step: &PretrainStep) -> Result<(), TrainingError> {
-        let mut line = serde_json::to_string(step).unwrap_or_default();
-        line.push('\n');
-        self.file
-            .write_all(line.as_bytes())
-            .map_err(|source| TrainingError::Io {
-                action: "write",
-                path: self.path.clone(),
-                source,
-            })?;
+        self.log.append(std::slice::from_ref(step))?;
         self.remember(step);
         Ok(())
     }
@@ -175,6 +133,8 @@ impl Point {
 
 #[cfg(test)]
 mod tests {
+    use std::{fs::OpenOptions, io::Write};
+
     use super::*;
 
     #[test]
