@@ -12,16 +12,16 @@ has_vulkan() { compgen -G '/usr/share/vulkan/icd.d/*.json' >/dev/null || compgen
 packages=()
 has_vulkan || packages+=(mesa-vulkan-drivers)
 command -v cc >/dev/null || packages+=(build-essential)
-install() {
-  command -v apt-get >/dev/null || return 1
-  local sudo=""; [ "$(id -u)" = 0 ] || sudo="sudo -n"
-  $sudo apt-get update -q >/dev/null && DEBIAN_FRONTEND=noninteractive $sudo apt-get install -y -q --no-install-recommends "$@" >/dev/null
-}
+sudo=""; [ "$(id -u)" = 0 ] || sudo=sudo
+install() { DEBIAN_FRONTEND=noninteractive $sudo apt-get install -y -q --no-install-recommends "$@" >/dev/null; }
 if [ ${#packages[@]} -gt 0 ]; then
-  install "${packages[@]}" || need "install a C compiler, and a Vulkan driver for your GPU or Mesa's software driver (lavapipe): on Debian, ${packages[*]}"
+  { command -v apt-get >/dev/null && $sudo apt-get update -q >/dev/null && install "${packages[@]}"; } || need "install a C compiler, and a Vulkan driver for your GPU or Mesa's software driver (lavapipe): on Debian, ${packages[*]}"
 fi
 # A fast linker, where there is one, halves the time of a rebuild.
-command -v mold >/dev/null || install mold 2>/dev/null || true
+if ! command -v mold >/dev/null && command -v apt-get >/dev/null; then
+  [ -z "$sudo" ] || sudo="sudo -n"
+  install mold 2>/dev/null || true
+fi
 run=""; command -v mold >/dev/null && run="mold -run"
 
 if [ "${1:-}" = --all ]; then

@@ -14,6 +14,7 @@ use super::{
 use crate::{
     checkpoint::{LoadOptions, ModelInfo, ModelSpec, load_model},
     dit::Dit,
+    sampler::SampleError,
 };
 
 /// A loaded model.
@@ -65,6 +66,10 @@ pub unsafe extern "C" fn hm_model_load(
             input_size: None,
         };
         let (dit, info) = load_model(&spec, options, engine.engine.device())?;
+        // Weights are uploaded in the background; runs answer for what comes after.
+        if let Some(fault) = engine.engine.fault() {
+            return Err(SampleError::from(fault).into());
+        }
         let class_names = info
             .class_names
             .iter()

@@ -84,7 +84,7 @@ enum Train {
 }
 
 impl Command {
-    /// Whether the command looks for Ctrl-C by itself, so that it may save what it has; the others just end.
+    /// Whether the command looks for Ctrl-C by itself, so that it may save what it has.
     fn stops_cleanly(&self) -> bool {
         matches!(
             self,
@@ -136,9 +136,7 @@ pub fn main() -> ExitCode {
     let cli = Cli::parse();
     cli.verbosity.start_logging();
     let interrupted = Arc::new(AtomicBool::new(false));
-    if cli.command.stops_cleanly() {
-        signals::catch(interrupted.clone());
-    }
+    signals::catch(interrupted.clone(), cli.command.stops_cleanly());
     let context = Context {
         quiet: cli.verbosity.quiet,
         started,

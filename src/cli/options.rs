@@ -12,7 +12,7 @@ use crate::{
     device::{DeviceChoice, Engine},
     diffusion::{Guidance, GuidedChannels, Solver},
     dit::Dit,
-    sampler::Settings,
+    sampler::{SampleError, Settings},
 };
 
 #[derive(Args, Debug)]
@@ -69,11 +69,12 @@ impl ModelArgs {
     }
 
     pub fn load(&self, engine: &Engine) -> Result<(Dit, ModelInfo), CliError> {
-        Ok(load_model(
-            &self.spec()?,
-            self.load_options(),
-            engine.device(),
-        )?)
+        let loaded = load_model(&self.spec()?, self.load_options(), engine.device())?;
+        // Weights are uploaded in the background; runs answer for what comes after.
+        match engine.fault() {
+            Some(fault) => Err(SampleError::from(fault).into()),
+            None => Ok(loaded),
+        }
     }
 }
 

@@ -11,47 +11,56 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Makes Ctrl-C, SIGTERM and a terminal that closes raise the flag. A second signal ends the process at once.
-pub(super) fn catch(interrupted: Arc<AtomicBool>) {
-    let hangup_ignored = hangup_ignored();
+/// Makes Ctrl-C, SIGTERM and a terminal that closes raise the flag, or end the process at once where nobody looks at it. A
+/// second signal ends it in any case, unless it comes within half a second: a terminal that closes may say so twice.
+pub(super) fn catch(interrupted: Arc<AtomicBool>, looked_at: bool) {
+    let ignored = ignored();
     let first = Mutex::new(None::<Instant>);
     let handler = ctrlc::set_handler(move || {
         interrupted.store(true, Ordering::Relaxed);
         let mut first = first.lock().unwrap_or_else(PoisonError::into_inner);
-        // A terminal that closes may say so twice.
         let again = first.get_or_insert_with(Instant::now).elapsed() > Duration::from_millis(500);
-        if again {
+        if again || !looked_at {
             std::process::exit(130);
         }
     });
     match handler {
         Err(error) => eprintln!("note: Ctrl-C will not stop cleanly: {error}"),
-        Ok(()) if hangup_ignored => ignore_hangup(),
-        Ok(()) => {}
+        Ok(()) => ignore(&ignored),
     }
 }
 
-/// Whether this process was started to outlive its terminal, as by `nohup`.
+/// What this process was started to ignore: SIGHUP by `nohup`, SIGINT in the background of a script.
 #[cfg(unix)]
-fn hangup_ignored() -> bool {
-    // SAFETY: the second argument may be null, and the third is written before it is read, which the result confirms.
-    unsafe {
-        let mut now = std::mem::zeroed::<libc::sigaction>();
-        libc::sigaction(libc::SIGHUP, std::ptr::null(), &mut now) == 0
-            && now.sa_sigaction == libc::SIG_IGN
+fn ignored() -> Vec<i32> {
+    let is_ignored = |signal: &i32| {
+        // SAFETY: the second argument may be null, and the third is written before it is read, which the result confirms.
+        unsafe {
+            let mut now = std::mem::zeroed::<libc::sigaction>();
+            libc::sigaction(*signal, std::ptr::null(), &mut now) == 0
+                && now.sa_sigaction == libc::SIG_IGN
+        }
+    };
+    let mut signals = vec![libc::SIGHUP, libc::SIGINT, libc::SIGTERM];
+    signals.retain(is_ignored);
+    signals
+}
+
+/// `ctrlc` takes ignored signals too.
+#[cfg(unix)]
+fn ignore(signals: &[i32]) {
+    for signal in signals {
+        // SAFETY: SIG_IGN is a valid disposition of these signals.
+        unsafe {
+            libc::signal(*signal, libc::SIG_IGN);
+        }
     }
 }
 
 #[cfg(not(unix))]
-fn hangup_ignored() -> bool {
-    false
+fn ignored() -> Vec<i32> {
+    Vec::new()
 }
 
-/// Undoes what `ctrlc` does to an ignored SIGHUP.
-fn ignore_hangup() {
-    #[cfg(unix)]
-    // SAFETY: SIG_IGN is a valid disposition of SIGHUP.
-    unsafe {
-        libc::signal(libc::SIGHUP, libc::SIG_IGN);
-    }
-}
+#[cfg(not(unix))]
+fn ignore(_: &[i32]) {}

@@ -263,6 +263,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
         }
     }
     let seconds = started.elapsed().as_secs_f64();
+    let now = settings.passes.saturating_sub(begun);
     bar.finish_and_clear();
 
     let mut written = Vec::new();
@@ -296,15 +297,13 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
     let report = engine.report();
     context.say(format!(
         "{} passes of {} steps in {seconds:.1} s on {} ({}){memory}",
-        settings.passes.saturating_sub(begun),
-        run.steps,
-        report.device,
-        report.backend
+        now, run.steps, report.device, report.backend
     ));
     if args.json {
         print_json(&json!({
             "device": report.device, "backend": report.backend, "model": info.config.name(), "steps": run.steps,
-            "passes": settings.passes, "passes_now": settings.passes.saturating_sub(begun), "seconds": seconds, "peak_memory_bytes": peak, "schedules": written,
+            "passes": settings.passes, "passes_now": now,
+            "seconds": seconds, "peak_memory_bytes": peak, "schedules": written,
         }));
     }
     Ok(())

@@ -388,11 +388,21 @@ pub(crate) struct Watch {
 }
 
 impl Watch {
+    /// From now on.
     pub fn new(engine: &Engine) -> Self {
+        Self::since(engine, FaultLog::mark)
+    }
+
+    /// From the first fault on that nobody was told of: what a run did before it was given its engine is its own too.
+    pub fn of_what_was_done(engine: &Engine) -> Self {
+        Self::since(engine, FaultLog::told)
+    }
+
+    fn since(engine: &Engine, mark: impl FnOnce(&FaultLog) -> FaultMark) -> Self {
         let log = engine.wgpu.as_ref().map(|wgpu| &wgpu.faults);
         Self {
             engine: engine.clone(),
-            since: log.map_or(FaultMark::default(), FaultLog::mark),
+            since: log.map_or(FaultMark::default(), mark),
         }
     }
 

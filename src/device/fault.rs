@@ -179,6 +179,11 @@ impl FaultLog {
         FaultMark(lock(&self.noted).count)
     }
 
+    /// Before those that nobody was told of.
+    pub(super) fn told(&self) -> FaultMark {
+        FaultMark(lock(&self.noted).told)
+    }
+
     /// The first fault after a mark: what follows it is mostly its consequence. [`FaultLog::untold`] will not tell it again.
     pub(super) fn since(&self, mark: FaultMark) -> Option<DeviceFault> {
         let mut noted = lock(&self.noted);
@@ -191,8 +196,7 @@ impl FaultLog {
 
     /// The first fault since the last call.
     pub(super) fn untold(&self) -> Option<DeviceFault> {
-        let told = lock(&self.noted).told;
-        self.since(FaultMark(told))
+        self.since(self.told())
     }
 
     pub(super) fn set_host_handler(&self, handler: HostHandler) {

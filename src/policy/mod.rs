@@ -28,10 +28,11 @@ pub enum Policy {
 #[derive(Debug, thiserror::Error)]
 pub enum PolicyError {
     /// An unknown name.
-    #[error(
-        "unknown policy `{name}`: expected none, fora:N, random:CUR[:SEED], learned, or a *.schedule.json file that exists"
-    )]
-    Unknown { name: String },
+    #[error("unknown policy `{name}`: expected {expected}")]
+    Unknown {
+        name: String,
+        expected: &'static str,
+    },
     /// Arguments out of range.
     #[error("policy `{spec}`: {problem}")]
     Arguments { spec: String, problem: String },
@@ -59,7 +60,11 @@ impl FromStr for ScheduleChoice {
             Ok(policy) => Ok(Self::Policy(policy)),
             Err(_) if spec == "learned" => Ok(Self::Learned),
             Err(_) if is_file() => Ok(Self::File(path.into())),
-            Err(unknown) => Err(unknown),
+            Err(PolicyError::Unknown { name, .. }) => Err(PolicyError::Unknown {
+                name,
+                expected: "none, fora:N, random:CUR[:SEED], learned, or a *.schedule.json file that exists",
+            }),
+            Err(bad) => Err(bad),
         }
     }
 }
@@ -117,7 +122,10 @@ impl FromStr for Policy {
                 }
             }
             ("random", _) => Err(bad("expected random:CUR[:SEED]")),
-            _ => Err(PolicyError::Unknown { name: spec.into() }),
+            _ => Err(PolicyError::Unknown {
+                name: spec.into(),
+                expected: "none, fora:N, or random:CUR[:SEED]",
+            }),
         }
     }
 }

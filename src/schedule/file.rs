@@ -8,6 +8,9 @@ use serde_json::Value;
 use super::{ModelShape, Router, Schedule, ScheduleError, router::check_tau};
 use crate::files::write_bytes_atomically;
 
+/// Denoising steps at most: one a training timestep.
+const MAX_STEPS: usize = 1000;
+
 /// Largest file that is read: a schedule of 1000 steps and 8000 branches is smaller.
 const MAX_BYTES: u64 = 256 * 1024 * 1024;
 
@@ -220,17 +223,19 @@ impl ScheduleFile {
             ("tokens", file.model.tokens, 1 << 16),
             ("patch inputs", file.model.patch[0], 1 << 24),
             ("patch outputs", file.model.patch[1], 1 << 24),
-            ("steps", file.run.steps, 1000),
+            ("steps", file.run.steps, MAX_STEPS),
         ] {
             if value == 0 || value > most {
                 return Err(bad(format!("{name} is {value}, expected 1 to {most}")));
             }
         }
-        // What such a network costs must be countable.
+        // Multiply-accumulates are counted in 64 bits. More of them than `ModelShape::macs` finds: a block costs a token at most
+        // 12·hidden for its products, 6·hidden for adaLN and 2·tokens for attention, each times hidden; what is no block, two.
         let [blocks, hidden, tokens] =
             [file.model.blocks, file.model.hidden, file.model.tokens].map(|n| n as u128);
-        let widest = 16 * hidden + 2 * tokens + file.model.patch.iter().sum::<usize>() as u128;
-        if 1000 * (blocks + 2) * tokens * hidden * widest > u128::from(u64::MAX) {
+        let of_token = 18 * hidden + 2 * tokens + file.model.patch.iter().sum::<usize>() as u128;
+        let most = MAX_STEPS as u128 * (blocks + 2) * tokens * hidden * of_token;
+        if most > u128::from(u64::MAX) {
             return Err(bad(format!(
                 "{blocks} blocks of {hidden} with {tokens} tokens are no network that can be run"
             )));

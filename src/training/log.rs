@@ -27,19 +27,25 @@ impl<T: Serialize + DeserializeOwned> Log<T> {
     /// [`TrainingError::Io`].
     pub fn open(path: &Path, stays: impl Fn(&T) -> bool) -> Result<(Self, Vec<T>), TrainingError> {
         let io = |action| move |source| failed(action, path, source);
-        let old = match File::open(path) {
-            Ok(file) => Some(BufReader::new(file)),
+        // A pipe or a terminal holds nothing, and reading it would wait.
+        let old = match std::fs::metadata(path) {
+            Ok(found) if found.is_file() => Some(File::open(path).map_err(io("read"))?),
+            Ok(_) => None,
             Err(e) if e.kind() == ErrorKind::NotFound => None,
             Err(e) => return Err(io("read")(e)),
         };
         let mut kept = Vec::new();
         write_atomically(path, io("write"), |out| {
-            for line in old.into_iter().flat_map(BufReader::lines) {
-                let line = line.map_err(io("read"))?;
+            let lines = old
+                .into_iter()
+                .flat_map(|file| BufReader::new(file).split(b'\n'));
+            for line in lines {
+                let mut line = line.map_err(io("read"))?;
                 // A line that a kill cut in half belongs to what is done again.
-                match serde_json::from_str::<T>(&line) {
+                match serde_json::from_slice::<T>(&line) {
                     Ok(entry) if stays(&entry) => {
-                        writeln!(out, "{line}").map_err(io("write"))?;
+                        line.push(b'\n');
+                        out.write_all(&line).map_err(io("write"))?;
                         kept.push(entry);
                     }
                     _ => break,

@@ -93,7 +93,8 @@ pub struct RouterRun<'m> {
     /// What to emit schedules for; the first one steers.
     targets: Vec<Budget>,
     max_cache: Option<f64>,
-    /// The targets and the bound of the cache that the training was begun for, which a finished one may be asked to leave.
+    /// The targets and the bound of the cache that an unfinished training works for; a finished one remembers them, whatever
+    /// else it makes schedules for.
     kept: (Vec<Budget>, Option<f64>),
     save_every: usize,
     history: Vec<PassSummary>,
@@ -188,9 +189,7 @@ impl<'m> RouterRun<'m> {
                 if saved.pass >= settings.passes {
                     // Nothing is steered any more: a finished run makes schedules for any targets, and remembers its own.
                     settings.budget = saved.settings.budget;
-                    if !saved.targets.is_empty() {
-                        kept = (saved.targets.clone(), saved.max_cache);
-                    }
+                    kept = (saved.targets(), saved.max_cache);
                 }
                 check_same(&folder, &saved, info, &run, &settings)?;
                 if saved.replay != replay_identity {
@@ -228,7 +227,7 @@ impl<'m> RouterRun<'m> {
     /// Asks the engine that the model lives on what an error of the device means, and before every save whether there was
     /// one: some faults leave wrong values and a read-back that succeeds.
     pub fn with_engine(self, engine: &Engine) -> Self {
-        let watch = Some(Watch::new(engine));
+        let watch = Some(Watch::of_what_was_done(engine));
         Self { watch, ..self }
     }
 

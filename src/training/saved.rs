@@ -38,7 +38,7 @@ pub(super) struct Saved {
     pub history: Vec<PassSummary>,
     /// What schedules are made for, the one that steers first; empty in files of before this was kept.
     #[serde(default)]
-    pub targets: Vec<Budget>,
+    targets: Vec<Budget>,
     #[serde(default)]
     pub max_cache: Option<f64>,
 }
@@ -70,6 +70,14 @@ impl Saved {
             targets,
             max_cache,
         })
+    }
+
+    /// What schedules are made for, the one that steers first.
+    pub fn targets(&self) -> Vec<Budget> {
+        match self.targets.is_empty() {
+            true => vec![self.settings.budget],
+            false => self.targets.clone(),
+        }
     }
 
     /// Writes the checkpoint, with the tensors of the state it is of.
@@ -147,7 +155,11 @@ pub(super) fn check_same(
         found,
         asked,
     };
-    let flag = |key: String| format!("--{}", key.replace('_', "-"));
+    let flag = |key: String| match key.as_str() {
+        "learning_rate" => "--lr".to_owned(),
+        "budget" | "timesteps" | "resolution" => key,
+        _ => format!("--{}", key.replace('_', "-")),
+    };
     let (found, asked) = (&saved.model, model_identity(info));
     if *found != asked {
         return Err(differs(
@@ -205,10 +217,7 @@ impl TrainingSummary {
         } = state;
         Ok(Some(Self {
             pass,
-            targets: match saved.targets.is_empty() {
-                true => vec![saved.settings.budget],
-                false => saved.targets,
-            },
+            targets: saved.targets(),
             max_cache: saved.max_cache,
             settings: saved.settings,
             router,

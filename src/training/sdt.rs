@@ -5,8 +5,9 @@
 //! `x_t`, and one AdamW step moves that step's row of the router.
 
 use std::{
+    cell::Cell,
     ops::ControlFlow,
-    panic::{AssertUnwindSafe, catch_unwind},
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
 };
 
 use serde::{Deserialize, Serialize};
@@ -191,9 +192,22 @@ impl<'m> Sdt<'m> {
         each: &mut dyn FnMut(Progress) -> ControlFlow<()>,
     ) -> Result<bool, TrainingError> {
         let before = self.state.clone();
-        // Some faults of a device come out of burn as panics.
-        let finished = catch_unwind(AssertUnwindSafe(|| self.run_pass(each)))
-            .unwrap_or_else(|panic| Err(DeviceFault::of_panic(&*panic).into()));
+        let telling = Cell::new(false);
+        let mut tell = |progress| {
+            telling.set(true);
+            let answer = each(progress);
+            telling.set(false);
+            answer
+        };
+        let finished = match catch_unwind(AssertUnwindSafe(|| self.run_pass(&mut tell))) {
+            Ok(finished) => finished,
+            Err(panic) if telling.get() => {
+                self.state = before;
+                resume_unwind(panic)
+            }
+            // Some faults of a device come out of burn as panics.
+            Err(panic) => Err(DeviceFault::of_panic(&*panic).into()),
+        };
         if !matches!(finished, Ok(true)) {
             self.state = before;
         }

@@ -4,7 +4,7 @@ use std::{
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
     sync::OnceLock,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use harmonica::{
@@ -93,9 +93,15 @@ pub fn harmonica_json(arguments: &[&str]) -> serde_json::Value {
     serde_json::from_slice(&out.stdout).unwrap()
 }
 
-/// Runs a command to its end although it is killed ten times on the way, in moments that differ. `full`: how long it takes
-/// undisturbed; `arguments`: of a run that goes on or, while there is no `checkpoint`, begins.
-pub fn kill_ten_times(full: Duration, checkpoint: &Path, arguments: impl Fn(bool) -> Vec<String>) {
+/// Runs a command to its end although it is killed ten times on the way, each time after it has got so many lines of its log
+/// further than it was, in moments that differ. `arguments`: of a run that goes on or, while there is no `checkpoint`,
+/// begins.
+pub fn kill_ten_times(
+    log: &Path,
+    checkpoint: &Path,
+    further: usize,
+    arguments: impl Fn(bool) -> Vec<String>,
+) {
     let start = || {
         Command::new(env!("CARGO_BIN_EXE_harmonica"))
             .args(arguments(checkpoint.exists()))
@@ -104,17 +110,61 @@ pub fn kill_ten_times(full: Duration, checkpoint: &Path, arguments: impl Fn(bool
             .spawn()
             .unwrap()
     };
-    for kill in 0..10u32 {
-        let mut child = start();
-        std::thread::sleep(full.mul_f64(0.02 + 0.004 * f64::from(kill * 7 % 10)));
-        assert!(
-            child.try_wait().unwrap().is_none(),
-            "the run was over before kill {kill}"
-        );
+    let lines = || std::fs::read_to_string(log).map_or(0, |text| text.lines().count());
+    for kill in 0..10 {
+        let (mut child, started) = (start(), Instant::now());
+        // What a resumed run does first is to cut its log back.
+        let mut begun = lines();
+        loop {
+            let now = lines();
+            begun = begun.min(now);
+            if now >= begun + further + kill * 7 % 10 {
+                break;
+            }
+            let ended = child.try_wait().unwrap().is_some();
+            if ended || started.elapsed() > Duration::from_secs(120) {
+                let _ = child.kill();
+                panic!("kill {kill}: {now} lines after {begun}, ended: {ended}");
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
         child.kill().unwrap();
         child.wait().unwrap();
     }
     let last = start().wait_with_output().unwrap();
     let said = String::from_utf8_lossy(&last.stderr);
     assert!(last.status.success(), "{said}");
+}
+
+/// A process that does not outlive the test.
+#[cfg(unix)]
+pub struct Guard(pub std::process::Child);
+
+#[cfg(unix)]
+impl Drop for Guard {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[cfg(unix)]
+impl Guard {
+    /// Waits until something is so, while the process runs, for two minutes at most.
+    pub fn wait_until(&mut self, so: impl Fn() -> bool) {
+        let started = Instant::now();
+        while !so() {
+            assert!(self.0.try_wait().unwrap().is_none(), "it ended by itself");
+            assert!(started.elapsed() < Duration::from_secs(120), "it is stuck");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// Sends a signal by its name.
+    pub fn signal(&self, name: &str) {
+        let sent = Command::new("kill")
+            .args([format!("-{name}"), self.0.id().to_string()])
+            .status();
+        assert!(sent.unwrap().success());
+    }
 }

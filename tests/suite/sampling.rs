@@ -465,68 +465,81 @@ fn a_run_resumes_where_it_stood() {
     }
 }
 
+/// A run of thousands of pictures into a folder, and how many there are.
+#[cfg(unix)]
+fn long_run(out: &std::path::Path, shell: &str) -> crate::common::Guard {
+    use std::process::{Command, Stdio};
+    let command = format!(
+        "{shell} exec {} sample --device cpu --count 5000 --batch 1 --steps 2 --out {}",
+        env!("CARGO_BIN_EXE_harmonica"),
+        out.display()
+    );
+    let mut shell = Command::new("sh");
+    shell.args(["-c", &command]).stderr(Stdio::piped());
+    crate::common::Guard(shell.spawn().unwrap())
+}
+
+#[cfg(unix)]
+fn pictures(folder: &std::path::Path) -> usize {
+    std::fs::read_dir(folder).map_or(0, |entries| entries.count())
+}
+
 #[cfg(unix)]
 #[test]
 fn ctrl_c_leaves_the_pictures_that_were_done() {
-    use std::{
-        process::{Command, Stdio},
-        time::Duration,
-    };
+    use std::io::Read;
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("pictures");
-    let mut child = Command::new(env!("CARGO_BIN_EXE_harmonica"))
-        .args(["sample", "--device", "cpu", "--count", "5000", "--batch"])
-        .args(["1", "--steps", "2", "--out", out.to_str().unwrap()])
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let pictures = || std::fs::read_dir(&out).map_or(0, |entries| entries.count());
-    while pictures() < 4 {
-        assert!(child.try_wait().unwrap().is_none(), "it ended by itself");
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    let kill = Command::new("kill")
-        .args(["-INT", &child.id().to_string()])
-        .status();
-    assert!(kill.unwrap().success());
-    let ended = child.wait_with_output().unwrap();
-    let said = String::from_utf8_lossy(&ended.stderr).into_owned();
-    assert_eq!(ended.status.code(), Some(130), "{said}");
-    assert!(
-        said.contains(&format!("{} of 5000 images lie in", pictures())),
-        "{said}"
-    );
+    let mut run = long_run(&out, "");
+    run.wait_until(|| pictures(&out) >= 4);
+    run.signal("INT");
+    let mut said = String::new();
+    let mut stderr = run.0.stderr.take().unwrap();
+    stderr.read_to_string(&mut said).unwrap();
+    assert_eq!(run.0.wait().unwrap().code(), Some(130), "{said}");
+    let left = format!("{} of 5000 images lie in", pictures(&out));
+    assert!(said.contains(&left), "{said}");
 }
 
 /// `nohup` means that a closing terminal ends nothing.
 #[cfg(unix)]
 #[test]
 fn an_ignored_hangup_stays_ignored() {
-    use std::{process::Command, time::Duration};
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("pictures");
-    let command = format!(
-        "trap '' HUP; exec {} sample --device cpu --count 5000 --batch 1 --steps 2 -q --out {}",
-        env!("CARGO_BIN_EXE_harmonica"),
-        out.display()
-    );
-    let mut child = Command::new("sh").args(["-c", &command]).spawn().unwrap();
-    let pictures = || std::fs::read_dir(&out).map_or(0, |entries| entries.count());
-    let wait_for = |child: &mut std::process::Child, count: usize| {
-        while pictures() < count {
-            assert!(child.try_wait().unwrap().is_none(), "it ended");
-            std::thread::sleep(Duration::from_millis(20));
-        }
+    let mut run = long_run(&out, "trap '' HUP;");
+    run.wait_until(|| pictures(&out) >= 2);
+    run.signal("HUP");
+    run.signal("HUP");
+    let seen = pictures(&out);
+    run.wait_until(|| pictures(&out) >= seen + 4);
+}
+
+#[test]
+fn the_learned_schedule_can_be_asked_for_and_a_plan_be_read_as_json() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("one.png");
+    let sampled = |steps: &str| {
+        harmonica_json(&[
+            "sample",
+            "--device",
+            "cpu",
+            "--schedule",
+            "learned",
+            "--classes",
+            "face-flat",
+            "--steps",
+            steps,
+            "--out",
+            out.to_str().unwrap(),
+            "--json",
+        ])
     };
-    wait_for(&mut child, 2);
-    for _ in 0..2 {
-        let sent = Command::new("kill")
-            .args(["-HUP", &child.id().to_string()])
-            .status();
-        assert!(sent.unwrap().success());
-    }
-    let seen = pictures();
-    wait_for(&mut child, seen + 4);
-    child.kill().unwrap();
-    child.wait().unwrap();
+    assert_eq!(sampled("20")["schedule"], "the bundled router");
+    assert_eq!(sampled("3")["schedule"], "none");
+    let file = golden("../../assets/routers/ddim20-cur0.5.schedule.json");
+    let show = ["schedule", "show", file.to_str().unwrap(), "--json"];
+    let plan = harmonica_json(&[&show[..], &["--plan"]].concat());
+    assert!(plan["plan"].as_array().unwrap().len() > 20);
+    assert!(harmonica_json(&show).get("plan").is_none());
 }

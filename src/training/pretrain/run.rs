@@ -142,7 +142,7 @@ impl<'d> PretrainRun<'d> {
     /// Asks the engine that the network lives on what an error of the device means, and before every save whether there was
     /// one: some faults leave wrong values and a read-back that succeeds.
     pub fn with_engine(self, engine: &Engine) -> Self {
-        let watch = Some(Watch::new(engine));
+        let watch = Some(Watch::of_what_was_done(engine));
         Self { watch, ..self }
     }
 
