@@ -28,6 +28,7 @@ OUT = ROOT / "out/refresh"
 ROUTERS = ROOT / "assets/routers"
 MODEL = ROOT / "assets/dit-emoji32.safetensors"
 TARGETS = ["0.5", "0.375", "0.25"]
+SHORT_RUN = "--passes 160 --lr 0.15"
 LONG_RUN = "--passes 50 --batch 2 --lr 0.15 --lambda-every 1250"
 
 
@@ -93,7 +94,7 @@ def bounded(harmonica, folder, steps, share, targets):
 
 def routers(harmonica):
     """The routers that are shipped, and those that are only compared with."""
-    for steps, words in ((20, ""), (50, LONG_RUN)):
+    for steps, words in ((20, SHORT_RUN), (50, LONG_RUN)):
         folder = train(harmonica, f"router{steps}", steps, words)
         if steps == 20:
             shutil.copy(folder / "router.png", ROOT / "assets/router.png")
