@@ -30,7 +30,7 @@ pub(super) fn catch(interrupted: Arc<AtomicBool>, looked_at: bool) {
     }
 }
 
-/// What this process was started to ignore: SIGHUP by `nohup`, SIGINT in the background of a script.
+/// What this process was started to ignore: SIGHUP, by `nohup`.
 #[cfg(unix)]
 fn ignored() -> Vec<i32> {
     let is_ignored = |signal: &i32| {
@@ -41,7 +41,8 @@ fn ignored() -> Vec<i32> {
                 && now.sa_sigaction == libc::SIG_IGN
         }
     };
-    let mut signals = vec![libc::SIGHUP, libc::SIGINT, libc::SIGTERM];
+    // Not SIGINT: shells ignore it for everything in the background of a script, where `kill -INT` must still save.
+    let mut signals = vec![libc::SIGHUP];
     signals.retain(is_ignored);
     signals
 }
