@@ -57,9 +57,9 @@ pub(super) fn student_step(
     let tau = walker.tau;
     let output = run_blocks(model, tokens, conditioning, first, |n, fresh| {
         let stored = &walk.cache[n];
-        let mixed = mix(&leaves[n], fresh.clone(), stored.clone());
+        let mixed = mix(&leaves[n], fresh, stored.clone());
         cache.push(if scores[n] > tau {
-            fresh.inner()
+            mixed.clone().inner()
         } else {
             stored.clone()
         });
@@ -105,9 +105,9 @@ fn checkpointed(
             let modulation = conditioning.branch(b, branch);
             let fresh = block.branch(branch, x.clone(), &modulation);
             let stored = &walk.cache[n];
-            let mixed = fresh.clone() * scores[n] + stored.clone() * (1.0 - scores[n]);
+            let mixed = fresh * scores[n] + stored.clone() * (1.0 - scores[n]);
             cache.push(if scores[n] > walker.tau {
-                fresh
+                mixed.clone()
             } else {
                 stored.clone()
             });

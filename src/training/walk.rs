@@ -16,7 +16,8 @@ use crate::{
 pub(super) struct Walk {
     /// `[b or 2b, C, H, W]`
     pub x: Tensor<4>,
-    /// The feature of every branch that was computed last, `[b or 2b, tokens, dim]`; empty before step 0.
+    /// What every branch handed to the residual stream when it was computed last, `[b or 2b, tokens, dim]`: under the
+    /// router a mix of fresh and cached, a running mean of its past. Empty before step 0.
     pub cache: Vec<Tensor<3>>,
 }
 
@@ -27,7 +28,7 @@ pub(super) enum Treatment<'a> {
     Full,
     /// Computed; the cache is neither read nor written.
     Teacher,
-    /// Mixed with the cache by the soft score, `f̂ = r·f + (1−r)·f_cached`; written where `r > τ`.
+    /// Mixed with the cache by the soft score, `f̂ = r·f + (1−r)·f_cached`; where `r > τ` the mix replaces what is cached.
     Soft(&'a [f64]),
 }
 
@@ -131,8 +132,12 @@ impl<'m> Walker<'m> {
                 }
                 Treatment::Soft(scores) => {
                     let r = scores[n];
-                    let mixed = fresh.clone() * r + cache[n].clone() * (1.0 - r);
-                    written.push(if r > tau { fresh } else { cache[n].clone() });
+                    let mixed = fresh * r + cache[n].clone() * (1.0 - r);
+                    written.push(if r > tau {
+                        mixed.clone()
+                    } else {
+                        cache[n].clone()
+                    });
                     mixed
                 }
             },
