@@ -11,23 +11,23 @@ use harmonica::{
     checkpoint::{LoadOptions, ModelSpec, load_model},
     device::{DeviceChoice, Engine},
     diffusion::{Guidance, GuidedChannels, Solver},
+    graph::{Site, SiteKind},
     metrics::psnr,
+    models::Condition,
     report::{Tile, grid, image_from_values, write_png},
-    sampler::{Request, Sampler, Settings, model_identity, model_shape, run_settings},
-    schedule::{Measured, PolicyRecord, Schedule, ScheduleFile},
+    sampler::{Request, Sampler, Settings, model_identity, run_settings},
+    schedule::{PolicyRecord, Schedule, ScheduleFile},
 };
 
 const STEPS: usize = 20;
 
-/// Whether branch `n` of `branches` is computed at step `s`: the outer blocks, which read the noise and write the
+/// Whether a branch is computed at step `s`: the outer blocks, which read the noise and write the
 /// image, always; the inner ones at every other step, and attention, which changes less than the MLP, at every third.
 ///
 /// Any rule will do; step 0 is computed whatever it says.
-fn computes(s: usize, n: usize, branches: usize) -> bool {
-    let (block, blocks) = (n / 2, branches / 2);
-    let outer = block == 0 || block + 1 == blocks;
-    let attention = n.is_multiple_of(2);
-    outer || s.is_multiple_of(if attention { 3 } else { 2 })
+fn computes(s: usize, site: &Site, blocks: usize) -> bool {
+    let outer = site.block == 0 || site.block + 1 == blocks;
+    outer || s.is_multiple_of(if site.kind == SiteKind::Mlp { 2 } else { 3 })
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -44,9 +44,10 @@ fn main() -> Result<(), Box<dyn Error>> {
         clip_x0: info.clip_x0,
     };
 
-    let shape = model_shape(&info.config);
-    let branches = shape.branches();
-    let schedule = Schedule::from_rule(STEPS, branches, |s, n| computes(s, n, branches))?;
+    let graph = &info.outline.graph;
+    let schedule = Schedule::from_rule(STEPS, graph.branches(), |s, n| {
+        computes(s, &graph.sites()[n], graph.blocks())
+    })?;
 
     // The plan says before the run what it will cost.
     let sampler = Sampler::new(&model, settings, Some(schedule.clone()))?.with_engine(&engine);
@@ -61,9 +62,9 @@ fn main() -> Result<(), Box<dyn Error>> {
         figures.cache_bytes() as f64 / 1e6,
     );
 
-    let labels: Vec<usize> = (0..info.config.classes.min(6)).collect();
+    let labels: Vec<usize> = (0..info.classes().unwrap_or(0).min(6)).collect();
     let request = Request {
-        labels: labels.clone(),
+        conditions: Condition::classes(&labels),
         seed: 0,
         noise: None,
         batch: labels.len(),
@@ -82,24 +83,15 @@ fn main() -> Result<(), Box<dyn Error>> {
     );
 
     // With its identity and figures, for `harmonica sample --schedule`.
-    let file = ScheduleFile {
-        format: 1,
-        policy: PolicyRecord {
-            name: "outer-blocks".into(),
-            parameters: None,
-        },
-        model: model_identity(&info),
-        run: run_settings(&info, &settings)?,
-        threshold: None,
-        compute: schedule.to_rows(),
-        logits: None,
-        lambda: None,
-        training: None,
-        measured: Some(Measured::of(&schedule, &shape)),
+    let policy = PolicyRecord {
+        name: "outer-blocks".into(),
+        parameters: None,
     };
+    let run = run_settings(&info, &settings)?;
+    let file = ScheduleFile::of(&schedule, policy, model_identity(&info), run);
     file.write(Path::new("out/custom_policy.schedule.json"))?;
 
-    let image_shape = info.config.image_shape();
+    let image_shape = info.outline.latents.shape();
     let tiles: Vec<Tile> = [&uncached, &cached]
         .iter()
         .flat_map(|values| values.chunks(image_shape.iter().product()))

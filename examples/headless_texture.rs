@@ -10,6 +10,7 @@ use harmonica::{
     checkpoint::{LoadOptions, ModelSpec, load_model},
     device::{Engine, device_descriptor, interop::ImagePainter},
     diffusion::{Guidance, GuidedChannels, Solver},
+    models::Condition,
     sampler::{Event, Request, Sampler, Settings, model_identity, run_settings},
     schedule::bundled_schedule,
 };
@@ -44,7 +45,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let painter = ImagePainter::new(&engine, wgpu::TextureFormat::Rgba8Unorm)?;
     let mut textures = Vec::new();
     let request = Request {
-        labels: vec![0, 11, 22, 33],
+        conditions: Condition::classes(&[0, 11, 22, 33]),
         seed: 0,
         noise: None,
         batch: 2,

@@ -11,6 +11,7 @@ use harmonica::{
     checkpoint::{LoadOptions, ModelSpec, load_model},
     device::Engine,
     diffusion::{Guidance, GuidedChannels, Solver},
+    models::Condition,
     report::{Tile, columns_for, grid, image_from_values, write_png},
     sampler::{Event, Request, Sampler, Settings, model_identity, run_settings},
     schedule::bundled_schedule,
@@ -38,7 +39,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     let labels: Vec<usize> = (0..12).collect();
     let request = Request {
-        labels: labels.clone(),
+        conditions: Condition::classes(&labels),
         seed: 0,
         noise: None,
         batch: 4,
@@ -54,7 +55,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         }
     }
 
-    let shape = info.config.image_shape();
+    let shape = info.outline.latents.shape();
     let tiles: Vec<Tile> = values
         .chunks(shape.iter().product())
         .zip(&labels)

@@ -15,8 +15,9 @@ use harmonica::{
     checkpoint::random_model,
     device::{Engine, device_descriptor},
     diffusion::{Guidance, GuidedChannels, Solver},
-    dit::DitConfig,
     metrics::{peak_memory_bytes, reset_peak_memory},
+    models::Condition,
+    models::dit::DitConfig,
     policy::Policy,
     sampler::{Event, Request, SampleError, Sampler, Settings},
 };
@@ -51,14 +52,16 @@ impl Host {
             timestep_shift: 0,
             mlp_norm_eps: 1e-6,
         };
-        let (model, info) = random_model(&config, 1, engine.device())?;
+        let (model, info) = random_model(config.architecture()?, 1, engine.device())?;
         let settings = Settings {
             steps: STEPS,
             solver: Solver::ddim(0.0)?,
             guidance: Guidance::new(2.0, GuidedChannels::All)?,
             clip_x0: info.clip_x0,
         };
-        let schedule = "fora:2".parse::<Policy>()?.schedule(STEPS, 6)?;
+        let schedule = "fora:2"
+            .parse::<Policy>()?
+            .schedule(STEPS, &info.outline.graph)?;
         let sampler = Sampler::new(&model, settings, Some(schedule))?.with_engine(&engine);
         Ok(Self {
             device,
@@ -87,7 +90,7 @@ impl Host {
 
 fn request() -> Request {
     Request {
-        labels: vec![1, 2],
+        conditions: Condition::classes(&[1, 2]),
         seed: 3,
         noise: None,
         batch: 2,
@@ -179,7 +182,7 @@ fn main() -> Result<(), Box<dyn Error>> {
                 })
             })
             .sum::<Result<usize, _>>()?;
-        if images != request().labels.len() {
+        if images != request().conditions.len() {
             return Err(format!("the resumed run made {images} images").into());
         }
         check(&next.sampler.sample(request())?, &expected)?;

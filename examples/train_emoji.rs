@@ -20,8 +20,10 @@ use harmonica::{
     checkpoint::{LoadOptions, ModelSpec, StoredDtype, load_model},
     device::{DeviceChoice, Engine},
     diffusion::{Guidance, GuidedChannels, Solver},
-    dit::{DitConfig, NORM_EPS},
+    layers::NORM_EPS,
     metrics::psnr,
+    models::Condition,
+    models::{Prompts, dit::DitConfig},
     report::{Tile, columns_for, grid, image_from_values, write_png},
     sampler::{Request, Sampler, Settings},
     schedule::Schedule,
@@ -158,6 +160,7 @@ fn train_router_and_draw(
         },
         more_targets: Vec::new(),
         max_cache: None,
+        prompts: Prompts::of(&*model),
         replay: None,
         save_every: 5,
         log: None,
@@ -177,11 +180,11 @@ fn train_router_and_draw(
     file.write(&path)?;
     println!("the schedule lies in {}", path.display());
 
-    let labels: Vec<usize> = (0..info.config.classes).collect();
+    let labels: Vec<usize> = (0..info.classes().unwrap_or(0)).collect();
     let draw = |schedule: Option<Schedule>, name: &str| -> Result<_, Box<dyn Error>> {
         let started = Instant::now();
         let request = Request {
-            labels: labels.clone(),
+            conditions: Condition::classes(&labels),
             seed: 0,
             noise: None,
             batch: 16,
@@ -190,7 +193,7 @@ fn train_router_and_draw(
             .with_engine(engine)
             .sample(request)?;
         let seconds = started.elapsed().as_secs_f64();
-        let shape = info.config.image_shape();
+        let shape = info.outline.latents.shape();
         let tiles: Vec<Tile> = values
             .chunks(shape.iter().product())
             .zip(&labels)

@@ -12,6 +12,7 @@ use harmonica::{
     checkpoint::{LoadOptions, ModelSpec, load_model},
     device::{DeviceChoice, Engine},
     diffusion::{Guidance, GuidedChannels, Solver},
+    models::Prompts,
     report::{Tile, grid, image_from_values, write_png},
     sampler::{Request, Sampler, Settings, batch_for},
     schedule::ScheduleFile,
@@ -50,7 +51,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         settings: SdtSettings {
             passes,
             batch,
-            micro_batch: batch_for(&info.config, true, 256 << 20).min(batch),
+            micro_batch: batch_for(&info.outline, true, 256 << 20).min(batch),
             learning_rate: 0.1,
             tau: 0.1,
             lambda_every: 200,
@@ -62,6 +63,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         },
         more_targets: Vec::new(),
         max_cache: None,
+        prompts: Prompts::of(&*model),
         replay: None,
         save_every: 1,
         // A run that is in the folder already goes on where it was.
@@ -102,12 +104,12 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("{}", path.display());
 
     let request = Request {
-        labels: (0..info.config.classes.min(6)).collect(),
+        conditions: Prompts::of(&*model).in_turn(6),
         seed: 7,
         noise: None,
         batch: 2,
     };
-    let shape = info.config.image_shape();
+    let shape = info.outline.latents.shape();
     let mut tiles = Vec::new();
     for (name, schedule) in [("", None), ("cached", Some(schedule))] {
         let sampler = Sampler::new(&model, run, schedule)?.with_engine(&engine);
@@ -115,19 +117,18 @@ fn main() -> Result<(), Box<dyn Error>> {
         tiles.extend(
             values
                 .chunks(shape.iter().product())
-                .zip(&request.labels)
-                .map(|(image, label)| Tile {
+                .zip(&request.conditions)
+                .map(|(image, condition)| Tile {
                     image: image_from_values(image, shape),
-                    label: if name.is_empty() {
-                        info.class_name(*label)
-                    } else {
-                        name.into()
+                    label: match condition.class() {
+                        Some(label) if name.is_empty() => info.class_name(label),
+                        _ => name.into(),
                     },
                 }),
         );
     }
     let picture = folder.join("samples.png");
-    write_png(&grid(&tiles, request.labels.len()), &picture)?;
+    write_png(&grid(&tiles, request.conditions.len()), &picture)?;
     println!(
         "{}: above without, below with the trained schedule",
         picture.display()

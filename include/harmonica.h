@@ -80,7 +80,7 @@ typedef struct hm_model_info {
   uint32_t width;
   uint32_t classes;
   uint32_t blocks;
-  /* Columns of a schedule: attention and MLP of every block, in turn. */
+  /* Columns of a schedule: the branches of every block, in turn; of a DiT attention and MLP. */
   uint32_t branches;
   /* Weights of the network. */
   uint64_t parameters;
@@ -194,7 +194,7 @@ hm_status hm_model_class_by_name(const hm_model *model, const char *name, uint32
  * model is null, or came from hm_model_load and is not used again. */
 void hm_model_free(hm_model *model);
 
-/* A schedule for a model and settings: a .schedule.json file, none, fora:N, random:CUR[:SEED], or learned:
+/* A schedule for a model and settings: a .schedule.json file, none, fora:N, taylor:N[:ORDER], random:CUR[:SEED], or learned:
  * the bundled router that fits, and where none does, nothing is reused.
  * Expects:
  * model is loaded, settings points to settings, spec is a string, schedule may be written to. */

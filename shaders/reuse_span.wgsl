@@ -1,4 +1,4 @@
-// x = x + Σ gate_k ⊙ f_k, in place, over a span of neighbouring reused branches: x is read and written once.
+// x = x + Σ gate_k ⊙ w_k·f_k, in place, over a span of neighbouring reused branches: x is read and written once.
 // An invocation handles two neighbouring numbers, the two halves of a packed word.
 
 @group(0) @binding(0) var<storage, read_write> x: array<f32>;
@@ -17,8 +17,8 @@ struct Info {
     packed: u32,
     features: u32,
     unused: u32,
-    // Of each feature: the start of its gates in `vectors`, the first word of its slot.
-    reads: array<vec2<u32>>,
+    // Of each feature: the start of its gates in `vectors`, the first word of its slot, its weight as bits, nothing.
+    reads: array<vec4<u32>>,
 }
 
 @compute @workgroup_size({{ threads }}, 1, 1)
@@ -42,7 +42,7 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups) g
         } else {
             feature = bitcast<vec2<f32>>(vec2<u32>(arena[read.y + i], arena[read.y + j]));
         }
-        two += gate * feature;
+        two += gate * (bitcast<f32>(read.z) * feature);
     }
     x[i] = two.x;
     if (j > i) {

@@ -12,6 +12,7 @@
 //!     checkpoint::{LoadOptions, ModelSpec, load_model},
 //!     device::{DeviceChoice, Engine},
 //!     diffusion::{Guidance, GuidedChannels, Solver},
+//!     models::Condition,
 //!     sampler::{Event, Request, Sampler, Settings},
 //! };
 //!
@@ -25,7 +26,8 @@
 //!     clip_x0: info.clip_x0,
 //! };
 //! let sampler = Sampler::new(&model, settings, None)?.with_engine(&engine);
-//! let request = Request { labels: vec![6, 7], seed: 0, noise: None, batch: 2 };
+//! let conditions = Condition::classes(&[6, 7]);
+//! let request = Request { conditions, seed: 0, noise: None, batch: 2 };
 //! // A run is an iterator that does one step a poll: stop polling to pause, drop it to cancel.
 //! for event in sampler.run(request)? {
 //!     match event? {
@@ -50,16 +52,20 @@
 //!
 //! | room | what lives there |
 //! | --- | --- |
-//! | [`schedule`] | the boolean table, its file, CUR and MACs, router logits, importers' index conversion |
+//! | [`graph`] | the network as pure data: the branches that may be reused, and what each costs |
+//! | [`schedule`] | the table of what is computed, its file, CUR and MACs, router logits, importers' index conversion |
 //! | [`policy`] | ways to choose what to reuse, one file each |
-//! | [`plan`] | the compiler: schedule and shape to ops, slots and exact figures |
+//! | [`plan`] | the compiler: schedule and graph to ops, slots and exact figures |
 //! | [`diffusion`] | noise schedule, respacing, guidance, solvers, seeded noise |
 //! | [`device`] | adapter choice and reports, sharing the host's device |
 //! | [`kernels`] | hand-written shaders with their CPU twins; forms with gradients |
-//! | [`dit`] | the transformer, its branches callable one by one |
-//! | [`checkpoint`] | reading published weight files and writing ours |
+//! | [`layers`] | what networks are made of beside their blocks |
+//! | [`containers`] | safetensors, pickles and zip archives of named tensors |
+//! | [`models`] | families of networks, their branches callable one by one; [`models::walk`] is the loop over them |
+//! | [`checkpoint`] | loading published weights into models, writing ours |
 //! | [`cache`] | the feature store: slots that a plan names |
 //! | [`sampler`] | the denoising loop under a schedule |
+//! | [`pipeline`] | the facade: a model on a device, schedules by name, samplers |
 //! | [`files`] | files that are never half-written |
 //! | [`metrics`], [`report`] | numbers about images; pictures about numbers |
 //! | [`training`] | SDT, IEPO, the budget, resumable runs; [`training::pretrain`]: a DiT from pictures |
@@ -72,12 +78,16 @@ pub mod cache;
 pub mod capi;
 pub mod checkpoint;
 pub mod cli;
+pub mod containers;
 pub mod device;
 pub mod diffusion;
-pub mod dit;
 pub mod files;
+pub mod graph;
 pub mod kernels;
+pub mod layers;
 pub mod metrics;
+pub mod models;
+pub mod pipeline;
 pub mod plan;
 pub mod policy;
 pub mod report;

@@ -80,7 +80,7 @@ impl Open {
         let engine = graphics.engine.clone();
         let (model, info) = load_model(spec, LoadOptions::default(), engine.device())?;
         let painter = ImagePainter::new(&engine, wgpu::TextureFormat::Rgba8Unorm)?;
-        let [_, height, width] = info.config.image_shape();
+        let [_, height, width] = info.outline.latents.shape();
         let longest = height.max(width);
         let size = [SIDE * height / longest, SIDE * width / longest];
         let picture = || painter.texture(size, wgpu::TextureUsages::TEXTURE_BINDING);
@@ -156,7 +156,7 @@ impl Open {
         let (Some(uncached), Some(cached)) = (&state.uncached.values, &state.cached.values) else {
             return Err("wait for both pictures: there is nothing to save before".into());
         };
-        let shape = state.info.config.image_shape();
+        let shape = state.info.outline.latents.shape();
         let tiles = [("uncached", uncached), ("cached", cached)].map(|(label, values)| Tile {
             image: image_from_values(values, shape),
             label: label.into(),

@@ -7,7 +7,7 @@ use harmonica::{
     diffusion::{DiffusionError, Guidance, GuidedChannels, Solver},
     plan::{Accounting, compile},
     policy::Policy,
-    sampler::{Settings, model_identity, model_shape, run_settings},
+    sampler::{Settings, model_identity, run_settings},
     schedule::{
         Measured, PolicyRecord, Router, Schedule, ScheduleError, ScheduleFile, bundled_schedule,
     },
@@ -137,7 +137,7 @@ impl State {
         };
         let compiled = compile_for(
             &info,
-            Schedule::full(controls.steps, 2 * info.config.blocks)?,
+            Schedule::full(controls.steps, info.outline.graph.branches())?,
         );
         let mut state = Self {
             info,
@@ -192,7 +192,7 @@ impl State {
 
     /// The table that the knobs and the forced cells make; what was there stays if they make none.
     pub fn recompile(&mut self) {
-        let (steps, branches) = (self.controls.steps, 2 * self.info.config.blocks);
+        let (steps, branches) = (self.controls.steps, self.info.outline.graph.branches());
         let base = match (self.controls.source, &self.learned) {
             (Source::Learned, Some((router, _))) => router
                 .threshold(self.controls.tau)
@@ -299,7 +299,7 @@ impl State {
         let measured = Measured {
             psnr: self.psnr().filter(|psnr| psnr.is_finite()),
             images: self.psnr().map(|_| 1),
-            ..Measured::of(schedule, &model_shape(&self.info.config))
+            ..Measured::of(schedule, &self.info.outline.graph)
         };
         Ok(ScheduleFile {
             format: 1,
@@ -327,6 +327,6 @@ impl State {
 }
 
 fn compile_for(info: &ModelInfo, schedule: Schedule) -> Compiled {
-    let figures = compile(&schedule, &model_shape(&info.config)).accounting();
+    let figures = compile(&schedule, &info.outline.graph).accounting();
     Compiled { schedule, figures }
 }

@@ -77,7 +77,7 @@ pub fn draw(ui: &mut Ui, state: &mut State, shown: &Shown) -> Asked {
 fn knobs(ui: &mut Ui, state: &mut State, asked: &mut Asked) {
     let before = state.controls.clone();
     ui.heading("Run");
-    let classes = state.info.config.classes;
+    let classes = state.info.classes().unwrap_or(0);
     ComboBox::from_label("class")
         .selected_text(state.info.class_name(state.controls.label))
         .show_ui(ui, |ui| {

@@ -11,7 +11,7 @@ use harmonica::{
         Engine,
         interop::{ImagePainter, InteropError},
     },
-    dit::Dit,
+    models::{Condition, Model},
     sampler::{Event, Request, Run, SampleError, Sampler},
 };
 
@@ -30,7 +30,7 @@ pub struct Pictures {
 
 pub struct Worker {
     pub engine: Engine,
-    pub model: Dit,
+    pub model: Model,
     pub painter: ImagePainter,
     pub pictures: Pictures,
     /// Tells the window; `false` once it is gone.
@@ -109,7 +109,7 @@ impl Worker {
         baseline: &mut Option<Baseline>,
     ) -> Result<Option<Job>, End> {
         let request = Request {
-            labels: vec![job.label],
+            conditions: Condition::classes(&[job.label]),
             seed: job.seed,
             noise: None,
             batch: 1,
@@ -192,7 +192,7 @@ impl Worker {
 
     /// Shows a side's final image.
     fn finish(&self, job: &Job, lane: &mut Lane, values: Vec<f32>) -> Result<(), End> {
-        let [channels, height, width] = self.model.config().image_shape();
+        let [channels, height, width] = self.model.outline().latents.shape();
         let data = TensorData::new(values.clone(), [1, channels, height, width]);
         self.show(lane, Tensor::from_data(data, self.engine.device()))?;
         lane.values = Some(values.clone());

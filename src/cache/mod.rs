@@ -9,7 +9,8 @@ use std::{fmt, str::FromStr};
 use burn::tensor::{Device, FloatDType, Tensor};
 
 use crate::{
-    kernels::{Reused, SlotAt, VectorAt, cache_write, gated_residual, reuse_span, runs_kernels},
+    kernels::{Reused, SlotAt, cache_write, reuse_span, runs_kernels},
+    models::{Join, Partial},
     plan::{Read, Slot},
 };
 
@@ -58,6 +59,14 @@ impl fmt::Display for CacheDtype {
             Self::F16 => "f16",
         })
     }
+}
+
+/// A store and a plan that do not belong together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("slot {slot} of the cache {problem}: the plan is not that of this run")]
+pub struct CacheError {
+    slot: Slot,
+    problem: &'static str,
 }
 
 /// The kept features of a batch.
@@ -127,90 +136,130 @@ impl FeatureStore {
     }
 
     /// The arena of a slot, and the slot's place in it.
-    fn place(&self, slot: Slot) -> (usize, SlotAt) {
+    fn place(&self, slot: Slot) -> Result<(usize, SlotAt), CacheError> {
+        if slot >= self.slots {
+            return Err(CacheError {
+                slot,
+                problem: "does not exist",
+            });
+        }
         let each = self.slots_of_arena;
         let at = SlotAt {
             word: slot % each * self.feature_words(),
             packed: self.dtype == CacheDtype::F16,
         };
-        (slot / each, at)
+        Ok((slot / each, at))
     }
 
-    /// Keeps `feature + bias` in `slot` and returns `x + gate ⊙ (feature + bias)`, the gates in `slab`.
+    /// Fills all slots with what is no number, so that reading a slot that nobody wrote shows.
+    pub fn poison(&mut self, device: &Device) {
+        match &mut self.kept {
+            Kept::Arenas(arenas) => {
+                for arena in arenas.iter_mut().flatten() {
+                    *arena = Tensor::full(arena.dims(), f32::NAN, device);
+                }
+            }
+            Kept::Tensors(tensors) => tensors.fill(None),
+        }
+    }
+
+    /// Keeps the whole feature in `slot` and returns `x + gate ⊙ feature`.
+    ///
+    /// # Errors
+    /// [`CacheError`] for a slot that the store has not.
     pub fn write(
         &mut self,
         slot: Slot,
         x: Tensor<3>,
-        (slab, gate): (&Tensor<3>, VectorAt),
-        feature: Tensor<3>,
-        bias: Tensor<1>,
-    ) -> Tensor<3> {
-        let (arena, at) = self.place(slot);
+        join: &Join,
+        partial: Partial,
+    ) -> Result<Tensor<3>, CacheError> {
+        let missing = CacheError {
+            slot,
+            problem: "is being written to",
+        };
+        let (arena, at) = self.place(slot)?;
         match &mut self.kept {
             Kept::Arenas(arenas) => {
-                // A plan names no slot beyond the store's.
-                let Some(words) = arenas.get_mut(arena).and_then(Option::take) else {
-                    return gated_residual(x, slab, gate, feature, Some(bias));
-                };
-                let (x, words) = cache_write(x, slab, gate, feature, bias, words, at);
-                arenas[arena] = Some(words);
-                x
+                let place = arenas.get_mut(arena).ok_or(missing)?;
+                let words = place.take().ok_or(missing)?;
+                let (feature, bias) = partial.apart();
+                let (x, words) = cache_write(x, &join.slab, join.gate, feature, bias, words, at);
+                *place = Some(words);
+                Ok(x)
             }
             Kept::Tensors(tensors) => {
-                let feature = feature + bias.unsqueeze();
-                tensors[slot] = Some(match self.dtype {
+                let feature = partial.whole();
+                *tensors.get_mut(slot).ok_or(missing)? = Some(match self.dtype {
                     CacheDtype::F32 => feature.clone(),
-                    CacheDtype::F16 => feature.clone().cast(FloatDType::F16),
+                    CacheDtype::F16 => feature
+                        .clone()
+                        .clamp(-LARGEST_F16, LARGEST_F16)
+                        .cast(FloatDType::F16),
                 });
-                gated_residual(x, slab, gate, feature, None)
+                Ok(join.add(x, feature.into()))
             }
         }
     }
 
-    /// `x + Σ gate ⊙ feature` over a span: one dispatch where its slots lie in one arena.
-    pub fn reuse(
-        &mut self,
-        x: Tensor<3>,
-        slab: &Tensor<3>,
-        span: &[(VectorAt, Read)],
-    ) -> Tensor<3> {
-        let placed: Vec<_> = span
+    /// `x + Σ gate ⊙ w·feature` over a span: one dispatch where its slots lie in one arena and its gates in one slab.
+    ///
+    /// # Errors
+    /// [`CacheError`] for a slot that the store has not, or that holds nothing.
+    pub fn reuse(&mut self, x: Tensor<3>, span: &[(Join, Read)]) -> Result<Tensor<3>, CacheError> {
+        let missing = |read: &Read| CacheError {
+            slot: read.slot,
+            problem: "is being written to",
+        };
+        let placed: Vec<((usize, SlotAt), &Join, &Read)> = span
             .iter()
-            .map(|(gate, read)| {
-                let (arena, slot) = self.place(read.slot);
-                (arena, Reused { gate: *gate, slot })
-            })
-            .collect();
+            .map(|(join, read)| Ok((self.place(read.slot)?, join, read)))
+            .collect::<Result<_, CacheError>>()?;
         match &mut self.kept {
-            Kept::Arenas(arenas) => placed.chunk_by(|a, b| a.0 == b.0).fold(x, |x, together| {
-                let reused = together.iter().map(|(_, reused)| *reused).collect();
-                match arenas.get(together[0].0) {
-                    Some(Some(arena)) => reuse_span(x, slab, arena, reused),
-                    _ => x,
-                }
-            }),
-            Kept::Tensors(tensors) => span.iter().fold(x, |x, (gate, read)| {
-                let feature = if read.last {
-                    tensors[read.slot].take()
+            Kept::Arenas(arenas) => placed
+                .chunk_by(|((a, _), ..), ((b, _), ..)| a == b)
+                .try_fold(x, |x, together| {
+                    let ((arena, _), join, read) = together[0];
+                    let words = arenas.get(arena).and_then(Option::as_ref);
+                    let reused = together.iter().map(|((_, slot), join, read)| Reused {
+                        gate: join.gate,
+                        slot: *slot,
+                        weight: read.weight,
+                    });
+                    let words = words.ok_or(missing(read))?;
+                    Ok(reuse_span(x, &join.slab, words, reused.collect()))
+                }),
+            Kept::Tensors(tensors) => placed.into_iter().try_fold(x, |x, (_, join, read)| {
+                let place = tensors.get_mut(read.slot).ok_or(missing(read))?;
+                let kept = if read.last {
+                    place.take()
                 } else {
-                    tensors[read.slot].clone()
+                    place.clone()
                 };
-                match feature {
-                    Some(feature) => {
-                        gated_residual(x, slab, *gate, feature.cast(FloatDType::F32), None)
-                    }
-                    None => x,
-                }
+                let feature = kept.ok_or(CacheError {
+                    slot: read.slot,
+                    problem: "holds nothing that could be reused",
+                })?;
+                let feature = feature.cast(FloatDType::F32);
+                let weighed = match read.weight {
+                    1.0 => feature,
+                    weight => feature * weight,
+                };
+                Ok(join.add(x, weighed.into()))
             }),
         }
     }
 }
+
+/// What f16 cannot exceed.
+const LARGEST_F16: f32 = 65504.0;
 
 #[cfg(test)]
 mod tests {
     use burn::tensor::TensorData;
 
     use super::*;
+    use crate::kernels::VectorAt;
 
     /// Spans over slots of several arenas, of shared and of single ones, against sums by hand.
     #[test]
@@ -225,30 +274,43 @@ mod tests {
             (CacheDtype::F16, 1 << 20),
         ] {
             let mut store = FeatureStore::with_arenas(5, shape, dtype, &device, arena_bytes);
-            let slab = Tensor::<3>::full([1, 1, 3], 2.0, &device);
-            let gate = VectorAt {
-                start: 0,
-                stride: 3,
-                count: 1,
+            store.poison(&device);
+            let join = Join {
+                slab: Tensor::<3>::full([1, 1, 3], 2.0, &device),
+                gate: VectorAt {
+                    start: 0,
+                    stride: 3,
+                    count: 1,
+                },
             };
             let bias = Tensor::<1>::ones([3], &device);
             let mut x = tensor(vec![0.0; 6]);
             for slot in [3, 0, 4, 1, 2] {
                 let feature = tensor((0..6).map(|i| (10 * slot + i) as f32).collect());
-                x = store.write(slot, x, (&slab, gate), feature, bias.clone());
+                let partial = Partial {
+                    feature,
+                    bias: Some(bias.clone()),
+                };
+                x = store.write(slot, x, &join, partial).unwrap();
             }
             let span: Vec<_> = [2, 3, 0, 1, 4]
                 .into_iter()
                 .map(|slot| {
                     let read = Read {
                         branch: slot,
+                        weight: 1.0,
                         slot,
                         last: true,
                     };
-                    (gate, read)
+                    (join.clone(), read)
                 })
                 .collect();
-            let x = store.reuse(x, &slab, &span);
+            let x = store.reuse(x, &span).unwrap();
+            let beyond = Read {
+                slot: 99,
+                ..span[0].1
+            };
+            assert!(store.reuse(x.clone(), &[(join, beyond)]).is_err());
             // Twice Σ gate·(feature + bias): 2·2·(Σ 10·slot + 5·(i + 1)).
             let expected: Vec<f32> = (0..6)
                 .map(|i| 4.0 * (100.0 + 5.0 * (i as f32 + 1.0)))

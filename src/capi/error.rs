@@ -10,7 +10,8 @@ use std::{
 
 use crate::{
     checkpoint::CheckpointError, device::DeviceError, diffusion::DiffusionError,
-    policy::PolicyError, report::ReportError, sampler::SampleError, schedule::ScheduleError,
+    pipeline::OpenError, policy::PolicyError, report::ReportError, sampler::SampleError,
+    schedule::ScheduleError,
 };
 
 /// How a call ended.
@@ -49,6 +50,8 @@ pub(super) enum Failure {
     #[error(transparent)]
     Model(#[from] CheckpointError),
     #[error(transparent)]
+    Open(#[from] OpenError),
+    #[error(transparent)]
     Schedule(#[from] ScheduleError),
     #[error(transparent)]
     Policy(#[from] PolicyError),
@@ -68,12 +71,14 @@ impl Failure {
             | Self::Diffusion(_)
             | Self::Sampling(
                 SampleError::Diffusion(_)
-                | SampleError::Label { .. }
+                | SampleError::Condition(_)
                 | SampleError::NoImages
                 | SampleError::Batch,
             ) => hm_status::HM_INVALID_ARGUMENT,
-            Self::Device(_) | Self::Sampling(SampleError::Device(_)) => hm_status::HM_DEVICE,
-            Self::Model(_) => hm_status::HM_MODEL,
+            Self::Open(OpenError::Sample(_))
+            | Self::Device(_)
+            | Self::Sampling(SampleError::Device(_)) => hm_status::HM_DEVICE,
+            Self::Model(_) | Self::Open(OpenError::Checkpoint(_)) => hm_status::HM_MODEL,
             Self::Schedule(_) | Self::Policy(_) | Self::Sampling(SampleError::Schedule(_)) => {
                 hm_status::HM_SCHEDULE
             }

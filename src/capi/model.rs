@@ -12,18 +12,17 @@ use super::{
     error::{Failure, guard, guard_free, guard_text, hm_status},
 };
 use crate::{
-    checkpoint::{LoadOptions, ModelInfo, ModelSpec, load_model},
-    dit::Dit,
-    sampler::SampleError,
+    checkpoint::{LoadOptions, ModelSpec},
+    pipeline::Pipeline,
 };
 
 /// A loaded model.
 pub struct hm_model {
-    pub(super) dit: Dit,
-    pub(super) info: ModelInfo,
+    pub(super) pipeline: Pipeline,
     class_names: Vec<CString>,
     // The weights, above, go before the device they live on, which stays open whatever becomes of the caller's handle.
-    pub(super) engine: Arc<OpenEngine>,
+    #[expect(dead_code, reason = "holding it is its use")]
+    engine: Arc<OpenEngine>,
 }
 
 /// What a model draws.
@@ -36,7 +35,7 @@ pub struct hm_model_info {
     pub width: u32,
     pub classes: u32,
     pub blocks: u32,
-    /// Columns of a schedule: attention and MLP of every block, in turn.
+    /// Columns of a schedule: the branches of every block, in turn; of a DiT attention and MLP.
     pub branches: u32,
     /// Weights of the network.
     pub parameters: u64,
@@ -65,19 +64,15 @@ pub unsafe extern "C" fn hm_model_load(
             heads: (heads > 0).then_some(heads as usize),
             input_size: None,
         };
-        let (dit, info) = load_model(&spec, options, engine.engine.device())?;
-        // Weights are uploaded in the background; runs answer for what comes after.
-        if let Some(fault) = engine.engine.fault() {
-            return Err(SampleError::from(fault).into());
-        }
-        let class_names = info
+        let pipeline = Pipeline::open(&engine.engine, &spec, options)?;
+        let class_names = pipeline
+            .info
             .class_names
             .iter()
             .map(|name| CString::new(name.replace('\0', "?")).unwrap_or_default())
             .collect();
         let loaded = hm_model {
-            dit,
-            info,
+            pipeline,
             class_names,
             engine: engine.engine.clone(),
         };
@@ -99,16 +94,19 @@ pub unsafe extern "C" fn hm_model_get_info(
         // SAFETY: the caller's promise.
         let out = unsafe { Out::new(info, "info") }?;
         // SAFETY: the caller's promise.
-        let config = &unsafe { hm_model::from_pointer(model) }?.info.config;
-        let [channels, height, width] = config.image_shape().map(|n| n as u32);
+        let outline = &unsafe { hm_model::from_pointer(model) }?
+            .pipeline
+            .info
+            .outline;
+        let [channels, height, width] = outline.latents.shape().map(|n| n as u32);
         out.set(hm_model_info {
             channels,
             height,
             width,
-            classes: config.classes as u32,
-            blocks: config.blocks as u32,
-            branches: 2 * config.blocks as u32,
-            parameters: config.parameters(),
+            classes: outline.conditioning.classes().unwrap_or(0) as u32,
+            blocks: outline.graph.blocks() as u32,
+            branches: outline.graph.branches() as u32,
+            parameters: outline.parameters,
         });
         Ok(())
     })
@@ -142,13 +140,13 @@ pub unsafe extern "C" fn hm_model_class_by_name(
         // SAFETY: the caller's promise.
         let out = unsafe { Out::new(label, "label") }?;
         // SAFETY: the caller's promise.
-        let info = &unsafe { hm_model::from_pointer(model) }?.info;
+        let info = &unsafe { hm_model::from_pointer(model) }?.pipeline.info;
         // SAFETY: the caller's promise.
         let name = unsafe { arguments::text(name, "name") }?;
         let found = info.class_by_name(name).ok_or_else(|| {
             Failure::Argument(format!(
                 "the model has no class `{name}`: expected 0 to {}, or a class's name",
-                info.config.classes.saturating_sub(1)
+                info.classes().unwrap_or(0).saturating_sub(1)
             ))
         })?;
         out.set(found as u32);

@@ -13,8 +13,9 @@ use super::{
 };
 use crate::{
     diffusion::{Guidance, GuidedChannels, Solver},
+    models::Condition,
     report::{Tile, columns_for, grid, image_from_values, write_png},
-    sampler::{BATCH_BYTES, Event, Request, Sampler, Settings, batch_for},
+    sampler::{BATCH_BYTES, Event, Request, Settings, batch_for},
 };
 
 /// [`hm_settings::solver`]: DDIM with [`hm_settings::eta`].
@@ -107,7 +108,7 @@ pub unsafe extern "C" fn hm_settings_init(
         // SAFETY: the caller's promise.
         let out = unsafe { Out::new(settings, "settings") }?;
         // SAFETY: the caller's promise.
-        let info = &unsafe { hm_model::from_pointer(model) }?.info;
+        let info = &unsafe { hm_model::from_pointer(model) }?.pipeline.info;
         out.set(hm_settings {
             steps: 20,
             batch: 0,
@@ -155,16 +156,19 @@ pub unsafe extern "C" fn hm_sample(
         // SAFETY: the caller's promise.
         let mut out = unsafe { OutSlice::new(values, length, "values") }?;
         let settings = given.to_settings()?;
-        let config = &model.info.config;
-        let size = config.image_shape().iter().product::<usize>();
+        let outline = &model.pipeline.info.outline;
+        let size = outline.latents.numbers();
         out.check(size.saturating_mul(count), "values")?;
         let batch = match given.batch as usize {
-            0 => batch_for(config, settings.guidance.is_active(), BATCH_BYTES).min(count.max(1)),
+            0 => batch_for(outline, settings.guidance.is_active(), BATCH_BYTES).min(count.max(1)),
             batch => batch,
         };
-        let sampler = Sampler::new(&model.dit, settings, schedule)?.with_engine(&model.engine);
+        let sampler = model.pipeline.sampler(settings, schedule)?;
         let run = sampler.run(Request {
-            labels: labels.iter().map(|label| *label as usize).collect(),
+            conditions: labels
+                .iter()
+                .map(|label| Condition::Class(*label as usize))
+                .collect(),
             seed: given.seed,
             noise: None,
             batch,
@@ -214,9 +218,11 @@ pub unsafe extern "C" fn hm_rgb8(
     guard(|| {
         // SAFETY: the caller's promise.
         let shape = unsafe { hm_model::from_pointer(model) }?
+            .pipeline
             .info
-            .config
-            .image_shape();
+            .outline
+            .latents
+            .shape();
         // SAFETY: the caller's promise.
         let values = unsafe { arguments::slice(image, length, "image") }?;
         // SAFETY: the caller's promise.
@@ -242,9 +248,11 @@ pub unsafe extern "C" fn hm_write_png(
     guard(|| {
         // SAFETY: the caller's promise.
         let shape = unsafe { hm_model::from_pointer(model) }?
+            .pipeline
             .info
-            .config
-            .image_shape();
+            .outline
+            .latents
+            .shape();
         // SAFETY: the caller's promise.
         let values = unsafe { arguments::slice(values, length, "values") }?;
         // SAFETY: the caller's promise.

@@ -9,10 +9,9 @@ use super::{
     sample::hm_settings,
 };
 use crate::{
+    pipeline::choose_schedule,
     plan::{Accounting, compile},
-    policy::ScheduleChoice,
-    sampler::{model_identity, model_shape, run_settings},
-    schedule::{Schedule, ScheduleFile, bundled_schedule},
+    schedule::Schedule,
 };
 
 /// A schedule that fits a model and a number of steps.
@@ -37,7 +36,7 @@ pub struct hm_figures {
     pub cache_bytes: u64,
 }
 
-/// A schedule for a model and settings: a .schedule.json file, `none`, `fora:N`, `random:CUR[:SEED]`, or `learned`:
+/// A schedule for a model and settings: a .schedule.json file, `none`, `fora:N`, `taylor:N[:ORDER]`, `random:CUR[:SEED]`, or `learned`:
 /// the bundled router that fits, and where none does, nothing is reused.
 ///
 /// # Safety
@@ -58,24 +57,9 @@ pub unsafe extern "C" fn hm_schedule_open(
         let settings = unsafe { arguments::shared(settings, "settings") }?.to_settings()?;
         // SAFETY: the caller's promise.
         let spec = unsafe { arguments::text(spec, "spec") }?;
-        let branches = 2 * model.info.config.blocks;
-        let (identity, run) = (
-            model_identity(&model.info),
-            run_settings(&model.info, &settings)?,
-        );
-        let table = match spec.parse()? {
-            ScheduleChoice::Policy(policy) => policy.schedule(settings.steps, branches)?,
-            ScheduleChoice::Learned => match bundled_schedule(&identity, &run) {
-                Some(file) => file.schedule()?,
-                None => Schedule::full(settings.steps, branches)?,
-            },
-            ScheduleChoice::File(path) => {
-                let file = ScheduleFile::read(&path)?;
-                file.check_fits(&identity, &run)?;
-                file.schedule()?
-            }
-        };
-        out.set(hm_schedule::new(table, model));
+        let info = &model.pipeline.info;
+        let chosen = choose_schedule(&spec.parse()?, false, info, &settings)?;
+        out.set(hm_schedule::new(chosen.schedule, model));
         Ok(())
     })
 }
@@ -101,7 +85,7 @@ pub unsafe extern "C" fn hm_schedule_from_table(
         let compute = unsafe { arguments::slice(compute, length, "compute") }?;
         let table = Schedule::new(
             steps as usize,
-            2 * model.info.config.blocks,
+            model.pipeline.info.outline.graph.branches(),
             compute.iter().map(|c| *c != 0).collect(),
         )?;
         out.set(hm_schedule::new(table, model));
@@ -150,7 +134,7 @@ pub unsafe extern "C" fn hm_schedule_free(schedule: *mut hm_schedule) {
 
 impl hm_schedule {
     fn new(schedule: Schedule, model: &hm_model) -> *mut Self {
-        let figures = compile(&schedule, &model_shape(&model.info.config)).accounting();
+        let figures = compile(&schedule, &model.pipeline.info.outline.graph).accounting();
         Box::into_raw(Box::new(Self { schedule, figures }))
     }
 

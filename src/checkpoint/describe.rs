@@ -1,28 +1,45 @@
 //! A file checked against the network it describes, before anything large is read.
 
+use std::{collections::HashSet, sync::Arc};
+
 use super::{
-    error::CheckpointError,
     fingerprint::Fingerprint,
-    infer::{Hints, check_config, infer_config, naming},
-    layout::{self, Expected, Naming},
     save::METADATA_KEY,
-    source::TensorSource,
     spec::{LoadOptions, Metadata},
 };
-use crate::dit::DitConfig;
+use crate::{
+    containers::{CheckpointError, TensorSource},
+    models::{Architecture, FAMILIES, Naming, dit::DitFamily, family_named},
+};
 
 /// What a file holds, checked against the network it describes; nothing large is read.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub struct Description {
-    pub config: DitConfig,
+    pub architecture: Arc<dyn Architecture>,
     pub class_names: Vec<String>,
     pub clip_x0: bool,
     /// The fingerprint that the file itself names.
     pub fingerprint: Option<Fingerprint>,
-    /// `the DiT release's` or `diffusers'` names.
-    pub naming: &'static str,
-    /// One embedder a block.
-    pub own_embedders: bool,
+    pub naming: Naming,
+}
+
+impl Description {
+    /// Whose names the tensors have.
+    pub fn naming_of(&self) -> String {
+        match self.naming {
+            Naming::Release => format!("the {} release's", self.architecture.outline().family),
+            Naming::Diffusers => "diffusers'".into(),
+        }
+    }
+}
+
+/// Whose names the file uses.
+pub(super) fn naming(source: &TensorSource) -> Naming {
+    let theirs = |name: &str| name.starts_with("transformer_blocks.");
+    match source.entries().any(|e| theirs(&e.name)) {
+        true => Naming::Diffusers,
+        false => Naming::Release,
+    }
 }
 
 /// Checks a file as loading would, without reading weights.
@@ -33,63 +50,43 @@ pub fn describe(
     source: &TensorSource,
     options: LoadOptions,
 ) -> Result<Description, CheckpointError> {
-    let path = source.path();
     let naming = naming(source);
     let metadata = read_metadata(source)?;
-    let (config, class_names, clip_x0, fingerprint) = match metadata {
+    let (architecture, class_names, clip_x0, fingerprint) = match metadata {
         Some(m) => {
-            if let Some(heads) = options.heads.filter(|h| *h != m.config.heads) {
-                return Err(CheckpointError::Settings {
+            let path = source.path();
+            let family = family_named(&m.family).ok_or_else(|| other_family(source, &m))?;
+            let architecture = family.read(m.config, Some(source), options, path)?;
+            let classes = architecture.outline().conditioning.classes();
+            if !m.classes.is_empty() && Some(m.classes.len()) != classes {
+                return Err(CheckpointError::Config {
                     path: path.into(),
                     problem: format!(
-                        "--heads {heads} contradicts the file, which says {}",
-                        m.config.heads
+                        "it names {} classes of {}",
+                        m.classes.len(),
+                        classes.unwrap_or(0)
                     ),
                 });
             }
-            if let Some(size) = options.input_size.filter(|s| *s != m.config.input_size) {
-                return Err(CheckpointError::Settings {
-                    path: path.into(),
-                    problem: format!(
-                        "--input-size {size:?} contradicts the file, which says {:?}",
-                        m.config.input_size
-                    ),
-                });
-            }
-            (m.config, m.classes, m.clip_x0, Some(m.fingerprint))
+            (architecture, m.classes, m.clip_x0, Some(m.fingerprint))
         }
         None => {
-            let hints = Hints {
-                heads: options.heads,
-                input_size: options.input_size,
-            };
-            (
-                infer_config(source, naming, hints)?,
-                Vec::new(),
-                false,
-                None,
-            )
+            let mut families = FAMILIES.into_iter();
+            // What nobody recognises is measured against a DiT, whose errors say what is missing.
+            let family = families
+                .find(|family| family.recognises(source))
+                .unwrap_or(&DitFamily);
+            let architecture = family.infer(source, naming, options)?;
+            (architecture, Vec::new(), false, None)
         }
     };
-    let stored = |name: &str| layout::stored_names(naming, name);
-    let own = config.blocks > 1
-        && stored(&format!(
-            "{}t_embedder.mlp.0.weight",
-            layout::own_embedder(config.blocks - 1)
-        ))
-        .iter()
-        .any(|n| source.get(n).is_some());
-    check_tensors(source, naming, &config, own)?;
+    check_tensors(source, naming, &*architecture)?;
     Ok(Description {
-        config,
+        architecture,
         class_names,
         clip_x0,
         fingerprint,
-        naming: match naming {
-            Naming::Release => "the DiT release's",
-            Naming::Diffusers => "diffusers'",
-        },
-        own_embedders: own,
+        naming,
     })
 }
 
@@ -97,44 +94,42 @@ fn read_metadata(source: &TensorSource) -> Result<Option<Metadata>, CheckpointEr
     let Some(text) = source.metadata().get(METADATA_KEY) else {
         return Ok(None);
     };
-    let path = source.path();
-    let bad = |problem: String| CheckpointError::Config {
-        path: path.into(),
-        problem,
-    };
-    let metadata: Metadata = serde_json::from_str(text)
-        .map_err(|e| bad(format!("its model description is not valid: {e}")))?;
-    if metadata.format != 1 || metadata.family != "DiT" {
-        return Err(bad(format!(
-            "it was written for format {} of family {}, this program reads format 1 of family DiT",
-            metadata.format, metadata.family
-        )));
+    let metadata: Metadata = serde_json::from_str(text).map_err(|e| CheckpointError::Config {
+        path: source.path().into(),
+        problem: format!("its model description is not valid: {e}"),
+    })?;
+    match metadata.format {
+        1 => Ok(Some(metadata)),
+        _ => Err(other_family(source, &metadata)),
     }
-    check_config(path, &metadata.config)?;
-    if !metadata.classes.is_empty() && metadata.classes.len() != metadata.config.classes {
-        return Err(bad(format!(
-            "it names {} classes of {}",
-            metadata.classes.len(),
-            metadata.config.classes
-        )));
+}
+
+fn other_family(source: &TensorSource, metadata: &Metadata) -> CheckpointError {
+    let known: Vec<_> = FAMILIES.iter().map(|family| family.name()).collect();
+    CheckpointError::Config {
+        path: source.path().into(),
+        problem: format!(
+            "it was written for format {} of family {}, this program reads format 1 of family {}",
+            metadata.format,
+            metadata.family,
+            known.join(" or ")
+        ),
     }
-    Ok(Some(metadata))
 }
 
 /// Names and shapes of the file against those of the network.
 fn check_tensors(
     source: &TensorSource,
     naming: Naming,
-    config: &DitConfig,
-    own_embedders: bool,
+    architecture: &dyn Architecture,
 ) -> Result<(), CheckpointError> {
     let path = source.path();
-    let mut known = std::collections::HashSet::new();
+    let mut known = HashSet::new();
     let mut missing: Vec<(String, Vec<usize>)> = Vec::new();
-    for Expected { name, shape } in layout::expected(config, own_embedders) {
-        let stored = layout::stored_names(naming, &name);
-        let mut part = shape.clone();
-        part[0] /= stored.len();
+    for spec in architecture.tensors() {
+        let stored = spec.stored(naming);
+        let mut part = spec.shape.clone();
+        part[0] /= stored.len().max(1);
         for name in stored {
             match source.get(&name) {
                 Some(entry) if entry.shape != part => {
@@ -153,7 +148,7 @@ fn check_tensors(
                     });
                 }
                 Some(_) => drop(known.insert(name)),
-                None if is_positions(naming, &name) => {}
+                None if spec.is_positions() => {}
                 None => missing.push((name, part.clone())),
             }
         }
@@ -166,24 +161,19 @@ fn check_tensors(
             count: missing.len(),
         });
     }
+    let needless = |name: &str| architecture.ignored().contains(&name);
     let extra: Vec<_> = source
         .entries()
-        .filter(|e| !known.contains(&e.name))
+        .filter(|e| !known.contains(&e.name) && !needless(&e.name))
         .collect();
     if let Some(first) = extra.first() {
         return Err(CheckpointError::Unexpected {
             path: path.into(),
             name: first.name.clone(),
             shape: first.shape.clone(),
-            model: config.name(),
+            model: architecture.outline().name,
             count: extra.len(),
         });
     }
     Ok(())
-}
-
-fn is_positions(naming: Naming, stored: &str) -> bool {
-    layout::stored_names(naming, layout::POSITIONS)
-        .iter()
-        .any(|n| n == stored)
 }

@@ -1,23 +1,25 @@
 //! From a file, or from a seed, to a network on a device.
 
-use std::{collections::HashMap, path::Path};
+use std::{collections::HashMap, sync::Arc};
 
 use burn::{
-    module::{Module, Param},
+    module::Param,
     tensor::{Device, Tensor, TensorData},
 };
 
 use super::{
-    assemble::{Parameter, Supply, assemble},
-    error::CheckpointError,
     fingerprint::Fingerprinter,
-    infer::check_config,
-    layout,
     spec::{LoadOptions, ModelInfo, ModelSpec},
     state::StateDict,
     weights::Weights,
 };
-use crate::dit::{Dit, DitConfig};
+use crate::{
+    containers::CheckpointError,
+    models::{
+        Architecture, Model, Parameter, Supply,
+        dit::{DitArchitecture, DitConfig},
+    },
+};
 
 /// Loads a model onto a device.
 ///
@@ -29,7 +31,7 @@ pub fn load_model(
     spec: &ModelSpec,
     options: LoadOptions,
     device: &Device,
-) -> Result<(Dit, ModelInfo), CheckpointError> {
+) -> Result<(Model, ModelInfo), CheckpointError> {
     let mut weights = Weights::open(spec, options)?;
     build(&mut weights, spec, device)
 }
@@ -49,18 +51,18 @@ pub fn model_info(spec: &ModelSpec, options: LoadOptions) -> Result<ModelInfo, C
 /// whose gates are zero), outputs of sensible size. For tests and measurements.
 ///
 /// # Errors
-/// [`CheckpointError::Settings`] if the config describes no network.
+/// [`CheckpointError`] never happens for weights that are not read, but is loading's to say.
 pub fn random_model(
-    config: &DitConfig,
+    architecture: Arc<dyn Architecture>,
     seed: u64,
     device: &Device,
-) -> Result<(Dit, ModelInfo), CheckpointError> {
-    check_config(Path::new("random weights"), config)?;
+) -> Result<(Model, ModelInfo), CheckpointError> {
+    let outline = architecture.outline();
     let spec = ModelSpec::Random {
-        size: config.name(),
-        tokens: config.tokens(),
+        size: outline.name,
+        tokens: outline.graph.tokens(),
     };
-    let mut weights = Weights::random(config.clone(), seed);
+    let mut weights = Weights::random(architecture, seed);
     build(&mut weights, &spec, device)
 }
 
@@ -88,21 +90,34 @@ pub fn load_state(spec: &ModelSpec, options: LoadOptions) -> Result<StateDict, C
 /// # Errors
 /// [`CheckpointError::Settings`] if the config describes no network.
 pub fn fresh_state(config: &DitConfig, seed: u64) -> Result<StateDict, CheckpointError> {
-    check_config(Path::new("fresh weights"), config)?;
-    state_of(&mut Weights::fresh(config.clone(), seed))
+    config.check().map_err(|e| CheckpointError::Settings {
+        path: "fresh weights".into(),
+        problem: format!("it describes no DiT: {e}"),
+    })?;
+    let architecture = Arc::new(DitArchitecture::shared(config.clone()));
+    state_of(&mut Weights::fresh(architecture, seed))
 }
 
 fn state_of(weights: &mut Weights) -> Result<StateDict, CheckpointError> {
+    let Some(dit) = weights.architecture.as_dit().cloned() else {
+        return Err(CheckpointError::Settings {
+            path: "the model".into(),
+            problem: format!(
+                "it is a {}, and only DiTs can be trained",
+                weights.architecture.outline().name
+            ),
+        });
+    };
     let mut tensors = HashMap::new();
     for tensor in weights.expected() {
-        if tensor.name != layout::POSITIONS {
+        if !tensor.is_positions() {
             let values = weights.read(&tensor)?;
             tensors.insert(tensor.name, values);
         }
     }
     Ok(StateDict {
-        config: weights.config.clone(),
-        own_embedders: weights.own_embedders,
+        config: dit.config,
+        own_embedders: dit.own_embedders,
         class_names: weights.class_names.clone(),
         clip_x0: weights.clip_x0,
         tensors,
@@ -114,14 +129,13 @@ fn build(
     weights: &mut Weights,
     spec: &ModelSpec,
     device: &Device,
-) -> Result<(Dit, ModelInfo), CheckpointError> {
-    let config = weights.config.clone();
+) -> Result<(Model, ModelInfo), CheckpointError> {
     let mut fingerprint = Fingerprinter::new();
     let mut loaded = Loaded::default();
     for tensor in weights.expected() {
         let values = weights.read(&tensor)?;
-        if tensor.name == layout::POSITIONS {
-            let data = TensorData::new(values, [1, config.tokens(), config.hidden]);
+        if tensor.is_positions() {
+            let data = TensorData::new(values, tensor.shape);
             loaded.positions = Some(Tensor::from_data(data, device));
             continue;
         }
@@ -145,11 +159,9 @@ fn build(
     }
     let fingerprint = fingerprint.finish();
     weights.check_fingerprint(spec, &fingerprint)?;
-    tracing::debug!(model = %config.name(), %fingerprint, "loaded {spec}");
-    let blocks = 0..config.blocks;
-    let model = assemble(&config, blocks, weights.own_embedders, &mut loaded);
     let info = weights.info(spec, fingerprint);
-    Ok((model.no_grad(), info))
+    tracing::debug!(model = %info.outline.name, fingerprint = %info.fingerprint, "loaded {spec}");
+    Ok((weights.architecture.build(&mut loaded), info))
 }
 
 /// Tensors on the device, waiting for their places.
@@ -160,8 +172,8 @@ struct Loaded {
     positions: Option<Tensor<3>>,
 }
 
-/// `layout::expected` and the names that [`assemble`] asks for are two spellings of one list; a slip is a bug,
-/// not bad input.
+/// The tensors that an architecture lists and those that it builds its network of are the same; a slip is a bug, not bad
+/// input.
 impl Supply for Loaded {
     fn matrix(&mut self, name: &str) -> Param<Tensor<2>> {
         let tensor = self.matrices.remove(name);

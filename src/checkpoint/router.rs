@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::{error::CheckpointError, source};
+use crate::containers::{self, CheckpointError};
 
 /// A released router: a `[N]` row of logits a step, index 0 the **least** noisy step, as stored.
 #[derive(Debug, Clone, PartialEq)]
@@ -22,7 +22,7 @@ impl ReleasedRouter {
             path: path.into(),
             problem,
         };
-        let mut source = source::open(path)?;
+        let mut source = containers::open(path)?;
         let index = |name: &str| -> Option<usize> {
             name.strip_prefix("routers.")
                 .unwrap_or(name)

@@ -7,13 +7,12 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::{
-    error::CheckpointError,
     fingerprint::Fingerprint,
     spec::{LoadOptions, Metadata, ModelSpec},
     state::StateDict,
     weights::Weights,
 };
-use crate::files::write_atomically;
+use crate::{containers::CheckpointError, files::write_atomically};
 
 /// The one key of our metadata; its value is a JSON document.
 pub const METADATA_KEY: &str = "harmonica";
@@ -78,28 +77,30 @@ fn write_weights(
     out: &Path,
 ) -> Result<Fingerprint, CheckpointError> {
     let classes = weights.class_names.clone();
-    if !classes.is_empty() && classes.len() != weights.config.classes {
+    let outline = weights.architecture.outline();
+    let expected = outline.conditioning.classes();
+    if !classes.is_empty() && Some(classes.len()) != expected {
         return Err(CheckpointError::Settings {
             path: out.into(),
             problem: format!(
                 "{} class names for {} classes",
                 classes.len(),
-                weights.config.classes
+                expected.unwrap_or(0)
             ),
         });
     }
     let mut tensors = weights.expected();
     // Positions that follow the formula are left out: a reader computes them exactly, f16 would round them.
     if weights.has_formula_positions()? {
-        tensors.retain(|t| t.name != super::layout::POSITIONS);
+        tensors.retain(|t| !t.is_positions());
     }
     // The fingerprint stands before the data, so the weights are read twice rather than kept.
     let fingerprint = weights.fingerprint()?;
     weights.check_fingerprint(spec, &fingerprint)?;
     let metadata = Metadata {
         format: 1,
-        family: "DiT".into(),
-        config: weights.config.clone(),
+        family: outline.family.into(),
+        config: weights.architecture.to_json(),
         classes,
         clip_x0: weights.clip_x0,
         fingerprint: fingerprint.clone(),

@@ -1,11 +1,14 @@
 //! Which model, what its file may leave open, and what is known of it beside the weights.
 
-use std::{fmt, path::PathBuf, str::FromStr};
+use std::{fmt, path::PathBuf, str::FromStr, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
-use super::{error::CheckpointError, fingerprint::Fingerprint, weights::random_config};
-use crate::dit::DitConfig;
+use super::{fingerprint::Fingerprint, weights::random_architecture};
+use crate::{
+    containers::CheckpointError,
+    models::{Architecture, Outline},
+};
 
 /// Where a model comes from.
 #[derive(Debug, Clone, PartialEq)]
@@ -44,7 +47,7 @@ impl FromStr for ModelSpec {
             size: size.into(),
             tokens,
         };
-        random_config(size, tokens)?;
+        random_architecture(size, tokens)?;
         Ok(spec)
     }
 }
@@ -59,22 +62,16 @@ impl fmt::Display for ModelSpec {
     }
 }
 
-/// What a file may leave open.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct LoadOptions {
-    /// Attention heads, which a `.pt` does not tell.
-    pub heads: Option<usize>,
-    /// `[height, width]` where tokens form no square.
-    pub input_size: Option<[usize; 2]>,
-}
+pub use crate::models::Hints as LoadOptions;
 
 /// What the file says beside the weights.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Metadata {
     pub format: u32,
     pub family: String,
-    pub config: DitConfig,
+    /// As [`Architecture::to_json`] writes it.
+    pub config: serde_json::Value,
     #[serde(default)]
     pub classes: Vec<String>,
     #[serde(default)]
@@ -83,11 +80,14 @@ pub(super) struct Metadata {
 }
 
 /// Everything about a model but its weights.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub struct ModelInfo {
     /// Where it came from.
     pub source: ModelSpec,
-    pub config: DitConfig,
+    /// The shape of the network as its family knows it.
+    pub architecture: Arc<dyn Architecture>,
+    /// The same as everybody knows it.
+    pub outline: Outline,
     /// Names of the classes, or empty.
     pub class_names: Vec<String>,
     /// Whether sampling clips the predicted `x_0` by default.
@@ -99,7 +99,7 @@ pub struct ModelInfo {
 impl ModelInfo {
     /// Whether the network draws pixels (3 channels) rather than latents.
     pub fn is_pixel_space(&self) -> bool {
-        self.config.channels == 3
+        self.outline.latents.channels == 3
     }
 
     /// Whether this is the model inside the binary.
@@ -112,6 +112,11 @@ impl ModelInfo {
         matches!(self.source, ModelSpec::Random { .. })
     }
 
+    /// Number of classes, where conditions are classes.
+    pub fn classes(&self) -> Option<usize> {
+        self.outline.conditioning.classes()
+    }
+
     /// The name of a class, `#7` where it has none.
     pub fn class_name(&self, class: usize) -> String {
         self.class_names
@@ -120,9 +125,13 @@ impl ModelInfo {
             .unwrap_or_else(|| format!("#{class}"))
     }
 
-    /// The guidance scale that its pictures are usually drawn with: 3 for the bundled model, 1.5 for others.
+    /// The guidance scale that its pictures are usually drawn with: 3 for the bundled model, its family's for others.
     pub fn usual_guidance(&self) -> f64 {
-        if self.is_bundled() { 3.0 } else { 1.5 }
+        if self.is_bundled() {
+            3.0
+        } else {
+            self.outline.guidance.0
+        }
     }
 
     /// A class by name, in any case, or by number. Names come first: they may be numbers themselves.
@@ -130,7 +139,7 @@ impl ModelInfo {
         let named = |n: &String| n.eq_ignore_ascii_case(name);
         self.class_names.iter().position(named).or_else(|| {
             let number = name.parse::<usize>().ok()?;
-            (number < self.config.classes).then_some(number)
+            (number < self.classes()?).then_some(number)
         })
     }
 }
@@ -138,20 +147,20 @@ impl ModelInfo {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::checkpoint::random_model;
+    use crate::{
+        checkpoint::random_model,
+        models::dit::{DitArchitecture, DitConfig},
+    };
 
     #[test]
     fn classes_go_by_name_before_number() {
-        let spec: ModelSpec = "random:DiT-S/8@4".parse().unwrap();
-        let ModelSpec::Random { size, tokens } = &spec else {
-            panic!("{spec}");
-        };
         let config = DitConfig {
             classes: 3,
             blocks: 1,
-            ..random_config(size, *tokens).unwrap()
+            ..DitConfig::published("DiT-S/8", [16, 16]).unwrap()
         };
-        let (_, mut info) = random_model(&config, 0, &burn::tensor::Device::flex()).unwrap();
+        let architecture = Arc::new(DitArchitecture::shared(config));
+        let (_, mut info) = random_model(architecture, 0, &burn::tensor::Device::flex()).unwrap();
         assert_eq!(info.class_by_name("2"), Some(2));
         info.class_names = ["1", "2", "cat"].map(String::from).to_vec();
         let found = ["1", "2", "0", "CAT", "3"].map(|name| info.class_by_name(name));

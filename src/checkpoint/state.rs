@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use crate::dit::DitConfig;
+use crate::models::dit::DitConfig;
 
 /// Weights by canonical name (those of the public DiT release), row-major in PyTorch's shapes, and what a model
 /// file says beside them. The position embedding follows its formula and is not among the tensors.

@@ -1,6 +1,6 @@
 //! The tensors of a network in canonical order, from a file or from a seed.
 
-use std::{collections::HashMap, path::Path};
+use std::{collections::HashMap, path::Path, sync::Arc};
 
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -8,15 +8,14 @@ use rand_distr::{Distribution, StandardNormal};
 
 use super::{
     describe::describe,
-    error::CheckpointError,
     fingerprint::{Fingerprint, Fingerprinter},
-    infer::naming,
-    layout::{self, Expected, Naming},
-    source::{self, TensorSource},
     spec::{LoadOptions, ModelInfo, ModelSpec},
     state::StateDict,
 };
-use crate::dit::{DitConfig, sincos_positions};
+use crate::{
+    containers::{self, CheckpointError, TensorSource},
+    models::{Architecture, FAMILIES, Naming, Start, TensorSpec, dit::DitArchitecture},
+};
 
 #[cfg(feature = "bundled")]
 static BUNDLED: &[u8] = include_bytes!("../../assets/dit-emoji32.safetensors");
@@ -24,8 +23,7 @@ static BUNDLED: &[u8] = include_bytes!("../../assets/dit-emoji32.safetensors");
 /// Canonical tensors, wherever they come from.
 pub(super) struct Weights {
     origin: Origin,
-    pub config: DitConfig,
-    pub own_embedders: bool,
+    pub architecture: Arc<dyn Architecture>,
     pub class_names: Vec<String>,
     pub clip_x0: bool,
     expected_fingerprint: Option<Fingerprint>,
@@ -39,7 +37,7 @@ enum Origin {
     /// Values by a formula, from a seed.
     Seeded {
         seed: u64,
-        values: fn(u64, &Expected) -> Vec<f32>,
+        values: fn(u64, &TensorSpec) -> Vec<f32>,
     },
     /// Values by canonical name.
     Memory(HashMap<String, Vec<f32>>),
@@ -49,11 +47,11 @@ impl Weights {
     pub fn open(spec: &ModelSpec, options: LoadOptions) -> Result<Self, CheckpointError> {
         let source = match spec {
             ModelSpec::Random { size, tokens } => {
-                return Ok(Self::random(random_config(size, *tokens)?, 0));
+                return Ok(Self::random(random_architecture(size, *tokens)?, 0));
             }
-            ModelSpec::Path(path) => source::open(path)?,
+            ModelSpec::Path(path) => containers::open(path)?,
             #[cfg(feature = "bundled")]
-            ModelSpec::Bundled => source::open_bytes(Path::new("the bundled model"), BUNDLED)?,
+            ModelSpec::Bundled => containers::open_bytes(Path::new("the bundled model"), BUNDLED)?,
             #[cfg(not(feature = "bundled"))]
             ModelSpec::Bundled => {
                 return Err(CheckpointError::UnknownFormat {
@@ -65,36 +63,45 @@ impl Weights {
         let description = describe(&source, options)?;
         let mut weights = Self {
             origin: Origin::File {
-                naming: naming(&source),
+                naming: description.naming,
                 source: Box::new(source),
             },
-            config: description.config,
-            own_embedders: description.own_embedders,
+            architecture: description.architecture,
             class_names: description.class_names,
             clip_x0: description.clip_x0,
             expected_fingerprint: description.fingerprint,
         };
-        if weights.own_embedders && weights.embedders_agree()? {
-            weights.own_embedders = false;
+        if let Some(dit) = weights
+            .architecture
+            .as_dit()
+            .filter(|dit| dit.own_embedders)
+        {
+            let shared = DitArchitecture::shared(dit.config.clone());
+            if weights.embedders_agree(&shared)? {
+                weights.architecture = Arc::new(shared);
+            }
         }
         Ok(weights)
     }
 
     /// Random weights for tests and measurements: every part alive.
-    pub fn random(config: DitConfig, seed: u64) -> Self {
-        Self::seeded(config, seed, random_values)
+    pub fn random(architecture: Arc<dyn Architecture>, seed: u64) -> Self {
+        Self::seeded(architecture, seed, random_values)
     }
 
     /// Weights to start training from, as the DiT release starts.
-    pub fn fresh(config: DitConfig, seed: u64) -> Self {
-        Self::seeded(config, seed, fresh_values)
+    pub fn fresh(architecture: Arc<dyn Architecture>, seed: u64) -> Self {
+        Self::seeded(architecture, seed, fresh_values)
     }
 
-    fn seeded(config: DitConfig, seed: u64, values: fn(u64, &Expected) -> Vec<f32>) -> Self {
+    fn seeded(
+        architecture: Arc<dyn Architecture>,
+        seed: u64,
+        values: fn(u64, &TensorSpec) -> Vec<f32>,
+    ) -> Self {
         Self {
             origin: Origin::Seeded { seed, values },
-            config,
-            own_embedders: false,
+            architecture,
             class_names: Vec::new(),
             clip_x0: false,
             expected_fingerprint: None,
@@ -105,8 +112,10 @@ impl Weights {
     pub fn memory(state: StateDict) -> Self {
         Self {
             origin: Origin::Memory(state.tensors),
-            config: state.config,
-            own_embedders: state.own_embedders,
+            architecture: Arc::new(DitArchitecture {
+                config: state.config,
+                own_embedders: state.own_embedders,
+            }),
             class_names: state.class_names,
             clip_x0: state.clip_x0,
             expected_fingerprint: None,
@@ -114,16 +123,16 @@ impl Weights {
     }
 
     /// Every tensor to read, in canonical order.
-    pub fn expected(&self) -> Vec<Expected> {
-        layout::expected(&self.config, self.own_embedders)
+    pub fn expected(&self) -> Vec<TensorSpec> {
+        self.architecture.tensors()
     }
 
     /// A canonical tensor, row-major in PyTorch's shape.
-    pub fn read(&mut self, tensor: &Expected) -> Result<Vec<f32>, CheckpointError> {
-        let config = &self.config;
+    pub fn read(&mut self, tensor: &TensorSpec) -> Result<Vec<f32>, CheckpointError> {
+        let architecture = &self.architecture;
         let values = match &mut self.origin {
-            Origin::Seeded { .. } | Origin::Memory(_) if tensor.name == layout::POSITIONS => {
-                positions(config)
+            Origin::Seeded { .. } | Origin::Memory(_) if tensor.is_positions() => {
+                architecture.positions()
             }
             Origin::Seeded { seed, values } => values(*seed, tensor),
             Origin::Memory(tensors) => tensors
@@ -138,10 +147,11 @@ impl Weights {
                 })?,
             Origin::File { source, naming } => {
                 let mut values = Vec::new();
-                for name in layout::stored_names(*naming, &tensor.name) {
-                    if tensor.name == layout::POSITIONS && source.get(&name).is_none() {
-                        return Ok(positions(config));
-                    }
+                let stored = tensor.stored(*naming);
+                if tensor.is_positions() && stored.iter().all(|name| source.get(name).is_none()) {
+                    return Ok(architecture.positions());
+                }
+                for name in stored {
                     let part = source.read_f32(&name)?;
                     if let Some(position) = part.iter().position(|v| !v.is_finite()) {
                         return Err(CheckpointError::NotFinite {
@@ -165,37 +175,30 @@ impl Weights {
 
     /// Whether the position embedding is the fixed one.
     pub fn has_formula_positions(&mut self) -> Result<bool, CheckpointError> {
-        let Some(tensor) = self
-            .expected()
-            .into_iter()
-            .find(|t| t.name == layout::POSITIONS)
-        else {
+        let Some(tensor) = self.expected().into_iter().find(TensorSpec::is_positions) else {
             return Ok(true);
         };
         let stored = self.read(&tensor)?;
         Ok(stored
             .iter()
-            .zip(positions(&self.config))
+            .zip(self.architecture.positions())
             .all(|(a, b)| (a - b).abs() < 1e-6))
     }
 
-    /// Whether all blocks' embedders are equal, as in converted checkpoints.
-    fn embedders_agree(&mut self) -> Result<bool, CheckpointError> {
-        let all = self.expected();
-        let first = layout::own_embedder(0);
-        for tensor in all
-            .iter()
-            .filter(|t| layout::is_embedder(&t.name) && t.name.starts_with(&first))
-        {
-            let reference = self.read(tensor)?;
-            let kind = &tensor.name[first.len()..];
-            for block in 1..self.config.blocks {
-                let name = format!("{}{kind}", layout::own_embedder(block));
-                let other = self.read(&Expected {
-                    name,
-                    shape: tensor.shape.clone(),
-                })?;
-                if other != reference {
+    /// Whether the embedders that blocks have of their own are equal to a shared one, as in converted checkpoints.
+    fn embedders_agree(&mut self, shared: &DitArchitecture) -> Result<bool, CheckpointError> {
+        let own = self.expected();
+        for tensor in shared.tensors() {
+            let copies = own.iter().filter(|own| {
+                own.name != tensor.name && own.name.ends_with(&format!(".{}", tensor.name))
+            });
+            let copies: Vec<_> = copies.cloned().collect();
+            let Some((first, others)) = copies.split_first() else {
+                continue;
+            };
+            let reference = self.read(first)?;
+            for other in others {
+                if self.read(other)? != reference {
                     return Ok(false);
                 }
             }
@@ -206,11 +209,7 @@ impl Weights {
     /// The identity of the weights, reading them all.
     pub fn fingerprint(&mut self) -> Result<Fingerprint, CheckpointError> {
         let mut fingerprint = Fingerprinter::new();
-        for tensor in self
-            .expected()
-            .iter()
-            .filter(|t| t.name != layout::POSITIONS)
-        {
+        for tensor in self.expected().iter().filter(|t| !t.is_positions()) {
             fingerprint.add(&tensor.name, &tensor.shape, &self.read(tensor)?);
         }
         Ok(fingerprint.finish())
@@ -219,7 +218,8 @@ impl Weights {
     pub fn info(&self, spec: &ModelSpec, fingerprint: Fingerprint) -> ModelInfo {
         ModelInfo {
             source: spec.clone(),
-            config: self.config.clone(),
+            outline: self.architecture.outline(),
+            architecture: self.architecture.clone(),
             class_names: self.class_names.clone(),
             clip_x0: self.clip_x0,
             fingerprint,
@@ -243,44 +243,39 @@ impl Weights {
     }
 }
 
-fn positions(config: &DitConfig) -> Vec<f32> {
-    let [rows, columns] = config.grid();
-    sincos_positions(rows, columns, config.hidden)
-}
-
-pub(super) fn random_config(size: &str, tokens: usize) -> Result<DitConfig, CheckpointError> {
-    let bad = |problem: String| CheckpointError::RandomSpec {
+/// A published size of any family.
+pub(super) fn random_architecture(
+    size: &str,
+    tokens: usize,
+) -> Result<Arc<dyn Architecture>, CheckpointError> {
+    let mut families = FAMILIES.into_iter();
+    let found = families.find_map(|family| family.published(size, tokens));
+    let found = found.unwrap_or_else(|| Err(format!("no family has a size `{size}`")));
+    found.map_err(|problem| CheckpointError::RandomSpec {
         spec: format!("random:{size}@{tokens}"),
         problem,
-    };
-    let patch: usize = size
-        .rsplit('/')
-        .next()
-        .and_then(|p| p.parse().ok())
-        .unwrap_or(0);
-    DitConfig::published(size, [tokens.isqrt() * patch; 2]).map_err(|e| bad(e.to_string()))
+    })
 }
 
-/// A tensor of a DiT before its first training step, as the public release starts (DiT paper, arXiv 2212.09748,
-/// section 3.2): Xavier-uniform matrices, N(0, 0.02) for labels and the timestep MLP, zeros for biases, adaLN and
-/// the last layer, so that every block begins as the identity.
-fn fresh_values(seed: u64, tensor: &Expected) -> Vec<f32> {
-    let count = tensor.shape.iter().product();
-    let name = &tensor.name;
-    if tensor.shape.len() == 1 || name.contains("adaLN") || name.starts_with("final_layer") {
-        return vec![0.0; count];
+/// A tensor before its first training step.
+fn fresh_values(seed: u64, tensor: &TensorSpec) -> Vec<f32> {
+    let count = tensor.numbers();
+    let mut rng = tensor_stream(seed, &tensor.name);
+    match tensor.start {
+        Start::Zeros => vec![0.0; count],
+        Start::Normal => {
+            let draw = |_| -> f32 {
+                let z: f32 = StandardNormal.sample(&mut rng);
+                0.02 * z
+            };
+            (0..count).map(draw).collect()
+        }
+        Start::Xavier => {
+            let outputs = tensor.shape.first().copied().unwrap_or(1);
+            let inputs = count / outputs.max(1);
+            uniform(&mut rng, (6.0 / (inputs + outputs) as f32).sqrt(), count)
+        }
     }
-    let mut rng = tensor_stream(seed, name);
-    if layout::is_embedder(name) {
-        let draw = |_| -> f32 {
-            let z: f32 = StandardNormal.sample(&mut rng);
-            0.02 * z
-        };
-        return (0..count).map(draw).collect();
-    }
-    let (outputs, inputs) = (tensor.shape[0], tensor.shape[1..].iter().product::<usize>());
-    let bound = (6.0 / (inputs + outputs) as f32).sqrt();
-    uniform(&mut rng, bound, count)
 }
 
 /// A random stream of the tensor's own.
@@ -298,18 +293,13 @@ fn uniform(rng: &mut ChaCha8Rng, bound: f32, count: usize) -> Vec<f32> {
     values
 }
 
-/// Uniform values of standard deviation `1/√inputs` for matrices, 0.02 for vectors, from a stream of the tensor's own.
-fn random_values(seed: u64, tensor: &Expected) -> Vec<f32> {
-    let inputs: usize = tensor.shape[1..].iter().product();
-    let deviation = match tensor.shape.len() {
-        1 => 0.02,
-        _ if tensor.name.contains("embedding_table") => 1.0,
-        _ => (inputs as f32).sqrt().recip(),
-    };
+/// Uniform values that leave every part of a network alive, from a stream of the tensor's own.
+fn random_values(seed: u64, tensor: &TensorSpec) -> Vec<f32> {
     // A uniform variable on [-a, a] has deviation a/√3.
+    let bound = tensor.alive * 3f32.sqrt();
     uniform(
         &mut tensor_stream(seed, &tensor.name),
-        deviation * 3f32.sqrt(),
-        tensor.shape.iter().product(),
+        bound,
+        tensor.numbers(),
     )
 }

@@ -19,7 +19,7 @@ use crate::{
     checkpoint::ModelInfo,
     device::LaunchCount,
     metrics::{max_abs_error, median, peak_memory_bytes, reset_peak_memory},
-    sampler::{Part, PartTotal, Request, Sampler, model_shape},
+    sampler::{Part, PartTotal, Request, Sampler},
 };
 
 #[derive(clap::Args, Debug)]
@@ -76,15 +76,12 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
     let session = args.session.open(context)?;
     let seconds_load = context.started.elapsed().as_secs_f64();
     let Session {
-        engine,
-        info,
-        settings,
-        ..
+        pipeline, settings, ..
     } = &session;
+    let (engine, info) = (&pipeline.engine, &pipeline.info);
     let mut rows = rows(&args, &session)?;
-    let labels: Vec<usize> = (0..args.batch).map(|i| i % info.config.classes).collect();
     let request = Request {
-        labels,
+        conditions: pipeline.prompts.in_turn(args.batch),
         seed: 0,
         noise: None,
         batch: args.batch,
@@ -127,8 +124,8 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
     let report = engine.report();
     if args.json {
         print_json(&json!({
-            "device": report.device, "backend": report.backend, "model": info.config.name(),
-            "tokens": info.config.tokens(), "batch": args.batch, "steps": settings.steps,
+            "device": report.device, "backend": report.backend, "model": info.outline.name,
+            "tokens": info.outline.graph.tokens(), "batch": args.batch, "steps": settings.steps,
             "guidance": settings.guidance.scale(), "cache_dtype": args.cache.cache_dtype.to_string(), "runs": args.runs,
             "seconds_load": seconds_load, "first_image_s": first_image, "rows": figures,
         }));
@@ -146,12 +143,10 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
 
 /// The uncached run first, then what was asked for.
 fn rows(args: &Args, session: &Session) -> Result<Vec<Row>, CliError> {
-    let sampler = |schedule| Sampler::new(&session.model, session.settings, schedule);
+    let sampler = |schedule| session.pipeline.sampler(session.settings, schedule);
     let row = |name: String, sampler: Sampler| Row {
         name,
-        sampler: sampler
-            .with_cache_dtype(args.cache.cache_dtype)
-            .with_engine(&session.engine),
+        sampler: sampler.with_cache_dtype(args.cache.cache_dtype),
         seconds: Vec::new(),
         dispatches: 0,
         peak_host_bytes: None,
@@ -164,7 +159,7 @@ fn rows(args: &Args, session: &Session) -> Result<Vec<Row>, CliError> {
         rows.push(row("none, adaLN each step".into(), sampler));
     }
     for spec in args.schedules.iter().filter(|spec| *spec != "none") {
-        let chosen = resolve(spec, args.force, &session.info, &session.settings)?;
+        let chosen = resolve(spec, args.force, &session.pipeline.info, &session.settings)?;
         rows.push(row(chosen.name, sampler(Some(chosen.schedule))?));
     }
     Ok(rows)
@@ -199,7 +194,7 @@ fn figures(row: &Row, uncached: &Row, info: &ModelInfo, batch: usize) -> Value {
     let ((min, max), (speedup_min, speedup_max)) = (range(&row.seconds), range(&ratios));
     let speedup = median(&ratios);
     let copies = row.sampler.copies() * batch;
-    let features = 4 * copies * info.config.tokens() * info.config.hidden;
+    let features = 4 * copies * info.outline.graph.tokens() * info.outline.graph.width();
     let cache_bytes = row.sampler.cache_bytes(batch);
     let parts: serde_json::Map<String, Value> = row
         .parts
@@ -212,13 +207,13 @@ fn figures(row: &Row, uncached: &Row, info: &ModelInfo, batch: usize) -> Value {
         "speedup": speedup, "speedup_min": speedup_min, "speedup_max": speedup_max, "efficiency": speedup / macs_ratio,
         "dispatches_per_run": row.dispatches,
         "peak_cache_bytes": cache_bytes, "peak_host_bytes": row.peak_host_bytes,
-        "all_features_bytes": 2 * info.config.blocks * features,
+        "all_features_bytes": info.outline.graph.branches() * features,
         "max_abs_error_uncached": row.off, "adaln_bytes_read": row.sampler.adaln_bytes_read(batch),
         "plan": {
             "macs": plan.macs * copies as u64, "macs_full": plan.macs_full * copies as u64,
             "computed": plan.computed, "reused": plan.reused, "spans": plan.spans, "slots": plan.slots,
             "cache_bytes_written": cache_bytes / plan.slots.max(1) * plan.writes,
-            "cache_bytes_read": cache_bytes / plan.slots.max(1) * plan.reused,
+            "cache_bytes_read": cache_bytes / plan.slots.max(1) * plan.reads,
         },
         "parts": parts,
     })
@@ -269,13 +264,17 @@ fn summary(rows: &[Value]) -> Table {
 /// Milliseconds and dispatches of each part of a run.
 fn parts_table(rows: &[Row]) -> Table {
     let mut header = vec!["ms (dispatches) by part"];
-    header.extend(Part::ALL.map(Part::name));
+    // A network has not every kind of branch.
+    let ran = |i: usize| rows.iter().any(|row| row.parts[i].1.count > 0);
+    let shown: Vec<usize> = (0..Part::ALL.len()).filter(|i| ran(*i)).collect();
+    header.extend(shown.iter().map(|i| Part::ALL[*i].name()));
     let cells = rows.iter().map(|row| {
-        let part = |(_, total): &(Part, PartTotal)| {
+        let part = |i: &usize| {
+            let (_, total) = &row.parts[*i];
             format!("{:.1} ({})", 1e3 * total.seconds, total.dispatches)
         };
         let mut cells = vec![row.name.clone()];
-        cells.extend(row.parts.iter().map(part));
+        cells.extend(shown.iter().map(part));
         cells
     });
     markdown_table(&header, cells)
@@ -283,16 +282,14 @@ fn parts_table(rows: &[Row]) -> Table {
 
 fn say_settings(context: &Context, args: &Args, session: &Session) {
     let Session {
-        engine,
-        info,
-        settings,
-        ..
+        pipeline, settings, ..
     } = session;
-    let full = model_shape(&info.config).full_macs(settings.steps) as f64;
+    let (engine, info) = (&pipeline.engine, &pipeline.info);
+    let full = (settings.steps as u64 * info.outline.graph.full_step_macs()) as f64;
     context.say(format!(
         "{}, {} tokens, batch {}, {} steps, guidance {}, {:.2} GMACs an image and half; {} timed runs in turn on {} ({})",
-        info.config.name(),
-        info.config.tokens(),
+        info.outline.name,
+        info.outline.graph.tokens(),
         args.batch,
         settings.steps,
         settings.guidance.scale(),

@@ -17,7 +17,7 @@ use super::{
 use crate::{
     checkpoint::ModelInfo,
     metrics::{mean_and_error, mse, psnr_from_mse},
-    sampler::{BATCH_BYTES, Request, Sampler, Settings, batch_for, model_shape},
+    sampler::{BATCH_BYTES, Request, Settings, batch_for},
     schedule::Schedule,
 };
 
@@ -64,42 +64,39 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
         )));
     }
     let Session {
-        engine,
-        model,
-        info,
-        settings,
-        ..
+        pipeline, settings, ..
     } = args.session.open(context)?;
-    let mut entries = vec![entry("none", args.force, &info, &settings)?];
+    let (engine, info) = (&pipeline.engine, &pipeline.info);
+    let mut entries = vec![entry("none", args.force, info, &settings)?];
     for spec in &args.schedules {
-        entries.push(entry(spec, args.force, &info, &settings)?);
+        entries.push(entry(spec, args.force, info, &settings)?);
     }
 
-    let shape = model_shape(&info.config);
-    let full = shape.full_macs(settings.steps) as f64;
-    let labels: Vec<usize> = (0..args.count).map(|i| i % info.config.classes).collect();
+    let graph = &info.outline.graph;
+    let full = (settings.steps as u64 * graph.full_step_macs()) as f64;
+    let conditions = pipeline.prompts.in_turn(args.count);
     let total: usize = entries.iter().map(|e| e.settings.steps * args.count).sum();
     let bar = progress(context, total as u64, "image steps");
     let mut reference: Vec<f32> = Vec::new();
     let mut rows: Vec<Value> = Vec::new();
     for entry in &entries {
         let started = Instant::now();
-        let sampler = Sampler::new(&model, entry.settings, Some(entry.schedule.clone()))?
-            .with_cache_dtype(args.cache.cache_dtype)
-            .with_engine(&engine);
+        let sampler = pipeline
+            .sampler(entry.settings, Some(entry.schedule.clone()))?
+            .with_cache_dtype(args.cache.cache_dtype);
         let guided = entry.settings.guidance.is_active();
         let request = Request {
-            labels: labels.clone(),
+            conditions: conditions.clone(),
             seed: args.seed,
             noise: None,
-            batch: batch_for(&info.config, guided, BATCH_BYTES).min(labels.len()),
+            batch: batch_for(&info.outline, guided, BATCH_BYTES).min(conditions.len()),
         };
         let images = draw(sampler.run(request)?, &bar, |images| images as u64, context)?;
         let seconds = started.elapsed().as_secs_f64();
         if reference.is_empty() {
             reference.clone_from(&images);
         }
-        let size = images.len() / labels.len();
+        let size = images.len() / conditions.len();
         let errors: Vec<f64> = images
             .chunks(size)
             .zip(reference.chunks(size))
@@ -108,7 +105,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
         let (mean, error) = mean_and_error(&errors);
         rows.push(json!({
             "schedule": entry.name, "steps": entry.settings.steps, "cur": entry.schedule.cur(),
-            "macs_ratio": full / shape.run_macs(&entry.schedule) as f64, "mse": mean, "mse_standard_error": error,
+            "macs_ratio": full / entry.schedule.macs(graph) as f64, "mse": mean, "mse_standard_error": error,
             "psnr": psnr_from_mse(mean), "seconds": seconds,
         }));
     }
@@ -116,7 +113,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
     let report = engine.report();
     if args.json {
         print_json(&json!({
-            "device": report.device, "backend": report.backend, "model": info.config.name(), "images": args.count,
+            "device": report.device, "backend": report.backend, "model": info.outline.name, "images": args.count,
             "seed": args.seed, "steps": settings.steps, "guidance": settings.guidance.scale(), "cache_dtype": args.cache.cache_dtype.to_string(),
             "rows": rows,
         }));
@@ -125,10 +122,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
     out!("{}", table(&rows));
     context.say(format!(
         "error to the uncached {}-step images over {} images (mean ± standard error), {} on {}",
-        settings.steps,
-        args.count,
-        info.config.name(),
-        report.device
+        settings.steps, args.count, info.outline.name, report.device
     ));
     Ok(())
 }
@@ -145,7 +139,7 @@ fn entry(
         })?;
         let settings = Settings { steps, ..*settings };
         settings.trajectory()?;
-        let schedule = Schedule::full(steps, 2 * info.config.blocks)?;
+        let schedule = Schedule::full(steps, info.outline.graph.branches())?;
         return Ok(Entry {
             name: spec.into(),
             settings,

@@ -7,6 +7,7 @@ use serde_json::json;
 use super::{Context, error::CliError, options::print_json};
 use crate::{
     checkpoint::{self, LoadOptions, ReleasedRouter, TensorEntry},
+    models::Conditioning,
     schedule::{ReleasedKind, router_from_release},
     training::{TrainingSummary, pretrain::SavedRun},
 };
@@ -58,9 +59,10 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
         let (model, problem) = match &description {
             Ok(d) => (
                 json!({
-                    "name": d.config.name(), "config": d.config, "parameters": d.config.parameters(),
+                    "name": d.architecture.outline().name, "family": d.architecture.outline().family,
+                    "config": d.architecture.to_json(), "parameters": d.architecture.outline().parameters,
                     "classes": d.class_names, "clip_x0": d.clip_x0,
-                    "fingerprint": d.fingerprint.as_ref().map(|f| f.to_string()), "naming": d.naming,
+                    "fingerprint": d.fingerprint.as_ref().map(|f| f.to_string()), "naming": d.naming_of(),
                 }),
                 None,
             ),
@@ -81,33 +83,42 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
     );
     match &description {
         Ok(d) => {
-            let c = &d.config;
+            let outline = d.architecture.outline();
+            let latents = outline.latents;
             out!(
                 "  model       {}, {:.1} M parameters",
-                c.name(),
-                c.parameters() as f64 / 1e6
+                outline.name,
+                outline.parameters as f64 / 1e6
             );
             out!(
                 "  input       {}×{}×{} in {} tokens",
-                c.channels,
-                c.input_size[0],
-                c.input_size[1],
-                c.tokens()
+                latents.channels,
+                latents.size[0],
+                latents.size[1],
+                outline.graph.tokens()
             );
             out!(
                 "  output      {} channels{}",
-                c.out_channels(),
-                if c.learned_sigma {
+                latents.out_channels,
+                if latents.out_channels > latents.channels {
                     ", learned sigma"
                 } else {
                     ""
                 }
             );
-            out!("  classes     {}{}", c.classes, preview(&d.class_names));
+            match outline.conditioning {
+                Conditioning::Classes(classes) => {
+                    out!("  classes     {classes}{}", preview(&d.class_names));
+                }
+                Conditioning::Text { tokens, width } => {
+                    out!("  texts       up to {tokens} tokens of {width}");
+                }
+            }
+            let own = d.architecture.as_dit().is_some_and(|dit| dit.own_embedders);
             out!(
                 "  names       {}{}",
-                d.naming,
-                if d.own_embedders {
+                d.naming_of(),
+                if own {
                     ", embedders in every block"
                 } else {
                     ""

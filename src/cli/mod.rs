@@ -156,7 +156,7 @@ pub fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error}");
+            eprintln!("error: {error}{}", error.hint().unwrap_or_default());
             ExitCode::from(error.exit_code())
         }
     }

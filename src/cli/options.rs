@@ -1,6 +1,9 @@
 //! Flags that several subcommands share.
 
-use std::time::{Duration, Instant};
+use std::{
+    path::PathBuf,
+    time::{Duration, Instant},
+};
 
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -8,11 +11,11 @@ use indicatif::{ProgressBar, ProgressStyle};
 use super::{Context, error::CliError};
 use crate::{
     cache::CacheDtype,
-    checkpoint::{LoadOptions, ModelInfo, ModelSpec, load_model},
+    checkpoint::{LoadOptions, ModelInfo, ModelSpec},
     device::{DeviceChoice, Engine},
     diffusion::{Guidance, GuidedChannels, Solver},
-    dit::Dit,
-    sampler::{SampleError, Settings},
+    pipeline::{Pipeline, USUAL_STEPS, read_texts},
+    sampler::Settings,
 };
 
 #[derive(Args, Debug)]
@@ -51,9 +54,13 @@ pub(super) struct ModelArgs {
     /// Attention heads, where a bare .pt cannot tell
     #[arg(long, value_name = "N")]
     pub heads: Option<usize>,
-    /// Input size, where the file's tokens form no square
+    /// Input size, where the file's tokens form no square, or the latents of a PixArt are to be of another size
     #[arg(long, value_name = "HEIGHTxWIDTH", value_parser = parse_size)]
     pub input_size: Option<[usize; 2]>,
+    /// Encoded texts for a model that draws texts: a safetensors file with `prompt_embeds` [P,L,width],
+    /// `prompt_attention_mask` [P,L] and, for guidance, `negative_prompt_embeds` [1,L,width]
+    #[arg(long, value_name = "FILE")]
+    pub texts: Option<PathBuf>,
 }
 
 impl ModelArgs {
@@ -68,12 +75,11 @@ impl ModelArgs {
         }
     }
 
-    pub fn load(&self, engine: &Engine) -> Result<(Dit, ModelInfo), CliError> {
-        let loaded = load_model(&self.spec()?, self.load_options(), engine.device())?;
-        // Weights are uploaded in the background; runs answer for what comes after.
-        match engine.fault() {
-            Some(fault) => Err(SampleError::from(fault).into()),
-            None => Ok(loaded),
+    pub fn load(&self, engine: &Engine) -> Result<Pipeline, CliError> {
+        let pipeline = Pipeline::open(engine, &self.spec()?, self.load_options())?;
+        match &self.texts {
+            None => Ok(pipeline),
+            Some(path) => Ok(pipeline.with_texts(read_texts(path)?)?),
         }
     }
 }
@@ -105,9 +111,6 @@ impl DeviceArgs {
     }
 }
 
-/// Steps of a run that names none.
-const DEFAULT_STEPS: usize = 20;
-
 /// The diffusion run.
 #[derive(Args, Debug)]
 pub(super) struct RunArgs {
@@ -120,12 +123,12 @@ pub(super) struct RunArgs {
     /// DDIM's eta: 0 deterministic, 1 as noisy as DDPM
     #[arg(long, value_name = "ETA")]
     pub eta: Option<f64>,
-    /// Classifier-free guidance scale; 1 is none [default: 3 for the bundled model, 1.5 for others]
+    /// Classifier-free guidance scale; 1 is none [default: 3 for the bundled model, 1.5 for other DiTs, 4.5 for PixArt]
     #[arg(long, value_name = "SCALE", allow_negative_numbers = true)]
     pub guidance: Option<f64>,
-    /// Channels that guidance replaces: 3 as the public DiT release, or all
-    #[arg(long, value_name = "3|all", default_value = "3")]
-    pub guidance_channels: String,
+    /// Channels that guidance replaces: 3 as the public DiT release, or all [default: 3 for DiTs, all for PixArt]
+    #[arg(long, value_name = "3|all")]
+    pub guidance_channels: Option<String>,
     /// Clip the predicted clean image to [-1, 1] at every step [default: what the model says]
     #[arg(long, value_name = "on|off", value_parser = parse_switch)]
     pub clip_x0: Option<bool>,
@@ -142,10 +145,13 @@ impl RunArgs {
             }
             solver = Solver::ddim(eta)?;
         }
-        let channels: GuidedChannels = self.guidance_channels.parse()?;
+        let channels: GuidedChannels = match &self.guidance_channels {
+            Some(channels) => channels.parse()?,
+            None => info.outline.guidance.1,
+        };
         let scale = self.guidance.unwrap_or(info.usual_guidance());
         let settings = Settings {
-            steps: self.steps.unwrap_or(DEFAULT_STEPS),
+            steps: self.steps.unwrap_or(USUAL_STEPS),
             solver,
             guidance: Guidance::new(scale, channels)?,
             clip_x0: self.clip_x0.unwrap_or(info.clip_x0),
@@ -168,9 +174,7 @@ pub(super) struct SessionArgs {
 
 /// A model on an open device, and how to run it.
 pub(super) struct Session {
-    pub engine: Engine,
-    pub model: Dit,
-    pub info: ModelInfo,
+    pub pipeline: Pipeline,
     pub settings: Settings,
     /// What loading the model took.
     pub seconds_load: f64,
@@ -180,13 +184,16 @@ impl SessionArgs {
     pub fn open(&self, context: &Context) -> Result<Session, CliError> {
         let engine = self.device.open(context)?;
         let started = Instant::now();
-        let (model, info) = self.model.load(&engine)?;
+        let pipeline = self.model.load(&engine)?;
         let seconds_load = started.elapsed().as_secs_f64();
-        let settings = self.run.settings(&info)?;
+        let settings = self.run.settings(&pipeline.info)?;
+        if pipeline.prompts.pool.is_empty() {
+            return Err(CliError::Usage(
+                "this model draws texts: pass --texts with a file of encoded ones".into(),
+            ));
+        }
         Ok(Session {
-            engine,
-            model,
-            info,
+            pipeline,
             settings,
             seconds_load,
         })

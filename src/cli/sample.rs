@@ -18,8 +18,10 @@ use crate::{
     checkpoint::{self, CheckpointError, ModelInfo, StoredDtype, write_safetensors},
     device::LaunchCount,
     files::check_writable,
+    models::Condition,
+    pipeline::Pipeline,
     report::{ReportError, Tile, columns_for, grid, image_from_values, write_png},
-    sampler::{BATCH_BYTES, Request, Sampler, batch_for},
+    sampler::{BATCH_BYTES, Request, batch_for},
 };
 
 /// More images than a run keeps in memory.
@@ -63,21 +65,20 @@ pub(super) struct Args {
 
 pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
     let Session {
-        engine,
-        model,
-        info,
+        pipeline,
         settings,
         seconds_load,
     } = args.session.open(context)?;
+    let (engine, info) = (&pipeline.engine, &pipeline.info);
 
     let given = args
         .noise
         .as_deref()
-        .map(|path| read_noise(path, &info))
+        .map(|path| read_noise(path, info))
         .transpose()?;
-    let (noise, labels) = match given {
+    let (noise, conditions) = match given {
         Some((noise, labels)) => {
-            let count = noise.len() / info.config.image_shape().iter().product::<usize>();
+            let count = noise.len() / info.outline.latents.shape().iter().product::<usize>();
             if args.count.is_some_and(|c| c != count) {
                 return Err(CliError::Usage(format!(
                     "--count contradicts --noise, which holds {count} images"
@@ -89,12 +90,12 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
                         "--classes contradicts the labels in the --noise file".into(),
                     ));
                 }
-                Some(labels) => labels,
-                None => choose_labels(&args.classes, Some(count), &info)?,
+                Some(labels) => Condition::classes(&labels),
+                None => choose(&args.classes, Some(count), &pipeline)?,
             };
             (Some(noise), labels)
         }
-        None => (None, choose_labels(&args.classes, args.count, &info)?),
+        None => (None, choose(&args.classes, args.count, &pipeline)?),
     };
 
     // A place that cannot be written is found out before the work, not after it.
@@ -112,14 +113,15 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
     }
 
     let batch = args.batch.unwrap_or_else(|| {
-        batch_for(&info.config, settings.guidance.is_active(), BATCH_BYTES).min(labels.len().max(1))
+        batch_for(&info.outline, settings.guidance.is_active(), BATCH_BYTES)
+            .min(conditions.len().max(1))
     });
-    let chosen = args.schedule.resolve(&info, &settings)?;
-    let sampler = Sampler::new(&model, settings, Some(chosen.schedule))?
-        .with_cache_dtype(args.cache.cache_dtype)
-        .with_engine(&engine);
+    let chosen = args.schedule.resolve(info, &settings)?;
+    let sampler = pipeline
+        .sampler(settings, Some(chosen.schedule))?
+        .with_cache_dtype(args.cache.cache_dtype);
     let request = Request {
-        labels: labels.clone(),
+        conditions: conditions.clone(),
         seed: args.seed,
         noise,
         batch,
@@ -128,7 +130,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
     let steps = sampler.run(request)?;
     let bar = progress(
         context,
-        (labels.len() * settings.steps) as u64,
+        (conditions.len() * settings.steps) as u64,
         "image steps",
     );
     let started = Instant::now();
@@ -142,7 +144,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
         context,
         |first, x0| {
             if !single {
-                written += write_singles(&args.out, first, &x0, &labels, &info)?;
+                written += write_singles(&args.out, first, &x0, &conditions, info)?;
             }
             if keep {
                 values.extend(x0);
@@ -155,7 +157,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
         if written > 0 {
             context.say(format!(
                 "{written} of {} images lie in {}",
-                labels.len(),
+                conditions.len(),
                 args.out.display()
             ));
         }
@@ -163,14 +165,14 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
     let totals = drawn?;
     let seconds = started.elapsed().as_secs_f64();
     bar.finish_and_clear();
-    let dispatches = launches.finish(&engine);
+    let dispatches = launches.finish(engine);
 
     if single {
-        write_grid(&args.out, &values, &labels, &info)?;
+        write_grid(&args.out, &values, &conditions, info)?;
     }
     if let Some(path) = &args.save_tensors {
-        let [c, h, w] = info.config.image_shape();
-        let shapes = [("samples".to_owned(), vec![labels.len(), c, h, w])];
+        let [c, h, w] = info.outline.latents.shape();
+        let shapes = [("samples".to_owned(), vec![conditions.len(), c, h, w])];
         let values = || Ok(std::mem::take(&mut values));
         write_safetensors(path, &shapes, None, StoredDtype::F32, values)?;
     }
@@ -182,13 +184,13 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
     context.say(format!(
         "{}: {} images of {} in {:.1} s on {} ({}): {:.1} ms a step and image, {:.2} images/s",
         args.out.display(),
-        labels.len(),
-        info.config.name(),
+        conditions.len(),
+        info.outline.name,
         seconds,
         report.device,
         report.backend,
-        1000.0 * seconds / (labels.len() * settings.steps) as f64,
-        labels.len() as f64 / seconds,
+        1000.0 * seconds / (conditions.len() * settings.steps) as f64,
+        conditions.len() as f64 / seconds,
     ));
     let macs_ratio = totals.macs_full as f64 / totals.macs as f64;
     context.say(format!(
@@ -199,8 +201,8 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
     ));
     if args.json {
         print_json(&json!({
-            "device": report.device, "backend": report.backend, "model": info.config.name(),
-            "steps": settings.steps, "images": labels.len(), "batch": batch,
+            "device": report.device, "backend": report.backend, "model": info.outline.name,
+            "steps": settings.steps, "images": conditions.len(), "batch": batch,
             "seconds_load": seconds_load, "seconds_sampling": seconds,
             "schedule": chosen.name, "cur": sampler.schedule().cur(), "macs_full": totals.macs_full, "macs": totals.macs,
             "peak_cache_bytes": totals.peak_cache_bytes, "cache_dtype": args.cache.cache_dtype.to_string(), "dispatches": dispatches, "out": args.out,
@@ -209,24 +211,23 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
     Ok(())
 }
 
-/// The label of every image.
-fn choose_labels(
+/// What every image is to show.
+fn choose(
     classes: &[String],
     count: Option<usize>,
-    info: &ModelInfo,
-) -> Result<Vec<usize>, CliError> {
-    let chosen = if classes.is_empty() {
-        (0..info
-            .config
-            .classes
-            .min(count.unwrap_or(DEFAULT_COUNT).max(1)))
-            .collect()
+    pipeline: &Pipeline,
+) -> Result<Vec<Condition>, CliError> {
+    let (info, pool) = (&pipeline.info, &pipeline.prompts.pool);
+    let chosen: Vec<Condition> = if classes.is_empty() {
+        let first = count.unwrap_or(DEFAULT_COUNT).clamp(1, pool.len().max(1));
+        pipeline.prompts.in_turn(first)
     } else {
         let by_name = |name: &String| {
             info.class_by_name(name.trim())
+                .map(Condition::Class)
                 .ok_or_else(|| unknown_class(name, info))
         };
-        classes.iter().map(by_name).collect::<Result<Vec<_>, _>>()?
+        classes.iter().map(by_name).collect::<Result<_, _>>()?
     };
     let count = count.unwrap_or(chosen.len());
     if count > MAX_COUNT {
@@ -243,14 +244,16 @@ fn choose_labels(
 }
 
 fn unknown_class(name: &str, info: &ModelInfo) -> CliError {
-    let known = if info.class_names.is_empty() {
-        format!("the model has classes 0 to {}", info.config.classes - 1)
-    } else {
-        format!(
+    let known = match info.classes() {
+        None => "the model draws texts, not classes".into(),
+        Some(classes) if info.class_names.is_empty() => {
+            format!("the model has classes 0 to {}", classes - 1)
+        }
+        Some(classes) => format!(
             "the model has 0 to {} or {}",
-            info.config.classes - 1,
+            classes - 1,
             info.class_names.join(", ")
-        )
+        ),
     };
     CliError::Usage(format!("unknown class `{name}`: {known}"))
 }
@@ -268,7 +271,7 @@ fn read_noise(path: &Path, info: &ModelInfo) -> Result<Noise, CliError> {
         .get("noise")
         .map(|e| e.shape.clone())
         .ok_or_else(|| settings("expected a tensor `noise` [B,C,H,W]".into()))?;
-    let image = info.config.image_shape();
+    let image = info.outline.latents.shape();
     if shape.len() != 4 || shape[1..] != image || shape[0] == 0 {
         return Err(settings(format!(
             "its `noise` is {shape:?}, expected [B, {}, {}, {}]",
@@ -287,16 +290,14 @@ fn read_noise(path: &Path, info: &ModelInfo) -> Result<Noise, CliError> {
             .into());
         }
         Some(_) => {
+            let classes = info
+                .classes()
+                .ok_or_else(|| settings("it holds `labels`, but the model draws texts".into()))?;
             let label = |y: i64| {
                 usize::try_from(y)
                     .ok()
-                    .filter(|y| *y <= info.config.classes)
-                    .ok_or_else(|| {
-                        settings(format!(
-                            "label {y} is no class of 0 to {}",
-                            info.config.classes
-                        ))
-                    })
+                    .filter(|y| *y <= classes)
+                    .ok_or_else(|| settings(format!("label {y} is no class of 0 to {classes}")))
             };
             Some(
                 source
@@ -310,6 +311,14 @@ fn read_noise(path: &Path, info: &ModelInfo) -> Result<Noise, CliError> {
     Ok((noise, labels))
 }
 
+/// What image number `i` is called.
+fn name_of(condition: &Condition, i: usize, info: &ModelInfo) -> String {
+    match condition.class() {
+        Some(label) => info.class_name(label),
+        None => format!("text-{i}"),
+    }
+}
+
 fn is_png(out: &Path) -> bool {
     out.extension()
         .is_some_and(|e| e.eq_ignore_ascii_case("png"))
@@ -318,16 +327,17 @@ fn is_png(out: &Path) -> bool {
 fn write_grid(
     out: &Path,
     values: &[f32],
-    labels: &[usize],
+    conditions: &[Condition],
     info: &ModelInfo,
 ) -> Result<(), CliError> {
-    let shape = info.config.image_shape();
+    let shape = info.outline.latents.shape();
     let tiles: Vec<_> = values
         .chunks(shape.iter().product())
-        .zip(labels)
-        .map(|(image, &label)| Tile {
+        .zip(conditions)
+        .enumerate()
+        .map(|(i, (image, condition))| Tile {
             image: image_from_values(image, shape),
-            label: info.class_name(label),
+            label: name_of(condition, i, info),
         })
         .collect();
     Ok(write_png(&grid(&tiles, columns_for(tiles.len())), out)?)
@@ -338,15 +348,14 @@ fn write_singles(
     out: &Path,
     first: usize,
     values: &[f32],
-    labels: &[usize],
+    conditions: &[Condition],
     info: &ModelInfo,
 ) -> Result<usize, CliError> {
-    let shape = info.config.image_shape();
+    let shape = info.outline.latents.shape();
     let images = values.chunks(shape.iter().product());
     let count = images.len();
-    for (i, (values, &label)) in images.zip(&labels[first..]).enumerate() {
-        let name: String = info
-            .class_name(label)
+    for (i, (values, condition)) in images.zip(&conditions[first..]).enumerate() {
+        let name: String = name_of(condition, first + i, info)
             .chars()
             .map(|c| {
                 if c.is_alphanumeric() || c == '-' {

@@ -9,15 +9,16 @@ use super::{
     Context,
     error::CliError,
     options::{ModelArgs, RunArgs, print_json},
-    schedules::policy_file,
 };
 use crate::{
     checkpoint::{ModelInfo, ReleasedRouter, model_info},
+    graph::SiteKind,
+    pipeline::schedule_file,
     plan::compile,
     policy::Policy,
     report::draw_schedule,
-    sampler::{Settings, model_identity, model_shape, run_settings},
-    schedule::{Measured, PolicyRecord, ReleasedKind, ScheduleFile, router_from_release},
+    sampler::{Settings, model_identity, run_settings},
+    schedule::{Measured, PolicyRecord, ReleasedKind, Schedule, ScheduleFile, router_from_release},
 };
 
 #[derive(clap::Args, Debug)]
@@ -42,7 +43,7 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Write the schedule of a policy: none, fora:N, random:CUR[:SEED]
+    /// Write the schedule of a policy: none, fora:N, taylor:N[:ORDER], random:CUR[:SEED]
     Make {
         /// The policy
         policy: String,
@@ -103,7 +104,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
         } => {
             let policy: Policy = policy.parse()?;
             let (info, settings) = model_and_run(&model, &run)?;
-            let file = policy_file(&policy, &info, &settings)?;
+            let file = schedule_file(&policy, &info, &settings)?;
             write(&file, &out, context)
         }
         Command::Import {
@@ -165,7 +166,7 @@ fn imported(
     info: &ModelInfo,
     settings: &Settings,
 ) -> Result<ScheduleFile, CliError> {
-    let branches = 2 * info.config.blocks;
+    let branches = info.outline.graph.branches();
     let found = released.rows.first().map_or(0, Vec::len);
     if found != branches {
         return Err(CliError::Usage(format!(
@@ -180,20 +181,15 @@ fn imported(
     let rows = (0..router.steps())
         .map(|s| router.row(s).to_vec())
         .collect();
+    let policy = PolicyRecord {
+        name: kind.policy_name().into(),
+        parameters: Some(json!({ "imported": true, "threshold": tau })),
+    };
+    let run = run_settings(info, settings)?;
     Ok(ScheduleFile {
-        format: 1,
-        policy: PolicyRecord {
-            name: kind.policy_name().into(),
-            parameters: Some(json!({ "imported": true, "threshold": tau })),
-        },
-        model: model_identity(info),
-        run: run_settings(info, settings)?,
         threshold: explained.then_some(tau),
-        compute: schedule.to_rows(),
         logits: explained.then_some(rows),
-        lambda: None,
-        training: None,
-        measured: Some(Measured::of(&schedule, &model_shape(&info.config))),
+        ..ScheduleFile::of(&schedule, policy, model_identity(info), run)
     })
 }
 
@@ -206,10 +202,10 @@ pub(super) fn show(
 ) -> Result<(), CliError> {
     let file = ScheduleFile::read(path)?;
     let schedule = file.schedule()?;
-    let shape = file.model.shape();
-    let ratio = shape.macs_ratio(&schedule);
+    let graph = &file.model.graph;
+    let ratio = schedule.macs_ratio(graph);
     if let Some(png) = png {
-        draw_schedule(&file, &shape, None, png)?;
+        draw_schedule(&file, None, png)?;
         context.say(format!("drew {}", png.display()));
     }
     if let Some(plan) = as_json {
@@ -218,7 +214,7 @@ pub(super) fn show(
             "compute": file.compute,
         });
         if plan {
-            let text = compile(&schedule, &shape).to_string();
+            let text = compile(&schedule, graph).to_string();
             document["plan"] = text.lines().collect();
         }
         print_json(&document);
@@ -228,7 +224,7 @@ pub(super) fn show(
         "{} for {} of {} blocks, {} steps of {}{}",
         file.policy.name,
         file.model.family,
-        file.model.blocks,
+        file.model.graph.blocks(),
         file.run.steps,
         file.run.solver,
         file.run
@@ -254,17 +250,14 @@ pub(super) fn show(
             "measured against the uncached run over {images} images: MSE {mse:.2e}, PSNR {psnr:.1} dB"
         );
     }
-    out!(
-        "{}",
-        picture(&file.compute, file.lambda.as_deref(), &file.run.timesteps)
-    );
+    out!("{}", picture(&file, &schedule));
     Ok(())
 }
 
 /// The ops of every step and their exact figures, for one image.
 fn show_plan(path: &Path) -> Result<(), CliError> {
     let file = ScheduleFile::read(path)?;
-    let plan = compile(&file.schedule()?, &file.model.shape());
+    let plan = compile(&file.schedule()?, &file.model.graph);
     let figures = plan.accounting();
     let megabytes = |bytes: u64| bytes as f64 / 1e6;
     out!("\n{plan}");
@@ -281,30 +274,40 @@ fn show_plan(path: &Path) -> Result<(), CliError> {
     Ok(())
 }
 
-/// `█` compute, `·` reuse; attention left, MLP right.
-fn picture(rows: &[String], lambda: Option<&[f64]>, timesteps: &[usize]) -> String {
-    let width = rows.first().map_or(0, String::len) / 2;
-    let mut out = format!(
-        "step    t  {:width$}  {:width$}  computed",
-        "attention", "MLP"
-    );
-    if lambda.is_some() {
+/// `█` compute, `·` reuse, `∿` forecast; a column a kind of branch.
+fn picture(file: &ScheduleFile, schedule: &Schedule) -> String {
+    let graph = &file.model.graph;
+    let kinds = graph.kinds();
+    let of_kind = |kind: SiteKind| {
+        let sites = graph.sites().iter().enumerate();
+        sites
+            .filter(move |(_, site)| site.kind == kind)
+            .map(|(n, _)| n)
+    };
+    let mut out = "step    t".to_owned();
+    for kind in &kinds {
+        let width = of_kind(*kind).count();
+        out.push_str(&format!("  {:width$}", kind.name()));
+    }
+    out.push_str("  computed");
+    if file.lambda.is_some() {
         out.push_str("    lambda");
     }
-    for (s, row) in rows.iter().enumerate() {
-        let side = |kind: usize| -> String {
-            let cells = row.chars().skip(kind).step_by(2);
-            cells.map(|c| if c == '#' { '█' } else { '·' }).collect()
-        };
-        let computed = row.matches('#').count();
-        out.push_str(&format!(
-            "\n{s:>4} {:>4}  {}  {}  {computed:>4}/{}",
-            timesteps[s],
-            side(0),
-            side(1),
-            row.len()
-        ));
-        if let Some(lambda) = lambda {
+    for s in 0..schedule.steps() {
+        out.push_str(&format!("\n{s:>4} {:>4}", file.run.timesteps[s]));
+        for kind in &kinds {
+            let cell = |n: usize| match schedule.computes(s, n) {
+                true => '█',
+                false if schedule.weights(s, n).len() > 1 => '∿',
+                false => '·',
+            };
+            let cells: String = of_kind(*kind).map(cell).collect();
+            let width = kind.name().chars().count();
+            out.push_str(&format!("  {cells:width$}"));
+        }
+        let computed = schedule.row(s).iter().filter(|computes| **computes).count();
+        out.push_str(&format!("  {computed:>4}/{}", schedule.branches()));
+        if let Some(lambda) = &file.lambda {
             out.push_str(&format!("  {:.2e}", lambda[s]));
         }
     }

@@ -16,6 +16,8 @@ use super::{
 use crate::{
     checkpoint::{self, CheckpointError},
     metrics::peak_memory_bytes,
+    models::Condition,
+    pipeline::Pipeline,
     sampler::batch_for,
     schedule::Router,
     training::{
@@ -115,12 +117,16 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
         session.run.steps = Some(steps);
     }
     let Session {
-        engine,
-        model,
-        info,
+        pipeline,
         settings: run,
         ..
     } = session.open(context)?;
+    let Pipeline {
+        engine,
+        model,
+        info,
+        prompts,
+    } = pipeline;
     if run.solver.is_stochastic() {
         return Err(CliError::Usage(
             "routers are trained along the deterministic ddim solver".into(),
@@ -167,7 +173,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
     let budget = targets.remove(0);
     let replayed = replay
         .as_ref()
-        .map(|r| (r.labels.len(), r.labels.first().map_or(0, Vec::len)));
+        .map(|r| (r.conditions.len(), r.conditions.first().map_or(0, Vec::len)));
     let batch = args
         .batch
         .or(replayed.map(|r| r.1))
@@ -179,7 +185,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
         )));
     }
     let fitting =
-        || batch_for(&info.config, run.guidance.is_active(), MICRO_BATCH_BUDGET).min(batch.max(1));
+        || batch_for(&info.outline, run.guidance.is_active(), MICRO_BATCH_BUDGET).min(batch.max(1));
     // A fixed β belongs to the published recipe; a steered one to what works best in minutes.
     let (learning_rate, lambda_every, proxy) = match budget {
         Budget::Beta(_) => (0.01, 500, Proxy::LeaveOneOut),
@@ -217,6 +223,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
         settings: settings.clone(),
         more_targets: targets,
         max_cache,
+        prompts,
         replay,
         save_every: args.save_every,
         resume: args.resume,
@@ -301,7 +308,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
     ));
     if args.json {
         print_json(&json!({
-            "device": report.device, "backend": report.backend, "model": info.config.name(), "steps": run.steps,
+            "device": report.device, "backend": report.backend, "model": info.outline.name, "steps": run.steps,
             "passes": settings.passes, "passes_now": now,
             "seconds": seconds, "peak_memory_bytes": peak, "schedules": written,
         }));
@@ -352,7 +359,7 @@ fn read_replay(path: &Path) -> Result<Replay, CliError> {
         .collect::<Result<_, _>>()?;
     Ok(Replay {
         noise: source.read_f32("noise")?,
-        labels: values.chunks(labels[1]).map(<[usize]>::to_vec).collect(),
+        conditions: values.chunks(labels[1]).map(Condition::classes).collect(),
         image_shape: [noise[2], noise[3], noise[4]],
         router: Router::new(router[0], router[1], source.read_f32("router_init")?)?,
     })

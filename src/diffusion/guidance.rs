@@ -46,6 +46,16 @@ pub struct Guidance {
     channels: GuidedChannels,
 }
 
+impl Default for Guidance {
+    /// None.
+    fn default() -> Self {
+        Self {
+            scale: 1.0,
+            channels: GuidedChannels::default(),
+        }
+    }
+}
+
 impl Guidance {
     /// # Errors
     /// [`DiffusionError::GuidanceScale`] if `scale` is negative, infinite or not a number.

@@ -1,4 +1,4 @@
-//! A span of neighbouring reused branches: `x + Σ gate_k ⊙ f_k` in one pass over the residual stream.
+//! A span of neighbouring reused branches: `x + Σ gate_k ⊙ w_k·f_k` in one pass over the residual stream.
 
 use burn::backend::{
     Dispatch,
@@ -16,15 +16,17 @@ use super::{
 };
 
 /// A kept feature and the gate it joins under.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Reused {
     /// The branch's gate at this step.
     pub gate: VectorAt,
     /// Where its feature lies.
     pub slot: SlotAt,
+    /// What the feature is multiplied by; 1 for plain reuse.
+    pub weight: f32,
 }
 
-/// `x + Σ gate_k ⊙ f_k` for `x` `[B, tokens, dim]`, gates in `slab`, features in `arena` `[words]`, added in order.
+/// `x + Σ gate_k ⊙ w_k·f_k` for `x` `[B, tokens, dim]`, gates in `slab`, features in `arena` `[words]`, added in order.
 ///
 /// All gates have the same stride and count, all slots the same packing. For tensors without gradients on a device
 /// that runs the shaders or on the CPU.
@@ -59,7 +61,10 @@ pub(super) fn reuse_span_wgsl(
     let packed = usize::from(first.slot.packed);
     let mut info = Info::gated(dims, first.gate).with(&[packed, span.len(), 0]);
     for reused in span {
-        info = info.with(&[reused.gate.start, reused.slot.word]);
+        info = info
+            .with(&[reused.gate.start, reused.slot.word])
+            .with_f32(&[f64::from(reused.weight)])
+            .with(&[0]);
     }
     wgsl::launch_flat(shader, count.div_ceil(2), &[&x, &slab, &arena], info);
     x
@@ -89,7 +94,7 @@ pub(super) fn reuse_span_cpu(
                     &arena[reused.slot.word + row * dim..][..dim]
                 };
                 for i in 0..dim {
-                    x[i] += gate[i] * feature[i];
+                    x[i] += gate[i] * (reused.weight * feature[i]);
                 }
             }
         }

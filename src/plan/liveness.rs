@@ -33,23 +33,30 @@ impl LiveRange {
 
 /// The features that are read at all, by the moment of their writing.
 pub fn live_ranges(schedule: &Schedule) -> Vec<LiveRange> {
-    let mut ranges = Vec::new();
-    for written in 0..schedule.steps() {
-        for branch in 0..schedule.branches() {
-            if !schedule.computes(written, branch) || !schedule.is_reused_after(written, branch) {
+    let mut ranges: Vec<LiveRange> = Vec::new();
+    for branch in 0..schedule.branches() {
+        // Steps that computed the branch, oldest first, and where each feature is read last.
+        let mut computed: Vec<(usize, Option<usize>)> = Vec::new();
+        for s in 0..schedule.steps() {
+            if schedule.computes(s, branch) {
+                computed.push((s, None));
                 continue;
             }
-            let mut last_read = written + 1;
-            while schedule.is_reused_after(last_read, branch) {
-                last_read += 1;
+            let read = schedule.weights(s, branch).len();
+            for (_, last_read) in computed.iter_mut().rev().take(read) {
+                *last_read = Some(s);
             }
-            ranges.push(LiveRange {
+        }
+        ranges.extend(computed.into_iter().filter_map(|(written, last_read)| {
+            let last_read = last_read?;
+            Some(LiveRange {
                 branch,
                 written,
                 last_read,
-            });
-        }
+            })
+        }));
     }
+    ranges.sort_by_key(|range| range.start(schedule.branches()));
     ranges
 }
 

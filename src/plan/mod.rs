@@ -3,10 +3,15 @@
 //! Pure: no device, no tensors. A feature is stored only if a later step reads it before it is computed
 //! again; live features are packed into the fewest slots; neighbouring reused branches become one span.
 
+use std::collections::{HashMap, VecDeque};
+
 mod liveness;
 mod text;
 
-use crate::schedule::{ModelShape, Schedule};
+use crate::{
+    graph::Graph,
+    schedule::{MAX_HISTORY, Schedule},
+};
 
 pub use liveness::{LiveRange, live_ranges};
 
@@ -14,24 +19,26 @@ pub use liveness::{LiveRange, live_ranges};
 pub type Slot = usize;
 
 /// One piece of a step's work, in execution order.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Op {
     /// Compute a branch, add it to the residual stream, and keep its feature if `write` says where.
     Compute {
-        /// Branch `2·block + {0: attention, 1: MLP}`.
+        /// The branch, in the graph's order.
         branch: usize,
         /// Where to keep the feature; `None` if nothing will read it.
         write: Option<Slot>,
     },
-    /// `x ← x + Σ gate_i ⊙ f_i` over neighbouring reused branches.
+    /// `x ← x + Σ gate_i ⊙ w_i·f_i` over neighbouring reused branches; a branch may read several features.
     Reuse(Vec<Read>),
 }
 
 /// A stored feature that is read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Read {
     /// The branch it stands for.
     pub branch: usize,
+    /// What the feature is multiplied by; 1 for plain reuse.
+    pub weight: f32,
     /// Where it lies.
     pub slot: Slot,
     /// Whether nothing reads it after this.
@@ -39,11 +46,11 @@ pub struct Read {
 }
 
 /// The work of a whole run.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Plan {
     steps: Vec<Vec<Op>>,
     slots: usize,
-    shape: ModelShape,
+    graph: Graph,
     macs: u64,
     macs_full: u64,
 }
@@ -59,6 +66,8 @@ pub struct Accounting {
     pub computed: usize,
     /// Branch evaluations that are reused.
     pub reused: usize,
+    /// Features read for them: as many where reuse is plain, more where features are forecast.
+    pub reads: usize,
     /// Spans of neighbouring reused branches.
     pub spans: usize,
     /// Slots of the cache.
@@ -82,36 +91,46 @@ impl Accounting {
 
     /// Bytes read from the cache over the run.
     pub fn bytes_read(&self) -> u64 {
-        self.reused as u64 * self.feature_bytes
+        self.reads as u64 * self.feature_bytes
     }
 }
 
 /// Compiles a schedule for a network.
 ///
-/// Schedule and shape must have the same number of branches; the sampler checks that before.
-pub fn compile(schedule: &Schedule, shape: &ModelShape) -> Plan {
+/// Schedule and graph must have the same number of branches; the sampler checks that before.
+pub fn compile(schedule: &Schedule, graph: &Graph) -> Plan {
     let ranges = live_ranges(schedule);
     let (slot_of, slots) = liveness::assign_slots(&ranges, schedule);
-    // Where the feature of each branch that was computed last lies.
-    let mut newest: Vec<Slot> = vec![0; schedule.branches()];
+    let last_read: HashMap<_, _> = ranges
+        .iter()
+        .map(|r| ((r.written, r.branch), r.last_read))
+        .collect();
+    // The steps that computed each branch, newest first.
+    let mut computed: Vec<VecDeque<usize>> = vec![VecDeque::new(); schedule.branches()];
     let steps = (0..schedule.steps())
         .map(|s| {
             let mut ops: Vec<Op> = Vec::new();
-            for (n, newest) in newest.iter_mut().enumerate() {
+            for (n, computed) in computed.iter_mut().enumerate() {
                 if schedule.computes(s, n) {
                     let write = slot_of.get(&(s, n)).copied();
-                    *newest = write.unwrap_or(*newest);
+                    computed.push_front(s);
+                    computed.truncate(MAX_HISTORY);
                     ops.push(Op::Compute { branch: n, write });
                     continue;
                 }
-                let read = Read {
-                    branch: n,
-                    slot: *newest,
-                    last: !schedule.is_reused_after(s, n),
-                };
+                let features = computed.iter().zip(schedule.weights(s, n));
+                let reads = features.filter_map(|(written, weight)| {
+                    let feature = (*written, n);
+                    Some(Read {
+                        branch: n,
+                        weight: *weight,
+                        slot: *slot_of.get(&feature)?,
+                        last: last_read.get(&feature) == Some(&s),
+                    })
+                });
                 match ops.last_mut() {
-                    Some(Op::Reuse(span)) => span.push(read),
-                    _ => ops.push(Op::Reuse(vec![read])),
+                    Some(Op::Reuse(span)) => span.extend(reads),
+                    _ => ops.push(Op::Reuse(reads.collect())),
                 }
             }
             ops
@@ -120,9 +139,9 @@ pub fn compile(schedule: &Schedule, shape: &ModelShape) -> Plan {
     Plan {
         steps,
         slots,
-        shape: *shape,
-        macs: shape.run_macs(schedule),
-        macs_full: shape.full_macs(schedule.steps()),
+        graph: graph.clone(),
+        macs: schedule.macs(graph),
+        macs_full: schedule.full_macs(graph),
     }
 }
 
@@ -130,6 +149,11 @@ impl Plan {
     /// The ops of every step.
     pub fn steps(&self) -> &[Vec<Op>] {
         &self.steps
+    }
+
+    /// The network it was compiled for.
+    pub fn graph(&self) -> &Graph {
+        &self.graph
     }
 
     /// Number of cache slots.
@@ -142,10 +166,11 @@ impl Plan {
         let ops = || self.steps.iter().flatten();
         let spans = || {
             ops().filter_map(|op| match op {
-                Op::Reuse(span) => Some(span.len()),
+                Op::Reuse(span) => Some(span),
                 Op::Compute { .. } => None,
             })
         };
+        let branches = |span: &Vec<Read>| span.chunk_by(|a, b| a.branch == b.branch).count();
         let computed = ops().filter(|op| matches!(op, Op::Compute { .. })).count();
         let writes = ops()
             .filter(|op| matches!(op, Op::Compute { write: Some(_), .. }))
@@ -154,11 +179,12 @@ impl Plan {
             macs: self.macs,
             macs_full: self.macs_full,
             computed,
-            reused: spans().sum(),
+            reused: spans().map(branches).sum(),
+            reads: spans().map(Vec::len).sum(),
             spans: spans().count(),
             slots: self.slots,
             writes,
-            feature_bytes: 4 * (self.shape.tokens * self.shape.hidden) as u64,
+            feature_bytes: 4 * self.graph.feature_numbers() as u64,
         }
     }
 }
@@ -168,17 +194,25 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::graph::SiteKind;
 
-    fn shape(branches: usize) -> ModelShape {
-        ModelShape {
-            blocks: branches / 2,
-            hidden: 8,
-            tokens: 4,
-            mlp_ratio: 4,
-            patch_inputs: 16,
-            patch_outputs: 32,
-            timestep_channels: 256,
-        }
+    fn graph(branches: usize) -> Graph {
+        let pattern = [(SiteKind::SelfAttention, 3), (SiteKind::Mlp, 5)];
+        Graph::uniform(branches / 2, &pattern, [4, 8], 2).unwrap()
+    }
+
+    /// Tables whose reuses weigh up to three features.
+    fn forecasts() -> impl Strategy<Value = Schedule> {
+        (schedules(), prop::collection::vec(1usize..4, 64)).prop_map(|(schedule, depths)| {
+            let table = schedule.clone();
+            let depth = |s: usize, n: usize| {
+                let computed = (0..s).filter(|k| table.computes(*k, n)).count();
+                depths[(7 * s + n) % 64].min(computed)
+            };
+            schedule
+                .with_reads(|s, n| (0..depth(s, n)).map(|k| 1.5 - k as f32).collect())
+                .unwrap()
+        })
     }
 
     fn schedules() -> impl Strategy<Value = Schedule> {
@@ -197,30 +231,35 @@ mod tests {
 
         /// Runs the plan on a toy cache that remembers who wrote what, against the schedule's meaning.
         #[test]
-        fn every_reuse_reads_the_feature_written_last_and_no_live_slot_is_clobbered(schedule in schedules()) {
-            let plan = compile(&schedule, &shape(schedule.branches()));
+        fn every_read_finds_the_feature_it_means_and_no_live_slot_is_clobbered(schedule in forecasts()) {
+            let plan = compile(&schedule, &graph(schedule.branches()));
             let mut slots: Vec<Option<(usize, usize)>> = vec![None; plan.slots()];
-            let mut newest = vec![0; schedule.branches()];
+            let mut newest: Vec<Vec<usize>> = vec![Vec::new(); schedule.branches()];
             for (s, ops) in plan.steps().iter().enumerate() {
                 let mut order = Vec::new();
                 for op in ops {
                     match op {
                         Op::Compute { branch, write } => {
                             prop_assert!(schedule.computes(s, *branch));
-                            newest[*branch] = s;
+                            newest[*branch].insert(0, s);
                             order.push(*branch);
-                            prop_assert_eq!(write.is_some(), schedule.is_reused_after(s, *branch));
+                            prop_assert!(write.is_some() || !schedule.is_reused_after(s, *branch));
                             if let Some(slot) = write {
                                 prop_assert_eq!(slots[*slot], None, "slot {} clobbered", slot);
                                 slots[*slot] = Some((s, *branch));
                             }
                         }
-                        Op::Reuse(span) => for read in span {
-                            prop_assert!(!schedule.computes(s, read.branch));
-                            order.push(read.branch);
-                            prop_assert_eq!(slots[read.slot], Some((newest[read.branch], read.branch)));
-                            if read.last {
-                                slots[read.slot] = None;
+                        Op::Reuse(span) => for of_branch in span.chunk_by(|a, b| a.branch == b.branch) {
+                            let n = of_branch[0].branch;
+                            prop_assert!(!schedule.computes(s, n));
+                            order.push(n);
+                            let weights: Vec<f32> = of_branch.iter().map(|read| read.weight).collect();
+                            prop_assert_eq!(&weights[..], schedule.weights(s, n));
+                            for (read, written) in of_branch.iter().zip(&newest[n]) {
+                                prop_assert_eq!(slots[read.slot], Some((*written, n)));
+                                if read.last {
+                                    slots[read.slot] = None;
+                                }
                             }
                         }
                     }
@@ -234,32 +273,33 @@ mod tests {
 
         /// No colouring of intervals needs fewer colours than the deepest overlap.
         #[test]
-        fn slot_count_is_the_deepest_overlap(schedule in schedules()) {
+        fn slot_count_is_the_deepest_overlap(schedule in forecasts()) {
             let ranges = live_ranges(&schedule);
             let branches = schedule.branches();
             let deepest = (0..schedule.steps() * branches)
                 .map(|at| ranges.iter().filter(|r| r.start(branches) <= at && at < r.end(branches)).count())
                 .max()
                 .unwrap_or(0);
-            prop_assert_eq!(compile(&schedule, &shape(branches)).slots(), deepest);
+            prop_assert_eq!(compile(&schedule, &graph(branches)).slots(), deepest);
         }
 
         #[test]
         fn accounting_adds_up(schedule in schedules()) {
-            let shape = shape(schedule.branches());
-            let figures = compile(&schedule, &shape).accounting();
+            let graph = graph(schedule.branches());
+            let figures = compile(&schedule, &graph).accounting();
             prop_assert_eq!(figures.computed + figures.reused, schedule.steps() * schedule.branches());
             let cur = figures.reused as f64 / (figures.computed + figures.reused) as f64;
             prop_assert!((cur - schedule.cur()).abs() < 1e-12);
-            prop_assert_eq!(figures.macs, shape.run_macs(&schedule));
+            prop_assert_eq!(figures.macs, schedule.macs(&graph));
             prop_assert!(figures.slots <= schedule.branches() && figures.writes <= figures.computed);
             prop_assert!(figures.spans <= figures.reused);
+            prop_assert_eq!(figures.reads, figures.reused);
         }
     }
 
     #[test]
     fn a_full_schedule_touches_no_cache() {
-        let plan = compile(&Schedule::full(5, 4).unwrap(), &shape(4));
+        let plan = compile(&Schedule::full(5, 4).unwrap(), &graph(4));
         let figures = plan.accounting();
         assert_eq!((figures.slots, figures.writes, figures.spans), (0, 0, 0));
         assert_eq!(figures.macs, figures.macs_full);
@@ -268,11 +308,20 @@ mod tests {
     #[test]
     fn a_person_can_read_a_plan() {
         let schedule = Schedule::from_rule(2, 4, |s, n| s == 0 || n == 1).unwrap();
-        let text = compile(&schedule, &shape(4)).to_string();
+        let text = compile(&schedule, &graph(4)).to_string();
         assert_eq!(
             text,
             "step  0  attn 0 → s0 · mlp 0 · attn 1 → s1 · mlp 1 → s2\n\
              step  1  [attn 0 ← s0] · mlp 0 · [attn 1 ← s1, mlp 1 ← s2]\n"
+        );
+        let line = Schedule::from_rule(4, 2, |s, _| s < 2)
+            .unwrap()
+            .with_reads(|_, _| vec![1.5, -0.5])
+            .unwrap();
+        let text = compile(&line, &graph(2)).to_string();
+        assert!(
+            text.ends_with("[attn 0 ← 1.5·s2 - 0.5·s0, mlp 0 ← 1.5·s3 - 0.5·s1]\n"),
+            "{text}"
         );
     }
 }

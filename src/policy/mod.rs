@@ -4,6 +4,7 @@
 
 mod fora;
 mod random;
+mod taylor;
 
 use std::{
     fmt,
@@ -11,7 +12,11 @@ use std::{
     str::FromStr,
 };
 
-use crate::schedule::{Schedule, ScheduleError};
+use crate::{
+    diffusion::DiffusionError,
+    graph::Graph,
+    schedule::{Schedule, ScheduleError},
+};
 
 /// A named policy with its arguments.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -20,6 +25,8 @@ pub enum Policy {
     None,
     /// Reuse all branches but at every N-th step (FORA, arXiv 2407.01425).
     Fora { interval: usize },
+    /// Compute every N-th step and forecast the others by a Taylor series of this order (TaylorSeer, arXiv 2503.06923).
+    Taylor { interval: usize, order: usize },
     /// A random table of a given CUR: the control that any clever policy must beat.
     Random { cur: f64, seed: u64 },
 }
@@ -36,9 +43,18 @@ pub enum PolicyError {
     /// Arguments out of range.
     #[error("policy `{spec}`: {problem}")]
     Arguments { spec: String, problem: String },
+    /// The run itself.
+    #[error(transparent)]
+    Run(DiffusionError),
     /// The table itself.
     #[error(transparent)]
     Schedule(#[from] ScheduleError),
+}
+
+impl PolicyError {
+    pub(crate) fn run(error: DiffusionError) -> Self {
+        Self::Run(error)
+    }
 }
 
 /// What a user may name instead of a table.
@@ -62,7 +78,7 @@ impl FromStr for ScheduleChoice {
             Err(_) if is_file() => Ok(Self::File(path.into())),
             Err(PolicyError::Unknown { name, .. }) => Err(PolicyError::Unknown {
                 name,
-                expected: "none, fora:N, random:CUR[:SEED], learned, or a *.schedule.json file that exists",
+                expected: "none, fora:N, taylor:N[:ORDER], random:CUR[:SEED], learned, or a *.schedule.json file that exists",
             }),
             Err(bad) => Err(bad),
         }
@@ -70,14 +86,18 @@ impl FromStr for ScheduleChoice {
 }
 
 impl Policy {
-    /// The table for a run of `steps` steps and `branches` branches.
+    /// The table for a run of `steps` steps of a network.
     ///
     /// # Errors
     /// [`PolicyError::Arguments`] where the run is too short for the arguments.
-    pub fn schedule(&self, steps: usize, branches: usize) -> Result<Schedule, PolicyError> {
+    pub fn schedule(&self, steps: usize, graph: &Graph) -> Result<Schedule, PolicyError> {
+        let branches = graph.branches();
         match *self {
             Self::None => Ok(Schedule::full(steps, branches)?),
             Self::Fora { interval } => Ok(fora::schedule(interval, steps, branches)?),
+            Self::Taylor { interval, order } => {
+                Ok(taylor::schedule(interval, order, steps, branches)?)
+            }
             Self::Random { cur, seed } => random::schedule(cur, seed, steps, branches),
         }
     }
@@ -87,6 +107,7 @@ impl Policy {
         match self {
             Self::None => "none",
             Self::Fora { .. } => "fora",
+            Self::Taylor { .. } => "taylor",
             Self::Random { .. } => "random",
         }
     }
@@ -110,6 +131,16 @@ impl FromStr for Policy {
                 _ => Err(bad("expected fora:N with a whole number N of at least 1")),
             },
             ("fora", _) => Err(bad("expected fora:N")),
+            ("taylor", [interval]) | ("taylor", [interval, _]) => {
+                let order = arguments.get(1).map_or(Ok(1), |order| order.parse());
+                match (interval.parse(), order) {
+                    (Ok(interval @ 1..), Ok(order @ 0..=4)) => Ok(Self::Taylor { interval, order }),
+                    _ => Err(bad(
+                        "expected taylor:N[:ORDER] with a whole number N of at least 1 and an ORDER of 0 to 4",
+                    )),
+                }
+            }
+            ("taylor", _) => Err(bad("expected taylor:N[:ORDER]")),
             ("random", [cur]) | ("random", [cur, _]) => {
                 let seed = arguments.get(1).map_or(Ok(0), |s| s.parse());
                 match (cur.parse::<f64>(), seed) {
@@ -124,7 +155,7 @@ impl FromStr for Policy {
             ("random", _) => Err(bad("expected random:CUR[:SEED]")),
             _ => Err(PolicyError::Unknown {
                 name: spec.into(),
-                expected: "none, fora:N, or random:CUR[:SEED]",
+                expected: "none, fora:N, taylor:N[:ORDER], or random:CUR[:SEED]",
             }),
         }
     }
@@ -135,6 +166,7 @@ impl fmt::Display for Policy {
         match self {
             Self::None => f.write_str("none"),
             Self::Fora { interval } => write!(f, "fora:{interval}"),
+            Self::Taylor { interval, order } => write!(f, "taylor:{interval}:{order}"),
             Self::Random { cur, seed } => write!(f, "random:{cur}:{seed}"),
         }
     }
@@ -143,6 +175,12 @@ impl fmt::Display for Policy {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::graph::SiteKind;
+
+    fn graph(branches: usize) -> Graph {
+        let pattern = [(SiteKind::SelfAttention, 3), (SiteKind::Mlp, 5)];
+        Graph::uniform(branches / 2, &pattern, [4, 8], 2).unwrap()
+    }
 
     #[test]
     fn a_choice_is_a_policy_before_it_is_a_file() {
@@ -165,7 +203,7 @@ mod tests {
 
     #[test]
     fn specs_round_trip_and_bad_ones_are_refused() {
-        for spec in ["none", "fora:2", "random:0.25:7"] {
+        for spec in ["none", "fora:2", "taylor:4:2", "random:0.25:7"] {
             assert_eq!(spec.parse::<Policy>().unwrap().to_string(), spec);
         }
         for spec in [
@@ -176,6 +214,8 @@ mod tests {
             "random:1",
             "random:nan",
             "none:1",
+            "taylor:0",
+            "taylor:2:9",
             "teacache:0.1",
         ] {
             assert!(spec.parse::<Policy>().is_err(), "{spec}");
@@ -184,7 +224,7 @@ mod tests {
 
     #[test]
     fn fora_2_reuses_every_other_step() {
-        let table = Policy::Fora { interval: 2 }.schedule(4, 2).unwrap();
+        let table = Policy::Fora { interval: 2 }.schedule(4, &graph(2)).unwrap();
         assert_eq!(table.to_rows(), ["##", "..", "##", ".."]);
     }
 
@@ -194,18 +234,22 @@ mod tests {
             cur: 0.375,
             seed: 3,
         };
-        let table = random.schedule(20, 24).unwrap();
+        let table = random.schedule(20, &graph(24)).unwrap();
         assert_eq!((table.cur() * 480.0).round(), 180.0);
-        assert_eq!(table, random.schedule(20, 24).unwrap());
+        assert_eq!(table, random.schedule(20, &graph(24)).unwrap());
         assert_ne!(
             table,
             Policy::Random {
                 cur: 0.375,
                 seed: 4
             }
-            .schedule(20, 24)
+            .schedule(20, &graph(24))
             .unwrap()
         );
-        assert!(Policy::Random { cur: 0.9, seed: 0 }.schedule(2, 4).is_err());
+        assert!(
+            Policy::Random { cur: 0.9, seed: 0 }
+                .schedule(2, &graph(4))
+                .is_err()
+        );
     }
 }

@@ -9,7 +9,7 @@ use super::{
     ReportError,
     plot::{Area, Drawn, FONT, INK, LINE, MARK, WIDTH, line, picture},
 };
-use crate::schedule::{ModelShape, ScheduleFile};
+use crate::{graph::SiteKind, schedule::ScheduleFile};
 
 /// How a training went, a value a pass.
 #[derive(Debug, Clone, Default)]
@@ -27,7 +27,6 @@ const REUSE: RGBColor = RGBColor(250, 226, 200);
 /// [`ReportError`].
 pub fn draw_schedule(
     file: &ScheduleFile,
-    shape: &ModelShape,
     curves: Option<&Curves>,
     path: &Path,
 ) -> Result<(), ReportError> {
@@ -36,24 +35,18 @@ pub fn draw_schedule(
     let panel = (rows * 14).clamp(180, 620) + 90;
     let height = 40 + panel + if curves.is_some() { 260 } else { 0 };
     picture((WIDTH, height), path, |root| {
-        draw(file, shape, curves, panel, root)
+        draw(file, curves, panel, root)
     })
 }
 
-fn draw(
-    file: &ScheduleFile,
-    shape: &ModelShape,
-    curves: Option<&Curves>,
-    panel: u32,
-    root: &Area<'_>,
-) -> Drawn {
+fn draw(file: &ScheduleFile, curves: Option<&Curves>, panel: u32, root: &Area<'_>) -> Drawn {
     let schedule = file.schedule()?;
     let title = format!(
         "{}: {} steps, CUR {:.1} %, MACs ratio {:.2}×{}",
         file.policy.name,
         file.run.steps,
         100.0 * schedule.cur(),
-        shape.macs_ratio(&schedule),
+        schedule.macs_ratio(&file.model.graph),
         file.threshold
             .map_or(String::new(), |t| format!(", threshold {t:.3}")),
     );
@@ -65,7 +58,9 @@ fn draw(
     let (_, body) = root.split_vertically(40);
     let (panels, below) = body.split_vertically(panel);
     let (maps, side) = panels.split_horizontally(820);
-    for (kind, area) in maps.split_evenly((1, 2)).iter().enumerate() {
+    let kinds = file.model.graph.kinds();
+    let areas = maps.split_evenly((1, kinds.len()));
+    for (kind, area) in kinds.into_iter().zip(&areas) {
         heat_map(file, area, kind)?;
     }
     let (lambda, macs) = side.split_horizontally(180);
@@ -82,20 +77,10 @@ fn draw(
         })
         .collect();
     side_bars(&lambda, "λ (square root)", relative, file.run.steps, MARK)?;
-    let full = shape.full_macs(1) as f64;
-    let cost = shape.macs();
+    let graph = &file.model.graph;
+    let full = graph.full_step_macs() as f64;
     let share = (0..schedule.steps())
-        .map(|s| {
-            let branch = |n: usize| {
-                if n.is_multiple_of(2) {
-                    cost.attention
-                } else {
-                    cost.mlp
-                }
-            };
-            let computed = schedule.row(s).iter().enumerate().filter(|(_, c)| **c);
-            (cost.fixed + computed.map(|(n, _)| branch(n)).sum::<u64>()) as f64 / full
-        })
+        .map(|s| graph.step_macs(schedule.row(s)) as f64 / full)
         .collect();
     side_bars(&macs, "MACs of the step", share, file.run.steps, LINE)?;
     if let Some(curves) = curves {
@@ -123,9 +108,10 @@ fn by_pass(values: Vec<f64>) -> Vec<(f64, f64)> {
 }
 
 /// Steps × blocks of one kind of branch; step 0 at the top.
-fn heat_map(file: &ScheduleFile, area: &Area<'_>, kind: usize) -> Drawn {
-    let (steps, blocks) = (file.run.steps, file.model.blocks);
-    let name = ["attention", "MLP"][kind];
+fn heat_map(file: &ScheduleFile, area: &Area<'_>, kind: SiteKind) -> Drawn {
+    let graph = &file.model.graph;
+    let (steps, blocks) = (file.run.steps, graph.blocks());
+    let name = kind.name();
     let mut chart = ChartBuilder::on(area)
         .caption(name, (FONT, 16).into_font().color(&INK))
         .margin(8)
@@ -145,15 +131,15 @@ fn heat_map(file: &ScheduleFile, area: &Area<'_>, kind: usize) -> Drawn {
     let router = file.router()?;
     for s in 0..steps {
         let scores = router.as_ref().map(|r| r.scores(s));
-        for b in 0..blocks {
-            let n = 2 * b + kind;
+        let of_kind = graph.sites().iter().enumerate();
+        for (n, site) in of_kind.filter(|(_, site)| site.kind == kind) {
             let score = scores.as_ref().map(|r| r[n]);
             let colour = if schedule.computes(s, n) {
                 shade(score.unwrap_or(1.0))
             } else {
                 reuse_shade(score, file.threshold)
             };
-            let (x, y) = (b as f64, s as f64);
+            let (x, y) = (site.block as f64, s as f64);
             chart.draw_series([Rectangle::new(
                 [(x + 0.04, y + 0.05), (x + 0.96, y + 0.95)],
                 colour.filled(),

@@ -5,16 +5,16 @@ use std::{ops::Range, sync::Arc};
 use burn::tensor::{Tensor, TensorData};
 
 use super::{
-    Settings,
-    forward::planned_tokens,
+    SampleError, Settings,
+    execute::planned_tokens,
     parts::{Part, PartTimes},
     setup::Setup,
 };
 use crate::{
     cache::FeatureStore,
     diffusion::{ImageNoise, Solver, SolverStep, StepCoefficients},
-    dit::Conditioning,
     kernels::{DdimStep, runs_kernels, solver_step},
+    models::{At, Condition, Context, Times, output},
     plan::Plan,
 };
 
@@ -23,7 +23,9 @@ use crate::{
 pub(super) struct Batch {
     /// Its first image among those of the run.
     pub first: usize,
-    pub labels: Vec<usize>,
+    pub conditions: Vec<Condition>,
+    /// What depends on the conditions alone.
+    pub context: Context,
     pub noise: Vec<ImageNoise>,
     /// `[B, C, H, W]`
     pub x: Tensor<4>,
@@ -32,30 +34,35 @@ pub(super) struct Batch {
     pub plan: Arc<Plan>,
     pub store: FeatureStore,
     /// adaLN vectors, and the steps that they are of.
-    pub ahead: Option<(Range<usize>, Conditioning)>,
+    pub ahead: Option<(Range<usize>, At)>,
 }
 
 impl Batch {
     /// One denoising step; the predicted clean images.
-    pub fn advance(&mut self, setup: &Setup, mut parts: Option<&mut PartTimes>) -> Tensor<4> {
-        let conditioning = self.conditioning(setup, parts.as_deref_mut());
+    pub fn advance(
+        &mut self,
+        setup: &Setup,
+        mut parts: Option<&mut PartTimes>,
+    ) -> Result<Tensor<4>, SampleError> {
+        let at = self.at(setup, parts.as_deref_mut());
+        let model = &*setup.model;
         let tokens = planned_tokens(
-            &setup.model,
+            model,
             &self.plan.steps()[self.step],
             self.x.clone(),
             setup.copies(),
-            &conditioning,
+            &at,
             &mut self.store,
             parts.as_deref_mut(),
-        );
+        )?;
         let step = &setup.trajectory.steps()[self.step];
         let (next, x0) = match fused_step(setup, step) {
             Some(fused) => {
-                let (patches, bias) = setup.model.patches(tokens, &conditioning);
+                let (patches, bias) = model.end(tokens, &at).apart();
                 solver_step(self.x.clone(), patches, bias, fused)
             }
             None => {
-                let output = setup.model.unembed(tokens, &conditioning);
+                let output = output(model, tokens, &at);
                 let step = self.composed_step(setup, step, output);
                 (step.next, step.x0)
             }
@@ -65,40 +72,31 @@ impl Batch {
         if let Some(parts) = parts {
             parts.mark(Part::Solver, &setup.model.device());
         }
-        x0
+        Ok(x0)
     }
 
     /// The adaLN vectors of the step at hand.
-    fn conditioning(&mut self, setup: &Setup, parts: Option<&mut PartTimes>) -> Conditioning {
+    fn at(&mut self, setup: &Setup, parts: Option<&mut PartTimes>) -> At {
         let ready = self.ahead.take();
-        let (steps, conditioning) = ready
+        let (steps, at) = ready
             .filter(|(steps, _)| steps.contains(&self.step))
-            .unwrap_or_else(|| self.conditioning_ahead(setup, parts));
-        let rows = setup.adaln_rows(self.labels.len());
-        let of_step = conditioning.step(self.step - steps.start, rows);
-        self.ahead = Some((steps, conditioning));
+            .unwrap_or_else(|| self.ahead(setup, parts));
+        let of_step = at.step(self.step - steps.start);
+        self.ahead = Some((steps, at));
         of_step
     }
 
     /// The adaLN vectors of as many steps as the memory bound allows, from the one at hand on.
-    fn conditioning_ahead(
-        &self,
-        setup: &Setup,
-        parts: Option<&mut PartTimes>,
-    ) -> (Range<usize>, Conditioning) {
-        let mut labels = self.labels.clone();
-        if setup.settings.guidance.is_active() {
-            labels.push(setup.model.config().classes);
-        }
-        let ahead = setup.steps_ahead(self.labels.len());
+    fn ahead(&self, setup: &Setup, parts: Option<&mut PartTimes>) -> (Range<usize>, At) {
+        let ahead = setup.steps_ahead(self.conditions.len());
         let end = setup.settings.steps.min(self.step.saturating_add(ahead));
         let steps = &setup.trajectory.steps()[self.step..end];
         let timesteps: Vec<_> = steps.iter().map(|s| s.timestep as f32).collect();
-        let conditioning = setup.model.condition_steps(&timesteps, &labels);
+        let at = setup.model.prepare(Times::Steps(&timesteps), &self.context);
         if let Some(parts) = parts {
             parts.mark(Part::Conditioning, &setup.model.device());
         }
-        (self.step..end, conditioning)
+        (self.step..end, at)
     }
 
     /// Any solver's step from the network's output `[B or 2B, C_out, H, W]`.
@@ -115,7 +113,7 @@ impl Batch {
             ..
         } = setup.settings;
         let output = if guidance.is_active() {
-            guidance.guide(output, setup.model.config().channels)
+            guidance.guide(output, setup.latents().channels)
         } else {
             output
         };
@@ -140,13 +138,13 @@ fn fused_step(setup: &Setup, step: &StepCoefficients) -> Option<DdimStep> {
         clip_x0,
         ..
     } = setup.settings;
-    let config = setup.model.config();
+    let latents = setup.latents();
     let deterministic = matches!(solver, Solver::Ddim { eta: 0.0 });
     (deterministic && runs_kernels(&setup.model.device())).then(|| DdimStep {
-        patch: config.patch,
-        out_channels: config.out_channels(),
+        patch: latents.patch,
+        out_channels: latents.out_channels,
         guided: if guidance.is_active() {
-            guidance.guided_channels(config.channels)
+            guidance.guided_channels(latents.channels)
         } else {
             0
         },

@@ -4,7 +4,7 @@
 //! dropping it cancels.
 
 mod batch;
-mod forward;
+mod execute;
 mod parts;
 mod run;
 mod setup;
@@ -16,11 +16,12 @@ pub use setup::Sampler;
 pub use state::RunState;
 
 use crate::{
+    cache::CacheError,
     checkpoint::ModelInfo,
     device::DeviceFault,
     diffusion::{DiffusionError, Guidance, Solver, Trajectory},
-    dit::DitConfig,
-    schedule::{GuidanceRecord, ModelIdentity, ModelShape, RunSettings, ScheduleError},
+    models::{ConditionError, Outline},
+    schedule::{GuidanceRecord, ModelIdentity, RunSettings, ScheduleError},
 };
 
 /// How to sample, apart from what.
@@ -41,9 +42,11 @@ pub enum SampleError {
     Diffusion(#[from] DiffusionError),
     #[error(transparent)]
     Schedule(#[from] ScheduleError),
-    /// A label beyond the classes.
-    #[error("there is no class {label}: the model has {classes} (0 to {})", classes - 1)]
-    Label { label: usize, classes: usize },
+    /// A condition that the model does not take.
+    #[error(transparent)]
+    Condition(#[from] ConditionError),
+    #[error(transparent)]
+    Cache(#[from] CacheError),
     /// Starting noise of another shape.
     #[error(
         "the starting noise holds {found} numbers, expected {expected} for {images} images of {shape:?}"
@@ -55,12 +58,10 @@ pub enum SampleError {
         shape: [usize; 3],
     },
     /// Nothing to do.
-    #[error("asked for no images: pass a count of at least 1")]
+    #[error("asked for no images")]
     NoImages,
     /// Zero images at a time.
-    #[error(
-        "cannot run batches of 0 images: pass a batch of at least 1, or none to have it chosen"
-    )]
+    #[error("cannot run batches of 0 images")]
     Batch,
     /// The network returned something that is no picture.
     #[error(
@@ -77,32 +78,11 @@ pub enum SampleError {
     Device(#[from] DeviceFault),
 }
 
-/// The costs of a network's parts depend on these numbers alone.
-pub fn model_shape(config: &DitConfig) -> ModelShape {
-    ModelShape {
-        blocks: config.blocks,
-        hidden: config.hidden,
-        tokens: config.tokens(),
-        mlp_ratio: crate::dit::MLP_RATIO,
-        patch_inputs: config.patch_inputs(),
-        patch_outputs: config.patch * config.patch * config.out_channels(),
-        timestep_channels: crate::dit::TIMESTEP_CHANNELS,
-    }
-}
-
 /// What a schedule file says about a model.
 pub fn model_identity(info: &ModelInfo) -> ModelIdentity {
-    let config = &info.config;
     ModelIdentity {
-        family: "DiT".into(),
-        blocks: config.blocks,
-        branches: 2 * config.blocks,
-        hidden: config.hidden,
-        tokens: config.tokens(),
-        patch: [
-            config.patch_inputs(),
-            config.patch * config.patch * config.out_channels(),
-        ],
+        family: info.outline.family.into(),
+        graph: info.outline.graph.clone(),
         // Random weights stand for their size.
         fingerprint: (!info.is_random()).then(|| info.fingerprint.to_string()),
     }
@@ -122,7 +102,7 @@ pub fn run_settings(info: &ModelInfo, settings: &Settings) -> Result<RunSettings
             scale: guidance.scale(),
             channels: guidance.channels().to_string(),
         }),
-        resolution: info.config.input_size,
+        resolution: info.outline.latents.size,
     })
 }
 
@@ -130,13 +110,11 @@ pub fn run_settings(info: &ModelInfo, settings: &Settings) -> Result<RunSettings
 pub const BATCH_BYTES: u64 = 1 << 30;
 
 /// Images a batch within a memory budget, at most 16: beyond that nothing is gained.
-pub fn batch_for(config: &DitConfig, guided: bool, budget_bytes: u64) -> usize {
-    let (n, d) = (config.tokens() as u64, config.hidden as u64);
-    // Tokens, modulated tokens, qkv, the MLP's inner layer twice, and the scores of one branch.
-    let floats = n * d * 16 + 2 * config.heads as u64 * n * n;
+pub fn batch_for(outline: &Outline, guided: bool, budget_bytes: u64) -> usize {
+    let graph = &outline.graph;
     // The cache holds at most one feature a branch.
-    let cache = 2 * config.blocks as u64 * n * d;
-    let image = 4 * (floats + cache) * if guided { 2 } else { 1 };
+    let cache = (graph.branches() * graph.feature_numbers()) as u64;
+    let image = 4 * (outline.activations + cache) * if guided { 2 } else { 1 };
     (budget_bytes / image.max(1)).clamp(1, 16) as usize
 }
 

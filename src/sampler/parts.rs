@@ -5,7 +5,7 @@ use std::time::Instant;
 use burn::tensor::Device;
 use serde::Serialize;
 
-use crate::device::LaunchCount;
+use crate::{device::LaunchCount, graph::SiteKind};
 
 /// A part of the work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -14,10 +14,8 @@ pub enum Part {
     Conditioning,
     /// Patches to tokens.
     Embedding,
-    /// Computed attention branches, their residual add and cache write included.
-    Attention,
-    /// Computed MLP branches, likewise.
-    Mlp,
+    /// Computed branches of a kind, their residual add and cache write included.
+    Branch(SiteKind),
     /// Spans of reused branches.
     Reuse,
     /// Last layer, guidance and the solver's step.
@@ -26,22 +24,28 @@ pub enum Part {
 
 impl Part {
     /// All parts, in the order of a step.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Conditioning,
         Self::Embedding,
-        Self::Attention,
-        Self::Mlp,
+        Self::Branch(SiteKind::SelfAttention),
+        Self::Branch(SiteKind::CrossAttention),
+        Self::Branch(SiteKind::Mlp),
         Self::Reuse,
         Self::Solver,
     ];
+
+    fn place(self) -> usize {
+        Self::ALL.iter().position(|part| *part == self).unwrap_or(0)
+    }
 
     /// As in reports.
     pub fn name(self) -> &'static str {
         match self {
             Self::Conditioning => "conditioning",
             Self::Embedding => "embedding",
-            Self::Attention => "attention",
-            Self::Mlp => "mlp",
+            Self::Branch(SiteKind::SelfAttention) => "attention",
+            Self::Branch(SiteKind::CrossAttention) => "cross-attention",
+            Self::Branch(SiteKind::Mlp) => "mlp",
             Self::Reuse => "reuse",
             Self::Solver => "solver",
         }
@@ -51,7 +55,7 @@ impl Part {
 /// Time and dispatches a part, measured with a wait for the device after each: slower in sum than an undisturbed run.
 #[derive(Debug)]
 pub struct PartTimes {
-    parts: [PartTotal; 6],
+    parts: [PartTotal; 7],
     launches: LaunchCount,
     last: Instant,
     last_launches: u64,
@@ -82,7 +86,7 @@ impl PartTimes {
         // A device that fails here fails its results too, which are reported where they are read.
         let _ = device.sync();
         let (now, launches) = (Instant::now(), self.launches.so_far());
-        let total = &mut self.parts[part as usize];
+        let total = &mut self.parts[part.place()];
         total.seconds += (now - self.last).as_secs_f64();
         total.dispatches += launches - self.last_launches;
         total.count += 1;
@@ -91,6 +95,6 @@ impl PartTimes {
 
     /// What a part took.
     pub fn of(&self, part: Part) -> PartTotal {
-        self.parts[part as usize]
+        self.parts[part.place()]
     }
 }

@@ -12,14 +12,15 @@ use super::{SampleError, batch::Batch, parts::PartTimes, setup::Setup, state::Ru
 use crate::{
     device::{DeviceFault, Watch},
     diffusion::ImageNoise,
+    models::Condition,
     plan::Plan,
 };
 
 /// What to sample.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Request {
-    /// One label an image.
-    pub labels: Vec<usize>,
+    /// What each image is to show.
+    pub conditions: Vec<Condition>,
     /// Seed of the noise; image `i` draws from stream `i` of it.
     pub seed: u64,
     /// Starting noise `[B, C, H, W]` instead of seeded noise.
@@ -116,7 +117,7 @@ impl Run {
     /// been disturbed.
     pub fn totals(&self) -> Totals {
         let figures = self.setup.plan.accounting();
-        let passes = (self.request.labels.len() * self.setup.copies()) as u64;
+        let passes = (self.request.conditions.len() * self.setup.copies()) as u64;
         Totals {
             macs: passes * figures.macs,
             macs_full: passes * figures.macs_full,
@@ -131,9 +132,9 @@ impl Run {
 
     fn start_batch(&self) -> Batch {
         let request = self.request.clone();
-        let size: usize = self.setup.model.config().image_shape().iter().product();
+        let size = self.setup.latents().numbers();
         let first = self.next_image;
-        let count = request.batch.min(request.labels.len() - first);
+        let count = request.batch.min(request.conditions.len() - first);
         let mut noise: Vec<_> = (0..count)
             .map(|i| ImageNoise::new(request.seed, (first + i) as u64))
             .collect();
@@ -157,14 +158,20 @@ impl Run {
         plan: Arc<Plan>,
     ) -> Batch {
         let setup = &self.setup;
-        let config = setup.model.config();
-        let ([c, h, w], device) = (config.image_shape(), setup.model.device());
+        let (graph, device) = (&setup.model.outline().graph, setup.model.device());
+        let [c, h, w] = setup.latents().shape();
         let count = noise.len();
-        let shape = [setup.copies() * count, config.tokens(), config.hidden];
+        let elements = setup.copies() * count;
+        let shape = [elements, graph.tokens(), graph.width()];
+        let conditions = self.request.conditions[first..first + count].to_vec();
+        let context = setup
+            .model
+            .context(&setup.conditions(&conditions), elements);
         let store = setup.slots(plan.slots(), shape, &device);
         Batch {
             first,
-            labels: self.request.labels[first..first + count].to_vec(),
+            conditions,
+            context,
             noise,
             x: Tensor::from_data(TensorData::new(x, [count, c, h, w]), &device),
             step: 0,
@@ -190,7 +197,7 @@ impl Run {
 
     fn finish(&mut self, batch: Batch) -> Result<Event, SampleError> {
         self.peak_cache_bytes = self.peak_cache_bytes.max(batch.store.bytes());
-        let images = batch.labels.len();
+        let images = batch.conditions.len();
         let x0 = self.read(&batch.x)?;
         let size = x0.len() / images;
         if let Some(bad) = x0.iter().position(|v| !v.is_finite()) {
@@ -219,7 +226,7 @@ impl Run {
         self.setup.keep(failed.store);
         let mut batch = self.start_batch();
         while batch.step < self.setup.settings.steps {
-            batch.advance(&self.setup, None);
+            batch.advance(&self.setup, None)?;
             if self.read(&batch.x)?.iter().any(|v| !v.is_finite()) {
                 break;
             }
@@ -232,22 +239,22 @@ impl Run {
         let steps = self.setup.settings.steps;
         if self.phase == Phase::Fresh {
             self.phase = Phase::Running;
-            let images = self.request.labels.len();
+            let images = self.request.conditions.len();
             return Ok(Some(Event::Started { images, steps }));
         }
         let mut batch = match self.batch.take() {
             Some(batch) => batch,
-            None if self.next_image < self.request.labels.len() => self.start_batch(),
+            None if self.next_image < self.request.conditions.len() => self.start_batch(),
             None => {
                 self.phase = Phase::Over;
                 return Ok(Some(Event::Done(self.totals())));
             }
         };
         if batch.step == steps {
-            self.next_image += batch.labels.len();
+            self.next_image += batch.conditions.len();
             return self.finish(batch).map(Some);
         }
-        let x0 = batch.advance(&self.setup, parts);
+        let x0 = batch.advance(&self.setup, parts)?;
         if self.setup.recovery {
             self.state = Some(RunState {
                 request: self.request.clone(),
@@ -260,7 +267,7 @@ impl Run {
         }
         let event = Event::Step {
             first_image: batch.first,
-            images: batch.labels.len(),
+            images: batch.conditions.len(),
             step: batch.step - 1,
             x0: self.setup.preview.then_some(x0),
         };

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use burn::tensor::Device;
 
 use super::{
-    SampleError, Settings, model_shape,
+    SampleError, Settings,
     parts::PartTimes,
     run::{Request, Run},
 };
@@ -13,7 +13,7 @@ use crate::{
     cache::{CacheDtype, FeatureStore},
     device::Engine,
     diffusion::Trajectory,
-    dit::Dit,
+    models::{Condition, ConditionError, Latents, Model},
     plan::{Plan, compile},
     schedule::{Schedule, ScheduleError},
 };
@@ -32,7 +32,9 @@ pub struct Sampler {
 /// What a sampler and its runs share.
 #[derive(Debug, Clone)]
 pub(super) struct Setup {
-    pub model: Dit,
+    pub model: Model,
+    /// What stands for no condition.
+    null: Option<Condition>,
     pub settings: Settings,
     pub trajectory: Trajectory,
     pub schedule: Schedule,
@@ -41,6 +43,7 @@ pub(super) struct Setup {
     conditioning_bytes: usize,
     pub preview: bool,
     pub recovery: bool,
+    poison: bool,
     pub engine: Option<Engine>,
     /// The slots of the batch that was finished last, for the next one.
     spare: Arc<Mutex<Option<FeatureStore>>>,
@@ -52,18 +55,19 @@ impl Sampler {
     /// # Errors
     /// [`SampleError::Diffusion`] for impossible settings, [`SampleError::Schedule`] for a table of another size.
     pub fn new(
-        model: &Dit,
+        model: &Model,
         settings: Settings,
         schedule: Option<Schedule>,
     ) -> Result<Self, SampleError> {
         let trajectory = settings.trajectory()?;
-        let branches = 2 * model.config().blocks;
+        let graph = &model.outline().graph;
+        let branches = graph.branches();
         let schedule = match schedule {
             Some(schedule) => schedule,
             None => Schedule::full(settings.steps, branches)?,
         };
         if (schedule.steps(), schedule.branches()) != (settings.steps, branches) {
-            return Err(ScheduleError::Mismatch {
+            return Err(ScheduleError::Shape {
                 reason: format!(
                     "its table is {}×{} (steps×branches), the run's is {}×{branches}",
                     schedule.steps(),
@@ -73,9 +77,10 @@ impl Sampler {
             }
             .into());
         }
-        let plan = compile(&schedule, &model_shape(model.config()));
+        let plan = compile(&schedule, graph);
         Ok(Self {
             setup: Arc::new(Setup {
+                null: model.null(),
                 model: model.clone(),
                 settings,
                 trajectory,
@@ -85,6 +90,7 @@ impl Sampler {
                 conditioning_bytes: CONDITIONING_BYTES,
                 preview: false,
                 recovery: false,
+                poison: false,
                 engine: None,
                 spare: Arc::default(),
             }),
@@ -99,6 +105,16 @@ impl Sampler {
     /// Keeps features in this form.
     pub fn with_cache_dtype(self, cache_dtype: CacheDtype) -> Self {
         self.with(|setup| setup.cache_dtype = cache_dtype)
+    }
+
+    /// What stands for no condition in classifier-free guidance, where that is not the model's own.
+    pub fn with_null(self, null: Condition) -> Self {
+        self.with(|setup| setup.null = Some(null))
+    }
+
+    /// Fills the cache with what is no number before every batch, so that a read of what was not written shows.
+    pub fn with_poisoned_cache(self) -> Self {
+        self.with(|setup| setup.poison = true)
     }
 
     /// Bounds the adaLN vectors that are computed ahead [default: 64 MiB]; with 0 every step computes its own.
@@ -137,22 +153,22 @@ impl Sampler {
     /// # Errors
     /// [`SampleError`] for a request that does not fit the model.
     pub fn run(&self, request: Request) -> Result<Run, SampleError> {
-        let config = self.setup.model.config();
-        let images = request.labels.len();
+        let outline = self.setup.model.outline();
+        let images = request.conditions.len();
         if images == 0 {
             return Err(SampleError::NoImages);
         }
         if request.batch == 0 {
             return Err(SampleError::Batch);
         }
-        if let Some(&label) = request.labels.iter().find(|y| **y > config.classes) {
-            return Err(SampleError::Label {
-                label,
-                classes: config.classes,
-            });
+        for condition in request.conditions.iter().chain(&self.setup.null) {
+            outline.conditioning.check(condition)?;
+        }
+        if self.setup.settings.guidance.is_active() && self.setup.null.is_none() {
+            return Err(ConditionError::NoNull.into());
         }
         if let Some(noise) = &request.noise {
-            let shape = config.image_shape();
+            let shape = outline.latents.shape();
             let expected = images * shape.iter().product::<usize>();
             if noise.len() != expected {
                 return Err(SampleError::Noise {
@@ -168,17 +184,17 @@ impl Sampler {
 
     /// Bytes of the cache for a batch of `images` images.
     pub fn cache_bytes(&self, images: usize) -> usize {
-        let config = self.setup.model.config();
-        let numbers = self.setup.copies() * images * config.tokens() * config.hidden;
+        let feature = self.setup.model.outline().graph.feature_numbers();
+        let numbers = self.setup.copies() * images * feature;
         self.setup.plan.slots() * self.setup.cache_dtype.feature_bytes(numbers)
     }
 
     /// Bytes of adaLN weights that a run of one batch of `images` images reads.
     pub fn adaln_bytes_read(&self, images: usize) -> usize {
         let setup = &self.setup;
-        let layers = 4 * setup.model.config().hidden * setup.adaln_width();
+        let [_, weights] = setup.model.prepared_numbers(setup.rows(images));
         let chunks = setup.settings.steps.div_ceil(setup.steps_ahead(images));
-        chunks * layers
+        chunks * 4 * weights
     }
 
     /// Elements of the network's batch an image: two with guidance.
@@ -219,10 +235,14 @@ impl Setup {
     /// Room for a batch's features: that of the last one if it fits.
     pub fn slots(&self, slots: usize, shape: [usize; 3], device: &Device) -> FeatureStore {
         let last = self.lock_spare().take();
-        match last {
+        let mut store = match last {
             Some(store) if store.fits(slots, shape, self.cache_dtype) => store,
             _ => FeatureStore::new(slots, shape, self.cache_dtype, device),
+        };
+        if self.poison {
+            store.poison(device);
         }
+        store
     }
 
     /// Keeps a finished batch's slots.
@@ -235,21 +255,26 @@ impl Setup {
         self.spare.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Rows of adaLN vectors that a step of `images` images takes: in a guided batch the null label's vectors serve the
-    /// whole unconditional half.
-    pub fn adaln_rows(&self, images: usize) -> usize {
-        images + self.copies() - 1
+    /// What the model draws.
+    pub fn latents(&self) -> Latents {
+        self.model.outline().latents
     }
 
-    /// Numbers of such a row: six vectors a block, two of the last layer.
-    fn adaln_width(&self) -> usize {
-        let config = self.model.config();
-        config.hidden * (6 * config.blocks + 2)
+    /// The conditions of a batch: those of its images and, under guidance, once what stands for none, which the whole
+    /// unconditional half shares.
+    pub fn conditions(&self, images: &[Condition]) -> Vec<Condition> {
+        let null = self.null.iter().filter(|_| self.copies() == 2);
+        images.iter().chain(null).cloned().collect()
+    }
+
+    /// Number of those for so many images.
+    fn rows(&self, images: usize) -> usize {
+        images + self.copies() - 1
     }
 
     /// Steps whose adaLN vectors fit the memory bound, at least the one at hand.
     pub fn steps_ahead(&self, images: usize) -> usize {
-        let step = 4 * self.adaln_width() * self.adaln_rows(images);
-        (self.conditioning_bytes / step).max(1)
+        let [step, _] = self.model.prepared_numbers(self.rows(images));
+        (self.conditioning_bytes / (4 * step).max(1)).max(1)
     }
 }

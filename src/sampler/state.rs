@@ -5,11 +5,10 @@ use std::sync::Arc;
 use super::{
     SampleError, Settings,
     batch::Batch,
-    model_shape,
     run::{Request, Run},
     setup::Sampler,
 };
-use crate::{diffusion::ImageNoise, plan::compile, schedule::Schedule};
+use crate::{diffusion::ImageNoise, plan::compile};
 
 /// Where a run stood after its last finished step, on the host: all that [`Sampler::resume`] needs, on any device.
 #[derive(Debug, Clone)]
@@ -48,7 +47,7 @@ impl Sampler {
         let run = self.run(Request::clone(&state.request))?;
         let setup = &self.setup;
         let steps = setup.settings.steps;
-        let size: usize = setup.model.config().image_shape().iter().product();
+        let size = setup.latents().numbers();
         let fits = state.x.len() == state.noise.len() * size;
         if state.settings != setup.settings || state.step > steps || !fits {
             return Err(SampleError::State);
@@ -56,11 +55,8 @@ impl Sampler {
         if state.noise.is_empty() {
             return Ok(run.going_on(state.first, None));
         }
-        let schedule = &setup.schedule;
-        let resumed = Schedule::from_rule(steps, schedule.branches(), |s, n| {
-            s == 0 || s == state.step || schedule.computes(s, n)
-        })?;
-        let plan = compile(&resumed, &model_shape(setup.model.config()));
+        let resumed = setup.schedule.resumed_at(state.step)?;
+        let plan = compile(&resumed, &setup.model.outline().graph);
         let batch = Batch {
             step: state.step,
             ..run.batch(state.first, state.x, state.noise, Arc::new(plan))

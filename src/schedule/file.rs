@@ -1,12 +1,19 @@
-//! `*.schedule.json`, version 1.
+//! `*.schedule.json`, version 2; version 1 still loads.
 
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{ModelShape, Router, Schedule, ScheduleError, router::check_tau};
-use crate::files::write_bytes_atomically;
+use super::{
+    ModelIdentity, Router, Schedule, ScheduleError,
+    reads::{self, StepReads},
+    router::check_tau,
+};
+use crate::{files::write_bytes_atomically, graph::Graph};
+
+/// Version of the files that are written: 2 knows the model by its graph, and weights of reads.
+pub const FORMAT: u32 = 2;
 
 /// Denoising steps at most: one a training timestep.
 const MAX_STEPS: usize = 1000;
@@ -18,7 +25,7 @@ const MAX_BYTES: u64 = 256 * 1024 * 1024;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ScheduleFile {
-    /// 1.
+    /// [`FORMAT`], whatever version was read.
     pub format: u32,
     pub policy: PolicyRecord,
     pub model: ModelIdentity,
@@ -29,6 +36,9 @@ pub struct ScheduleFile {
     pub threshold: Option<f64>,
     /// A row a step, step 0 first: `#` compute, `.` reuse.
     pub compute: Vec<String>,
+    /// What reused cells weigh, a row a step; absent where all reuse is plain.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reads: Option<Vec<StepReads>>,
     /// Router logits `[T, N]`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub logits: Option<Vec<Vec<f32>>>,
@@ -48,42 +58,6 @@ pub struct PolicyRecord {
     pub name: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parameters: Option<Value>,
-}
-
-/// The model a schedule is for.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct ModelIdentity {
-    pub family: String,
-    pub blocks: usize,
-    pub branches: usize,
-    pub hidden: usize,
-    pub tokens: usize,
-    /// Inputs of the patch embedding and outputs of the last layer, for exact costs.
-    #[serde(default = "latent_patch")]
-    pub patch: [usize; 2],
-    /// Identity of the weights; absent for policies that look at shapes only.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub fingerprint: Option<String>,
-}
-
-/// A latent model of patch 2 with learned sigma.
-fn latent_patch() -> [usize; 2] {
-    [16, 32]
-}
-
-impl ModelIdentity {
-    /// What the cost of a run depends on.
-    pub fn shape(&self) -> ModelShape {
-        ModelShape {
-            blocks: self.blocks,
-            hidden: self.hidden,
-            tokens: self.tokens,
-            mlp_ratio: 4,
-            patch_inputs: self.patch[0],
-            patch_outputs: self.patch[1],
-            timestep_channels: 256,
-        }
-    }
 }
 
 /// The run a schedule is for.
@@ -122,10 +96,10 @@ pub struct Measured {
 
 impl Measured {
     /// The figures that follow from the table alone.
-    pub fn of(schedule: &Schedule, shape: &ModelShape) -> Self {
+    pub fn of(schedule: &Schedule, graph: &Graph) -> Self {
         Self {
             cur: schedule.cur(),
-            macs_ratio: shape.macs_ratio(schedule),
+            macs_ratio: schedule.macs_ratio(graph),
             ..Self::default()
         }
     }
@@ -137,7 +111,7 @@ impl ScheduleFile {
     /// # Errors
     /// [`ScheduleError`] if the rows are no valid table (never after [`ScheduleFile::read`]).
     pub fn schedule(&self) -> Result<Schedule, ScheduleError> {
-        let branches = self.model.branches;
+        let branches = self.model.graph.branches();
         let expected = self.run.steps.saturating_mul(branches);
         let found = self.compute.iter().map(String::len).sum();
         if self.compute.len() != self.run.steps
@@ -155,7 +129,33 @@ impl ScheduleFile {
             .iter()
             .flat_map(|row| row.bytes().map(|b| b == b'#'))
             .collect();
-        Schedule::new(self.run.steps, branches, table)
+        let table = Schedule::new(self.run.steps, branches, table)?;
+        match &self.reads {
+            None => Ok(table),
+            Some(rows) => reads::apply(table, rows),
+        }
+    }
+
+    /// A file for a table, with the figures that follow from it.
+    pub fn of(
+        schedule: &Schedule,
+        policy: PolicyRecord,
+        model: ModelIdentity,
+        run: RunSettings,
+    ) -> Self {
+        Self {
+            format: FORMAT,
+            policy,
+            measured: Some(Measured::of(schedule, &model.graph)),
+            model,
+            run,
+            threshold: None,
+            compute: schedule.to_rows(),
+            reads: reads::of(schedule),
+            logits: None,
+            lambda: None,
+            training: None,
+        }
     }
 
     /// The router, if the file has its logits.
@@ -166,7 +166,7 @@ impl ScheduleFile {
         let Some(rows) = &self.logits else {
             return Ok(None);
         };
-        let branches = self.model.branches;
+        let branches = self.model.graph.branches();
         let found = rows.iter().map(Vec::len).sum();
         if rows.len() != self.run.steps || rows.iter().any(|row| row.len() != branches) {
             let expected = self.run.steps.saturating_mul(branches);
@@ -210,42 +210,18 @@ impl ScheduleFile {
             path: path.into(),
             problem,
         };
-        let file: Self = serde_json::from_str(text).map_err(|e| bad(e.to_string()))?;
-        if file.format != 1 {
+        let mut file: Self = serde_json::from_str(text).map_err(|e| bad(e.to_string()))?;
+        if !(1..=FORMAT).contains(&file.format) {
             return Err(bad(format!(
-                "it has format {}, this program reads format 1",
+                "it has format {}, this program reads formats 1 to {FORMAT}",
                 file.format
             )));
         }
-        for (name, value, most) in [
-            ("blocks", file.model.blocks, 4096),
-            ("hidden", file.model.hidden, 1 << 16),
-            ("tokens", file.model.tokens, 1 << 16),
-            ("patch inputs", file.model.patch[0], 1 << 24),
-            ("patch outputs", file.model.patch[1], 1 << 24),
-            ("steps", file.run.steps, MAX_STEPS),
-        ] {
-            if value == 0 || value > most {
-                return Err(bad(format!("{name} is {value}, expected 1 to {most}")));
-            }
-        }
-        // Multiply-accumulates are counted in 64 bits. More of them than `ModelShape::macs` finds: a block costs a token at most
-        // 12·hidden for its products, 6·hidden for adaLN and 2·tokens for attention, each times hidden; what is no block, two.
-        let [blocks, hidden, tokens] =
-            [file.model.blocks, file.model.hidden, file.model.tokens].map(|n| n as u128);
-        let of_token = 18 * hidden + 2 * tokens + file.model.patch.iter().sum::<usize>() as u128;
-        let most = MAX_STEPS as u128 * (blocks + 2) * tokens * hidden * of_token;
-        if most > u128::from(u64::MAX) {
+        file.format = FORMAT;
+        if file.run.steps == 0 || file.run.steps > MAX_STEPS {
             return Err(bad(format!(
-                "{blocks} blocks of {hidden} with {tokens} tokens are no network that can be run"
-            )));
-        }
-        if file.model.branches != 2 * file.model.blocks {
-            return Err(bad(format!(
-                "{} blocks have {} branches, not {}",
-                file.model.blocks,
-                2 * file.model.blocks,
-                file.model.branches
+                "steps is {}, expected 1 to {MAX_STEPS}",
+                file.run.steps
             )));
         }
         if let Some((s, row)) = file
@@ -271,7 +247,11 @@ impl ScheduleFile {
         }
         if let Some(router) = file.router().map_err(|e| bad(e.to_string()))?
             && let Some(tau) = file.threshold
-            && router.threshold(tau).map_err(|e| bad(e.to_string()))? != schedule
+            && router
+                .threshold(tau)
+                .map_err(|e| bad(e.to_string()))?
+                .to_rows()
+                != schedule.to_rows()
         {
             return Err(bad(format!(
                 "its logits at threshold {tau} do not make its table"
@@ -314,7 +294,7 @@ impl ScheduleFile {
     /// Whether the schedule was made for this model and run.
     ///
     /// # Errors
-    /// [`ScheduleError::Mismatch`] with the first reason found.
+    /// [`ScheduleError::Shape`], or [`ScheduleError::Mismatch`] with the first reason found.
     pub fn check_fits(
         &self,
         model: &ModelIdentity,
@@ -358,20 +338,30 @@ impl ScheduleFile {
         Ok(())
     }
 
-    /// What even `--force` cannot override: the table must have the run's size.
+    /// Whether the table has the size of the model and the run, without which it cannot be used at all.
     ///
     /// # Errors
-    /// [`ScheduleError::Mismatch`].
+    /// [`ScheduleError::Shape`].
     pub fn check_shape(
         &self,
         model: &ModelIdentity,
         run: &RunSettings,
     ) -> Result<(), ScheduleError> {
-        let mismatch = |reason: String| Err(ScheduleError::Mismatch { reason });
-        if self.model.family != model.family || self.model.branches != model.branches {
+        let mismatch = |reason: String| Err(ScheduleError::Shape { reason });
+        let kinds = |graph: &Graph| {
+            graph
+                .sites()
+                .iter()
+                .map(|site| site.kind)
+                .collect::<Vec<_>>()
+        };
+        if self.model.family != model.family || kinds(&self.model.graph) != kinds(&model.graph) {
             return mismatch(format!(
                 "it is for a {} of {} blocks, this model is a {} of {}",
-                self.model.family, self.model.blocks, model.family, model.blocks
+                self.model.family,
+                self.model.graph.blocks(),
+                model.family,
+                model.graph.blocks()
             ));
         }
         if self.run.steps != run.steps {

@@ -3,18 +3,20 @@
 //! Pure data: nothing here touches a device or knows how a schedule came about.
 
 mod bundled;
-mod cost;
 mod file;
+mod identity;
 mod import;
+mod reads;
 mod router;
 mod table;
 
 pub use bundled::bundled_schedule;
-pub use cost::{Macs, ModelShape};
-pub use file::{GuidanceRecord, Measured, ModelIdentity, PolicyRecord, RunSettings, ScheduleFile};
+pub use file::{FORMAT, GuidanceRecord, Measured, PolicyRecord, RunSettings, ScheduleFile};
+pub use identity::ModelIdentity;
 pub use import::{ReleasedKind, router_from_release};
+pub use reads::StepReads;
 pub use router::{LOGIT_LIMIT, Router};
-pub use table::Schedule;
+pub use table::{MAX_HISTORY, Schedule};
 
 use std::path::PathBuf;
 
@@ -36,6 +38,21 @@ pub enum ScheduleError {
         "branch {branch} is reused at step 0, but nothing is in the cache then; step 0 must compute every branch"
     )]
     FirstStep { branch: usize },
+    /// Weights of a reused cell that cannot be used.
+    #[error(
+        "step {step} reads branch {branch} with weights {weights:?}, expected at most {most} finite numbers: one for each feature that was computed, newest first"
+    )]
+    Reads {
+        step: usize,
+        branch: usize,
+        weights: Vec<f32>,
+        most: usize,
+    },
+    /// Rows of weights that do not fit the table.
+    #[error(
+        "its `reads` are not a row for each of {steps} steps, each a list of weights or {branches} such lists"
+    )]
+    ReadRows { steps: usize, branches: usize },
     /// A threshold or logit that is no usable number.
     #[error("{what} is {value}, expected {expected}")]
     Number {
@@ -53,9 +70,10 @@ pub enum ScheduleError {
     /// The file is no schedule.
     #[error("{} is no schedule: {problem}", path.display())]
     Format { path: PathBuf, problem: String },
+    /// The table has another size than the run: nothing makes it fit.
+    #[error("the schedule does not fit: {reason}")]
+    Shape { reason: String },
     /// The schedule was made for something else.
-    #[error(
-        "the schedule does not fit: {reason}; make one for this run (`harmonica schedule make`, `harmonica train router`), or pass --force to use it all the same"
-    )]
+    #[error("the schedule does not fit: {reason}")]
     Mismatch { reason: String },
 }

@@ -1,14 +1,25 @@
-//! The boolean table.
+//! The table of steps and branches.
+
+use std::collections::BTreeMap;
 
 use super::ScheduleError;
+use crate::graph::Graph;
 
-/// For every step (`s = 0` the noisiest) and branch (`2·block + {0: attention, 1: MLP}`): compute, or reuse
-/// the feature that was computed last. Step 0 always computes everything.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// Features of a branch that a read may weigh at most.
+pub const MAX_HISTORY: usize = 8;
+
+/// For every step (`s = 0` the noisiest) and branch (in the graph's order): compute, or reuse. Step 0 always computes
+/// everything.
+///
+/// What is reused is a weighted sum of the branch's features, that of the step computed last first: plain reuse is
+/// one weight of 1, a forecast has several ([`Schedule::with_reads`]).
+#[derive(Debug, Clone, PartialEq)]
 pub struct Schedule {
     steps: usize,
     branches: usize,
     compute: Vec<bool>,
+    /// Weights of reused cells `s·N + n` that are no plain reuse, newest feature first.
+    reads: BTreeMap<usize, Vec<f32>>,
 }
 
 impl Schedule {
@@ -32,6 +43,7 @@ impl Schedule {
                 steps,
                 branches,
                 compute,
+                reads: BTreeMap::new(),
             }),
         }
     }
@@ -58,6 +70,92 @@ impl Schedule {
     /// [`ScheduleError::Size`] for zero steps or branches.
     pub fn full(steps: usize, branches: usize) -> Result<Self, ScheduleError> {
         Self::from_rule(steps, branches, |_, _| true)
+    }
+
+    /// The same table with the weights that `weights` gives each reused cell `(step, branch)`: of the features computed
+    /// last, newest first. None or a single 1 is plain reuse.
+    ///
+    /// # Errors
+    /// [`ScheduleError::Reads`] for weights that are not finite, more than [`MAX_HISTORY`] of them, or more than features
+    /// have been computed.
+    pub fn with_reads(
+        mut self,
+        mut weights: impl FnMut(usize, usize) -> Vec<f32>,
+    ) -> Result<Self, ScheduleError> {
+        self.reads.clear();
+        for n in 0..self.branches {
+            let mut computed = 0;
+            for s in 0..self.steps {
+                if self.computes(s, n) {
+                    computed += 1;
+                    continue;
+                }
+                let of_cell = weights(s, n);
+                let most = computed.min(MAX_HISTORY);
+                if of_cell.len() > most || of_cell.iter().any(|w| !w.is_finite()) {
+                    return Err(ScheduleError::Reads {
+                        step: s,
+                        branch: n,
+                        weights: of_cell,
+                        most,
+                    });
+                }
+                if !matches!(of_cell[..], [] | [1.0]) {
+                    self.reads.insert(s * self.branches + n, of_cell);
+                }
+            }
+        }
+        Ok(self)
+    }
+
+    /// Whether every reuse is that of the feature computed last.
+    pub fn is_plain(&self) -> bool {
+        self.reads.is_empty()
+    }
+
+    /// The weights of a reused cell, newest feature first.
+    pub fn weights(&self, s: usize, n: usize) -> &[f32] {
+        match self.reads.get(&(s * self.branches + n)) {
+            Some(weights) => weights,
+            None => &[1.0],
+        }
+    }
+
+    /// The same schedule with all of step `s` computed, for a run that begins there with an empty cache. Reads that would
+    /// reach back before it weigh what there is.
+    ///
+    /// # Errors
+    /// None that a valid schedule can meet.
+    pub fn resumed_at(&self, s: usize) -> Result<Self, ScheduleError> {
+        let table = Self::from_rule(self.steps, self.branches, |step, n| {
+            step == s || self.computes(step, n)
+        })?;
+        // From there on only what was computed since is at hand.
+        let since =
+            |step: usize, n: usize| (s..step).filter(|k| table.computes(*k, n)).count().max(1);
+        let reads = |step: usize, n: usize| {
+            let weights = self.weights(step, n);
+            match step > s && weights.len() > since(step, n) {
+                true => Vec::new(),
+                false => weights.to_vec(),
+            }
+        };
+        table.clone().with_reads(reads)
+    }
+
+    /// Multiply-accumulates of a whole run for one image and one half of the guidance batch.
+    pub fn macs(&self, graph: &Graph) -> u64 {
+        (0..self.steps).map(|s| graph.step_macs(self.row(s))).sum()
+    }
+
+    /// Multiply-accumulates of as many steps that reuse nothing.
+    pub fn full_macs(&self, graph: &Graph) -> u64 {
+        self.steps as u64 * graph.full_step_macs()
+    }
+
+    /// "Theoretical speed-up": MACs of the full run over those of the scheduled one.
+    pub fn macs_ratio(&self, graph: &Graph) -> f64 {
+        self.full_macs(graph) as f64 / self.macs(graph) as f64
     }
 
     /// `T`.
@@ -122,6 +220,34 @@ mod tests {
             Schedule::full(0, 4),
             Err(ScheduleError::Size { .. })
         ));
+    }
+
+    #[test]
+    fn reads_weigh_what_was_computed() {
+        let every_other = || Schedule::from_rule(5, 1, |s, _| s % 2 == 0).unwrap();
+        let line = |s: usize, _| match s {
+            1 => vec![1.0],
+            _ => vec![1.5, -0.5],
+        };
+        let table = every_other().with_reads(line).unwrap();
+        assert_eq!(
+            (table.weights(1, 0), table.weights(3, 0)),
+            (&[1.0][..], &[1.5, -0.5][..])
+        );
+        assert!(!table.is_plain() && every_other().is_plain());
+        // At step 1 only one feature was computed.
+        let early = every_other().with_reads(|_, _| vec![1.5, -0.5]);
+        assert!(matches!(
+            early,
+            Err(ScheduleError::Reads {
+                step: 1,
+                most: 1,
+                ..
+            })
+        ));
+        assert!(every_other().with_reads(|_, _| vec![f32::NAN]).is_err());
+        let resumed = table.resumed_at(2).unwrap();
+        assert_eq!(resumed.weights(3, 0), [1.0]);
     }
 
     #[test]

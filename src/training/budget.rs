@@ -10,8 +10,9 @@ use serde::{Deserialize, Serialize};
 
 use super::TrainingError;
 use crate::{
+    graph::Graph,
     plan::compile,
-    schedule::{ModelShape, Router, Schedule, ScheduleError},
+    schedule::{Router, Schedule, ScheduleError},
 };
 
 /// What β is steered to.
@@ -100,9 +101,9 @@ impl Budget {
     }
 
     /// How a schedule measures in the target's terms: CUR, or the MACs ratio.
-    pub fn measure(&self, schedule: &Schedule, shape: &ModelShape) -> f64 {
+    pub fn measure(&self, schedule: &Schedule, graph: &Graph) -> f64 {
         match self {
-            Self::TargetSpeedup(_) => shape.macs_ratio(schedule),
+            Self::TargetSpeedup(_) => schedule.macs_ratio(graph),
             _ => schedule.cur(),
         }
     }
@@ -133,7 +134,7 @@ impl Budget {
         steering: &mut Steering,
         router: &Router,
         tau: f64,
-        shape: &ModelShape,
+        graph: &Graph,
         progress: f64,
     ) -> Result<f64, ScheduleError> {
         let Some(target) = self.target() else {
@@ -141,22 +142,19 @@ impl Budget {
         };
         if progress > 0.5 {
             // The running means describe where scores are going; what is left over is corrected slowly.
-            let reached = self.saved(self.measure(&router.threshold(tau)?, shape));
+            let reached = self.saved(self.measure(&router.threshold(tau)?, graph));
             let next = steering.correction + CORRECTION * (self.saved(target) - reached);
             steering.correction = next.clamp(-MAX_CORRECTION, MAX_CORRECTION);
         }
-        Ok(self.quantile(&steering.values, router, shape) * steering.correction.exp())
+        Ok(self.quantile(&steering.values, router, graph) * steering.correction.exp())
     }
 
     /// The marginal value below which the target's share of the work lies.
-    fn quantile(&self, values: &[f32], router: &Router, shape: &ModelShape) -> f64 {
+    fn quantile(&self, values: &[f32], router: &Router, graph: &Graph) -> f64 {
         let (branches, steps) = (router.branches(), router.steps());
-        let macs = shape.macs();
+        let full = (steps as u64 * graph.full_step_macs()) as f64;
         let weight = |n: usize| match self {
-            Self::TargetSpeedup(_) if n.is_multiple_of(2) => {
-                macs.attention as f64 / shape.full_macs(steps) as f64
-            }
-            Self::TargetSpeedup(_) => macs.mlp as f64 / shape.full_macs(steps) as f64,
+            Self::TargetSpeedup(_) => graph.sites()[n].macs as f64 / full,
             _ => 1.0 / (steps * branches) as f64,
         };
         let mut all: Vec<(f32, usize)> = values
@@ -184,13 +182,13 @@ impl Budget {
         &self,
         router: &Router,
         tau: f64,
-        shape: &ModelShape,
+        graph: &Graph,
     ) -> Result<f64, ScheduleError> {
         let Some(target) = self.target() else {
             return Ok(tau);
         };
         let off = |threshold: f64| -> Result<f64, ScheduleError> {
-            Ok((self.measure(&router.threshold(threshold)?, shape) / target - 1.0).abs())
+            Ok((self.measure(&router.threshold(threshold)?, graph) / target - 1.0).abs())
         };
         if off(tau)? <= TOLERANCE {
             return Ok(tau);
@@ -232,15 +230,15 @@ impl Budget {
         &self,
         router: &Router,
         tau: f64,
-        shape: &ModelShape,
+        graph: &Graph,
         values: &[f32],
         max_slots: usize,
     ) -> Result<(Schedule, Option<f64>), ScheduleError> {
-        let threshold = self.final_threshold(router, tau, shape)?;
+        let threshold = self.final_threshold(router, tau, graph)?;
         let schedule = router.threshold(threshold)?;
-        let fits = compile(&schedule, shape).slots() <= max_slots;
+        let fits = compile(&schedule, graph).slots() <= max_slots;
         let miss = |schedule: &Schedule| {
-            let reached = self.measure(schedule, shape);
+            let reached = self.measure(schedule, graph);
             self.target()
                 .map_or(0.0, |target| (reached / target - 1.0).abs())
         };
@@ -269,7 +267,7 @@ impl Budget {
         let (mut low, mut high) = (0, order.len());
         while high - low > 1 {
             let middle = usize::midpoint(low, high);
-            if self.measure(&table(middle)?, shape) <= target {
+            if self.measure(&table(middle)?, graph) <= target {
                 low = middle
             } else {
                 high = middle
@@ -295,20 +293,20 @@ impl Budget {
     pub fn check_reachable(
         &self,
         steps: usize,
-        shape: &ModelShape,
+        graph: &Graph,
         max_slots: usize,
     ) -> Result<(), TrainingError> {
         let Some(target) = self.target() else {
             return Ok(());
         };
-        let branches = shape.branches();
+        let branches = graph.branches();
         // In execution order, so that no window of evaluations is left with a slot to spare.
         let all: Vec<usize> = (branches..steps * branches).collect();
         let mut compute = vec![true; steps * branches];
         for i in within_slots(&all, branches, max_slots) {
             compute[i] = false;
         }
-        let most = self.measure(&Schedule::new(steps, branches, compute)?, shape);
+        let most = self.measure(&Schedule::new(steps, branches, compute)?, graph);
         if target <= most {
             return Ok(());
         }
@@ -355,15 +353,14 @@ mod tests {
 
     use super::*;
 
-    const SHAPE: ModelShape = ModelShape {
-        blocks: 2,
-        hidden: 64,
-        tokens: 64,
-        mlp_ratio: 4,
-        patch_inputs: 16,
-        patch_outputs: 32,
-        timestep_channels: 256,
-    };
+    fn graph() -> Graph {
+        use crate::graph::{SiteKind, mlp_macs, self_attention_macs};
+        let pattern = [
+            (SiteKind::SelfAttention, self_attention_macs(64, 64)),
+            (SiteKind::Mlp, mlp_macs(64, 64, 4)),
+        ];
+        Graph::uniform(2, &pattern, [64, 64], 270_336).unwrap()
+    }
 
     fn router() -> Router {
         // Step 0, then 40 distinct logits from -4 to 4.
@@ -384,21 +381,21 @@ mod tests {
         let router = router();
         for target in [0.2, 0.5, 0.8] {
             let budget = Budget::TargetCur(target);
-            let threshold = budget.final_threshold(&router, 0.1, &SHAPE).unwrap();
+            let threshold = budget.final_threshold(&router, 0.1, &graph()).unwrap();
             let cur = router.threshold(threshold).unwrap().cur();
             assert!((cur - target).abs() <= 0.5 / 44.0 + 1e-9, "{target}: {cur}");
         }
         let at_tau = router.threshold(0.1).unwrap().cur();
         assert_eq!(
             Budget::TargetCur(at_tau)
-                .final_threshold(&router, 0.1, &SHAPE)
+                .final_threshold(&router, 0.1, &graph())
                 .unwrap(),
             0.1
         );
         let speedup = Budget::TargetSpeedup(1.5);
-        let threshold = speedup.final_threshold(&router, 0.1, &SHAPE).unwrap();
+        let threshold = speedup.final_threshold(&router, 0.1, &graph()).unwrap();
         assert!(
-            (speedup.measure(&router.threshold(threshold).unwrap(), &SHAPE) - 1.5).abs() < 0.05
+            (speedup.measure(&router.threshold(threshold).unwrap(), &graph()) - 1.5).abs() < 0.05
         );
     }
 
@@ -409,7 +406,7 @@ mod tests {
         let values = [0.0, 0.0, 0.0, 0.0, 4.0, 1.0, 3.0, 2.0];
         let budget = Budget::TargetCur(0.25);
         let (schedule, threshold) = budget
-            .final_schedule(&router, 0.1, &SHAPE, &values, 4)
+            .final_schedule(&router, 0.1, &graph(), &values, 4)
             .unwrap();
         assert_eq!(
             (schedule.to_rows(), threshold),
@@ -417,13 +414,17 @@ mod tests {
         );
         assert!(
             Budget::TargetCur(0.6)
-                .check_reachable(2, &SHAPE, 4)
+                .check_reachable(2, &graph(), 4)
                 .is_err()
         );
-        assert!(Budget::TargetCur(0.5).check_reachable(2, &SHAPE, 4).is_ok());
+        assert!(
+            Budget::TargetCur(0.5)
+                .check_reachable(2, &graph(), 4)
+                .is_ok()
+        );
         assert!(
             Budget::TargetSpeedup(50.0)
-                .check_reachable(20, &SHAPE, 4)
+                .check_reachable(20, &graph(), 4)
                 .is_err()
         );
     }
@@ -435,21 +436,21 @@ mod tests {
         for max_slots in 1..=4 {
             for budget in [Budget::TargetCur(0.2), Budget::Beta(0.0)] {
                 let (schedule, threshold) = budget
-                    .final_schedule(&router, 0.9, &SHAPE, &values, max_slots)
+                    .final_schedule(&router, 0.9, &graph(), &values, max_slots)
                     .unwrap();
-                assert!(compile(&schedule, &SHAPE).slots() <= max_slots);
+                assert!(compile(&schedule, &graph()).slots() <= max_slots);
                 assert!(threshold.is_some() || max_slots < 4);
             }
         }
         // With 2 of 4 slots 20 of the 40 evaluations after step 0, which are 0.4545 of all 44.
         assert!(
             Budget::TargetCur(0.46)
-                .check_reachable(11, &SHAPE, 2)
+                .check_reachable(11, &graph(), 2)
                 .is_err()
         );
         assert!(
             Budget::TargetCur(0.45)
-                .check_reachable(11, &SHAPE, 2)
+                .check_reachable(11, &graph(), 2)
                 .is_ok()
         );
     }
@@ -464,13 +465,13 @@ mod tests {
                 let compute = (0..44).map(|i| !reused.contains(&i)).collect();
                 Schedule::new(11, 4, compute).unwrap()
             };
-            let slots = compile(&table(&taken), &SHAPE).slots();
+            let slots = compile(&table(&taken), &graph()).slots();
             prop_assert!(slots <= max_slots);
             // What was left out would have needed one more.
             for left in wanted.iter().filter(|i| !taken.contains(i)) {
                 let mut more = taken.clone();
                 more.push(*left);
-                prop_assert_eq!(compile(&table(&more), &SHAPE).slots(), max_slots + 1);
+                prop_assert_eq!(compile(&table(&more), &graph()).slots(), max_slots + 1);
             }
         }
     }
@@ -485,7 +486,7 @@ mod tests {
         }
         let mut beta = |budget: Budget, progress: f64| {
             budget
-                .next_beta(0.5, &mut steering, &router, 0.1, &SHAPE, progress)
+                .next_beta(0.5, &mut steering, &router, 0.1, &graph(), progress)
                 .unwrap()
         };
         // A CUR of 1/2 of 44 evaluations is 22 of the 40 beyond step 0.

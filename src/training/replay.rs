@@ -1,7 +1,10 @@
 //! Trajectories that are given instead of drawn.
 
 use super::TrainingError;
-use crate::{dit::Dit, schedule::Router};
+use crate::{
+    models::{Condition, Denoiser},
+    schedule::Router,
+};
 
 /// Fixed noise, labels and initial logits instead of drawn ones.
 #[derive(Debug, Clone, PartialEq)]
@@ -11,7 +14,7 @@ pub struct Replay {
     /// `[C, H, W]`
     pub image_shape: [usize; 3],
     /// `[passes][B]`
-    pub labels: Vec<Vec<usize>>,
+    pub conditions: Vec<Vec<Condition>>,
     pub router: Router,
 }
 
@@ -21,8 +24,8 @@ impl Replay {
         let mut hash = blake3::Hasher::new();
         hash.update(bytemuck::cast_slice(&self.noise))
             .update(bytemuck::cast_slice(self.router.logits()));
-        for label in self.labels.iter().flatten() {
-            hash.update(&(*label as u64).to_le_bytes());
+        for condition in self.conditions.iter().flatten() {
+            condition.add_to(&mut hash);
         }
         hash.finalize().to_hex()[..32].to_owned()
     }
@@ -31,7 +34,7 @@ impl Replay {
     ///
     /// # Errors
     /// [`TrainingError::Setting`].
-    pub fn check(&self, model: &Dit, passes: usize) -> Result<(), TrainingError> {
+    pub fn check(&self, model: &dyn Denoiser, passes: usize) -> Result<(), TrainingError> {
         let setting = |value: String, expected| {
             Err(TrainingError::Setting {
                 flag: "replay",
@@ -39,55 +42,52 @@ impl Replay {
                 expected,
             })
         };
-        let size: usize = model.config().image_shape().iter().product();
-        let images: usize = self.labels.iter().map(Vec::len).sum();
-        if self.image_shape != model.config().image_shape() {
+        let outline = model.outline();
+        let size = outline.latents.numbers();
+        let images: usize = self.conditions.iter().map(Vec::len).sum();
+        if self.image_shape != outline.latents.shape() {
             let shape = self.image_shape;
             return setting(
                 format!("{shape:?} an image"),
                 "noise of the model's channels, height and width",
             );
         }
-        if self.router.branches() != 2 * model.config().blocks {
+        if self.router.branches() != outline.graph.branches() {
             let branches = self.router.branches();
             return setting(
                 format!("a router of {branches} branches"),
-                "two branches a block of the model",
+                "one of the model's branches",
             );
         }
-        if self.labels.is_empty() || images == 0 || self.noise.len() != images * size {
-            return setting(
-                format!("{} numbers of noise for {images} labels", self.noise.len()),
-                "noise [passes,B,C,H,W] and labels [passes,B] of the model's shape",
-            );
-        }
-        let batch = self.labels.first().map_or(0, Vec::len);
-        if let Some(other) = self.labels.iter().find(|pass| pass.len() != batch) {
+        if self.conditions.is_empty() || images == 0 || self.noise.len() != images * size {
             return setting(
                 format!(
-                    "a file with passes of {batch} and of {} labels",
-                    other.len()
+                    "{} numbers of noise for {images} conditions",
+                    self.noise.len()
                 ),
-                "as many labels a pass",
+                "noise [passes,B,C,H,W] of the model's shape and a condition an image",
             );
         }
-        if passes > self.labels.len() {
+        let batch = self.conditions.first().map_or(0, Vec::len);
+        if let Some(other) = self.conditions.iter().find(|pass| pass.len() != batch) {
             return setting(
-                format!("{} passes long", self.labels.len()),
+                format!(
+                    "a file with passes of {batch} and of {} images",
+                    other.len()
+                ),
+                "as many images a pass",
+            );
+        }
+        if passes > self.conditions.len() {
+            return setting(
+                format!("{} passes long", self.conditions.len()),
                 "at least --passes passes",
             );
         }
-        match self
-            .labels
-            .iter()
-            .flatten()
-            .find(|y| **y > model.config().classes)
-        {
-            Some(label) => setting(
-                format!("a file with label {label}"),
-                "labels within the model's classes",
-            ),
-            None => Ok(()),
+        for condition in self.conditions.iter().flatten() {
+            let checked = outline.conditioning.check(condition);
+            checked.map_err(crate::sampler::SampleError::from)?;
         }
+        Ok(())
     }
 }

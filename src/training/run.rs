@@ -15,15 +15,16 @@ use super::{
     Budget, Iteration, Progress, Replay, Sdt, SdtSettings, TrainingError,
     log::Log,
     pretrain::{self, PretrainFolder},
-    saved::{Saved, check_same, load_state},
+    saved::{Identities, Saved, check_same, load_state},
 };
 use crate::{
     checkpoint::{self, ModelInfo},
     device::{Engine, Watch},
-    dit::Dit,
+    graph::Graph,
+    models::{Model, Prompts},
     report::{Curves, draw_schedule},
-    sampler::{Settings, model_identity, model_shape, run_settings},
-    schedule::{Measured, ModelShape, PolicyRecord, ScheduleFile},
+    sampler::{Settings, model_identity, run_settings},
+    schedule::{PolicyRecord, ScheduleFile},
 };
 
 /// Name of the training state.
@@ -99,7 +100,7 @@ pub struct RouterRun<'m> {
     save_every: usize,
     history: Vec<PassSummary>,
     logs: Vec<Log<Iteration>>,
-    replay: Option<String>,
+    identities: Identities,
     watch: Option<Watch>,
 }
 
@@ -111,6 +112,7 @@ pub struct RouterRunOptions {
     pub more_targets: Vec<Budget>,
     /// The most features that a schedule may keep at a time, as a share of all branches.
     pub max_cache: Option<f64>,
+    pub prompts: Prompts,
     pub replay: Option<Replay>,
     /// Passes between checkpoints.
     pub save_every: usize,
@@ -125,7 +127,7 @@ impl<'m> RouterRun<'m> {
     /// # Errors
     /// [`TrainingError`]: a run that is there already, is not there, or was made with other settings.
     pub fn open(
-        model: &'m Dit,
+        model: &'m Model,
         info: &'m ModelInfo,
         run: Settings,
         options: RouterRunOptions,
@@ -135,6 +137,7 @@ impl<'m> RouterRun<'m> {
             mut settings,
             more_targets,
             max_cache,
+            prompts,
             replay,
             save_every,
             resume,
@@ -157,16 +160,19 @@ impl<'m> RouterRun<'m> {
             });
         }
         if let Some(replay) = &replay {
-            replay.check(model, settings.passes)?;
+            replay.check(&**model, settings.passes)?;
         }
         let mut targets = vec![settings.budget];
         targets.extend(more_targets);
-        let shape = model_shape(&info.config);
-        let slots = max_slots(max_cache, &shape);
+        let graph = &info.outline.graph;
+        let slots = max_slots(max_cache, graph);
         targets
             .iter()
-            .try_for_each(|target| target.check_reachable(run.steps, &shape, slots))?;
-        let replay_identity = replay.as_ref().map(Replay::identity);
+            .try_for_each(|target| target.check_reachable(run.steps, graph, slots))?;
+        let identities = Identities {
+            replay: replay.as_ref().map(Replay::identity),
+            prompts: prompts.identity(),
+        };
         if PretrainFolder::new(&folder.path).checkpoint().exists() {
             return Err(TrainingError::OtherRun {
                 path: folder.path,
@@ -183,7 +189,7 @@ impl<'m> RouterRun<'m> {
                     file: CHECKPOINT,
                 });
             }
-            (false, false) => (Sdt::new(model, run, settings, replay)?, Vec::new()),
+            (false, false) => (Sdt::new(model, run, settings, prompts, replay)?, Vec::new()),
             (true, true) => {
                 let (saved, state) = load_state(checkpoint::open(&folder.checkpoint())?)?;
                 if saved.pass >= settings.passes {
@@ -192,16 +198,9 @@ impl<'m> RouterRun<'m> {
                     kept = (saved.targets(), saved.max_cache);
                 }
                 check_same(&folder, &saved, info, &run, &settings)?;
-                if saved.replay != replay_identity {
-                    return Err(TrainingError::Resume {
-                        path: folder.path,
-                        flag: "--replay".into(),
-                        found: saved.replay.unwrap_or_else(|| "none".into()),
-                        asked: replay_identity.unwrap_or_else(|| "none".into()),
-                    });
-                }
+                identities.check_same(&folder, &saved.identities)?;
                 (
-                    Sdt::resume(model, run, settings, replay, state)?,
+                    Sdt::resume(model, run, settings, prompts, replay, state)?,
                     saved.history,
                 )
             }
@@ -217,7 +216,7 @@ impl<'m> RouterRun<'m> {
             kept,
             save_every,
             history,
-            replay: replay_identity,
+            identities,
             watch: None,
         };
         run.save()?;
@@ -275,7 +274,7 @@ impl<'m> RouterRun<'m> {
             loss: iterations.iter().map(|i| i.loss).sum::<f64>() / count,
             mse: iterations.iter().map(|i| i.mse).sum::<f64>() / count,
             cur: schedule.cur(),
-            macs_ratio: model_shape(&self.info.config).macs_ratio(&schedule),
+            macs_ratio: schedule.macs_ratio(&self.info.outline.graph),
             beta: self.sdt.state().beta,
         };
         self.history.push(summary);
@@ -293,7 +292,7 @@ impl<'m> RouterRun<'m> {
     /// # Errors
     /// [`TrainingError`].
     pub fn schedules(&self) -> Result<Vec<(PathBuf, ScheduleFile)>, TrainingError> {
-        let shape = model_shape(&self.info.config);
+        let graph = &self.info.outline.graph;
         let (state, settings) = (self.sdt.state(), self.sdt.settings());
         let several = self.targets.len() > 1;
         self.targets
@@ -302,9 +301,9 @@ impl<'m> RouterRun<'m> {
                 let (schedule, threshold) = target.final_schedule(
                     &state.router,
                     settings.tau,
-                    &shape,
+                    graph,
                     &state.steering.values,
-                    max_slots(self.max_cache, &shape),
+                    max_slots(self.max_cache, graph),
                 )?;
                 let mut parameters = serde_json::to_value(target).unwrap_or_default();
                 if let Some(share) = self.max_cache {
@@ -313,24 +312,21 @@ impl<'m> RouterRun<'m> {
                 let mut training = serde_json::to_value(settings).unwrap_or_default();
                 training["passes_done"] = state.pass.into();
                 training["final_beta"] = state.beta.into();
+                let policy = PolicyRecord {
+                    name: "harmonica".into(),
+                    parameters: Some(parameters),
+                };
+                let (model, run) = (
+                    model_identity(self.info),
+                    run_settings(self.info, &self.run)?,
+                );
+                let rows = 0..state.router.steps();
                 let file = ScheduleFile {
-                    format: 1,
-                    policy: PolicyRecord {
-                        name: "harmonica".into(),
-                        parameters: Some(parameters),
-                    },
-                    model: model_identity(self.info),
-                    run: run_settings(self.info, &self.run)?,
                     threshold,
-                    compute: schedule.to_rows(),
-                    logits: Some(
-                        (0..state.router.steps())
-                            .map(|s| state.router.row(s).to_vec())
-                            .collect(),
-                    ),
+                    logits: Some(rows.map(|s| state.router.row(s).to_vec()).collect()),
                     lambda: Some(state.lambda.clone()),
                     training: Some(training),
-                    measured: Some(Measured::of(&schedule, &shape)),
+                    ..ScheduleFile::of(&schedule, policy, model, run)
                 };
                 Ok((self.folder.schedule(*target, self.max_cache, several), file))
             })
@@ -347,7 +343,7 @@ impl<'m> RouterRun<'m> {
             self.info,
             &self.run,
             &self.sdt,
-            self.replay.clone(),
+            self.identities.clone(),
             self.history.clone(),
             self.kept.clone(),
         )?;
@@ -365,12 +361,7 @@ impl<'m> RouterRun<'m> {
                     _ => None,
                 },
             };
-            draw_schedule(
-                file,
-                &model_shape(&self.info.config),
-                Some(&curves),
-                &self.folder.picture(),
-            )?;
+            draw_schedule(file, Some(&curves), &self.folder.picture())?;
         }
         Ok(())
     }
@@ -393,8 +384,8 @@ fn open_logs(
 }
 
 /// Slots that a share of all branches allows.
-fn max_slots(max_cache: Option<f64>, shape: &ModelShape) -> usize {
-    let branches = shape.branches();
+fn max_slots(max_cache: Option<f64>, graph: &Graph) -> usize {
+    let branches = graph.branches();
     // 0.3 of 10 branches must not lose a slot to rounding.
     max_cache.map_or(branches, |share| (share * branches as f64 + 1e-9) as usize)
 }

@@ -32,9 +32,9 @@ pub(super) struct Saved {
     lambda: Vec<f64>,
     beta: f64,
     beta_correction: f64,
-    /// Identity of the replayed noise, where there is one.
-    #[serde(default)]
-    pub replay: Option<String>,
+    /// What the training draws from, where that is given.
+    #[serde(flatten)]
+    pub identities: Identities,
     pub history: Vec<PassSummary>,
     /// What schedules are made for, the one that steers first; empty in files of before this was kept.
     #[serde(default)]
@@ -43,12 +43,43 @@ pub(super) struct Saved {
     pub max_cache: Option<f64>,
 }
 
+/// Hashes of what a training draws from, to know it again.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub(super) struct Identities {
+    /// Of the replayed noise, where there is some.
+    #[serde(default)]
+    pub replay: Option<String>,
+    /// Of the texts, where conditions are texts.
+    #[serde(default)]
+    pub prompts: Option<String>,
+}
+
+impl Identities {
+    /// Whether a run that was saved under `saved` goes on with these.
+    pub fn check_same(&self, folder: &RunFolder, saved: &Self) -> Result<(), TrainingError> {
+        let given = [
+            ("--replay", &saved.replay, &self.replay),
+            ("--texts", &saved.prompts, &self.prompts),
+        ];
+        let none = |identity: &Option<String>| identity.clone().unwrap_or_else(|| "none".into());
+        match given.into_iter().find(|(_, found, asked)| found != asked) {
+            None => Ok(()),
+            Some((flag, found, asked)) => Err(TrainingError::Resume {
+                path: folder.path.clone(),
+                flag: flag.into(),
+                found: none(found),
+                asked: none(asked),
+            }),
+        }
+    }
+}
+
 impl Saved {
     pub fn of(
         info: &ModelInfo,
         run: &Settings,
         sdt: &Sdt<'_>,
-        replay: Option<String>,
+        identities: Identities,
         history: Vec<PassSummary>,
         (targets, max_cache): (Vec<Budget>, Option<f64>),
     ) -> Result<Self, TrainingError> {
@@ -65,7 +96,7 @@ impl Saved {
             lambda: state.lambda.clone(),
             beta: state.beta,
             beta_correction: state.steering.correction,
-            replay,
+            identities,
             history,
             targets,
             max_cache,
@@ -105,7 +136,7 @@ pub(super) fn load_state(
         problem,
     };
     let saved: Saved = read_metadata(&source, |saved: &Saved| saved.format, FORMAT)?;
-    let (steps, branches) = (saved.run.steps, saved.model.branches);
+    let (steps, branches) = (saved.run.steps, saved.model.graph.branches());
     let mut tensor = |name: &str| -> Result<Vec<f32>, TrainingError> {
         let values = source.read_f32(name)?;
         if values.len() != steps * branches {

@@ -23,9 +23,10 @@ use super::{
 use crate::{
     device::DeviceFault,
     diffusion::ImageNoise,
-    dit::Dit,
-    sampler::{Settings, model_shape},
-    schedule::{LOGIT_LIMIT, ModelShape, Router},
+    graph::Graph,
+    models::{Condition, ConditionError, Model, Prompts},
+    sampler::{SampleError, Settings},
+    schedule::{LOGIT_LIMIT, Router},
 };
 
 /// Everything that training changes; enough to go on bit for bit.
@@ -82,7 +83,8 @@ pub enum Progress {
 pub struct Sdt<'m> {
     walker: Walker<'m>,
     settings: SdtSettings,
-    shape: ModelShape,
+    graph: Graph,
+    prompts: Prompts,
     replay: Option<Replay>,
     state: TrainingState,
 }
@@ -93,12 +95,13 @@ impl<'m> Sdt<'m> {
     /// # Errors
     /// [`TrainingError`] for settings that make no sense or a replay that does not fit.
     pub fn new(
-        model: &'m Dit,
+        model: &'m Model,
         run: Settings,
         settings: SdtSettings,
+        prompts: Prompts,
         replay: Option<Replay>,
     ) -> Result<Self, TrainingError> {
-        let (steps, branches) = (run.steps, 2 * model.config().blocks);
+        let (steps, branches) = (run.steps, model.outline().graph.branches());
         let router = match &replay {
             Some(replay) => replay.router.clone(),
             None => initial_router(steps, branches, settings.seed)?,
@@ -115,7 +118,7 @@ impl<'m> Sdt<'m> {
             beta,
             steering: Steering::new(steps, branches),
         };
-        Self::resume(model, run, settings, replay, state)
+        Self::resume(model, run, settings, prompts, replay, state)
     }
 
     /// Goes on from a state.
@@ -123,9 +126,10 @@ impl<'m> Sdt<'m> {
     /// # Errors
     /// As [`Sdt::new`].
     pub fn resume(
-        model: &'m Dit,
+        model: &'m Model,
         run: Settings,
         settings: SdtSettings,
+        prompts: Prompts,
         replay: Option<Replay>,
         state: TrainingState,
     ) -> Result<Self, TrainingError> {
@@ -138,10 +142,24 @@ impl<'m> Sdt<'m> {
             });
         }
         if let Some(replay) = &replay {
-            replay.check(model, settings.passes)?;
+            replay.check(&**model, settings.passes)?;
+        } else if prompts.pool.is_empty() {
+            return Err(TrainingError::Setting {
+                flag: "texts",
+                value: "missing".into(),
+                expected: "embedded texts to draw from, since the model has no classes",
+            });
+        }
+        let conditioning = model.outline().conditioning;
+        for condition in prompts.pool.iter().chain(&prompts.null) {
+            conditioning.check(condition).map_err(SampleError::from)?;
+        }
+        if run.guidance.is_active() && prompts.null.is_none() {
+            return Err(SampleError::from(ConditionError::NoNull).into());
         }
         let trajectory = run.trajectory()?;
-        let (steps, branches) = (trajectory.len(), 2 * model.config().blocks);
+        let graph = model.outline().graph.clone();
+        let (steps, branches) = (trajectory.len(), graph.branches());
         let found = (state.router.steps(), state.router.branches());
         if steps < 2 || found != (steps, branches) || !state.is_whole() {
             return Err(TrainingError::Setting {
@@ -151,7 +169,8 @@ impl<'m> Sdt<'m> {
             });
         }
         let walker = Walker {
-            model,
+            model: &**model,
+            null: prompts.null.clone(),
             settings: run,
             trajectory,
             tau: settings.tau,
@@ -160,7 +179,8 @@ impl<'m> Sdt<'m> {
         Ok(Self {
             walker,
             settings,
-            shape: model_shape(model.config()),
+            graph,
+            prompts,
             replay,
             state,
         })
@@ -220,14 +240,14 @@ impl<'m> Sdt<'m> {
     ) -> Result<bool, TrainingError> {
         let pass = self.state.pass;
         let steps = self.walker.trajectory.len();
-        let (noise, labels) = self.draw(pass);
-        let image = noise.len() / labels.len();
+        let (noise, prompts) = self.draw(pass);
+        let image = noise.len() / prompts.len();
         let mut walks: Vec<(Walk, StepConditions, f64)> = Vec::new();
         for (noise, part) in noise
             .chunks(image * self.settings.micro_batch)
-            .zip(labels.chunks(self.settings.micro_batch))
+            .zip(prompts.chunks(self.settings.micro_batch))
         {
-            let share = part.len() as f64 / labels.len() as f64;
+            let share = part.len() as f64 / prompts.len() as f64;
             walks.push((
                 self.walker.start(noise),
                 self.walker.conditions(part),
@@ -334,7 +354,7 @@ impl<'m> Sdt<'m> {
             &mut self.state.steering,
             &self.state.router,
             self.settings.tau,
-            &self.shape,
+            &self.graph,
             progress,
         )?;
         Ok(true)
@@ -366,27 +386,27 @@ impl<'m> Sdt<'m> {
         Ok(())
     }
 
-    /// Noise and labels of a pass, from the pass's own random streams, so that nothing need be remembered.
-    fn draw(&self, pass: usize) -> (Vec<f32>, Vec<usize>) {
-        let config = self.walker.model.config();
+    /// Noise and conditions of a pass, from the pass's own random streams, so that nothing need be remembered.
+    fn draw(&self, pass: usize) -> (Vec<f32>, Vec<Condition>) {
         if let Some(replay) = &self.replay {
-            let size = replay.noise.len() / replay.labels.len();
+            let size = replay.noise.len() / replay.conditions.len();
             return (
                 replay.noise[pass * size..(pass + 1) * size].to_vec(),
-                replay.labels[pass].clone(),
+                replay.conditions[pass].clone(),
             );
         }
-        let size = config.image_shape().iter().product();
-        let (mut noise, mut labels) = (Vec::new(), Vec::new());
+        let size = self.walker.model.outline().latents.numbers();
+        let (mut noise, mut prompts) = (Vec::new(), Vec::new());
         for image in 0..self.settings.batch {
             let number = (pass * self.settings.batch + image) as u64;
             // Not what `sample` draws for the same seed: what is learned is judged on other noise.
             let mut stream =
                 ImageNoise::with_purpose("harmonica router images", self.settings.seed, number);
             stream.fill(size, &mut noise);
-            labels.push(stream.below(config.classes));
+            let pool = &self.prompts.pool;
+            prompts.push(pool[stream.below(pool.len())].clone());
         }
-        (noise, labels)
+        (noise, prompts)
     }
 }
 
@@ -410,11 +430,13 @@ fn unit_of(beta: f64, gradient: &[f64]) -> f64 {
 
 #[cfg(test)]
 pub(super) mod tests {
+    use std::sync::Arc;
+
     use super::*;
     use crate::{
         checkpoint::random_model,
         diffusion::{Guidance, GuidedChannels, Solver},
-        dit::DitConfig,
+        models::dit::{DitArchitecture, DitConfig},
         training::{Proxy, iepo::lambda_long, walk::Walker},
     };
 
@@ -433,8 +455,8 @@ pub(super) mod tests {
         }
     }
 
-    pub fn tiny() -> DitConfig {
-        DitConfig {
+    pub fn tiny() -> Arc<DitArchitecture> {
+        Arc::new(DitArchitecture::shared(DitConfig {
             input_size: [8, 8],
             patch: 4,
             channels: 4,
@@ -445,7 +467,7 @@ pub(super) mod tests {
             learned_sigma: true,
             timestep_shift: 0,
             mlp_norm_eps: 1e-6,
-        }
+        }))
     }
 
     fn run(steps: usize) -> Settings {
@@ -473,8 +495,8 @@ pub(super) mod tests {
         }
     }
 
-    fn train(model: &Dit, settings: SdtSettings) -> (Vec<Iteration>, TrainingState) {
-        let mut sdt = Sdt::new(model, run(4), settings, None).unwrap();
+    fn train(model: &Model, settings: SdtSettings) -> (Vec<Iteration>, TrainingState) {
+        let mut sdt = Sdt::new(model, run(4), settings, Prompts::of(&**model), None).unwrap();
         let mut trace = Vec::new();
         while !sdt.is_done() {
             assert!(
@@ -492,10 +514,11 @@ pub(super) mod tests {
 
     #[test]
     fn lambda_with_shared_prefixes_is_lambda_the_long_way_for_about_half_the_passes() {
-        let (model, _) = random_model(&tiny(), 1, &burn::tensor::Device::flex()).unwrap();
+        let (model, _) = random_model(tiny(), 1, &burn::tensor::Device::flex()).unwrap();
         for (steps, limit) in [(10, 0.55), (20, 0.55)] {
             let mut walker = Walker {
-                model: &model,
+                model: &*model,
+                null: model.null(),
                 settings: run(steps),
                 trajectory: run(steps).trajectory().unwrap(),
                 tau: 0.1,
@@ -504,7 +527,7 @@ pub(super) mod tests {
             let router = initial_router(steps, 4, 9).unwrap();
             let mut noise = Vec::new();
             ImageNoise::new(2, 0).fill(2 * 4 * 8 * 8, &mut noise);
-            let conditions = walker.conditions(&[0, 2]);
+            let conditions = walker.conditions(&Condition::classes(&[0, 2]));
             for proxy in [Proxy::LeaveOneOut, Proxy::Progressive, Proxy::Sensitivity] {
                 let start = walker.start(&noise);
                 walker.forwards = 0;
@@ -534,7 +557,7 @@ pub(super) mod tests {
 
     #[test]
     fn micro_batches_and_checkpointing_change_nothing_but_rounding() {
-        let (model, _) = random_model(&tiny(), 1, &burn::tensor::Device::flex()).unwrap();
+        let (model, _) = random_model(tiny(), 1, &burn::tensor::Device::flex()).unwrap();
         let cases = [
             (Proxy::LeaveOneOut, 1, false),
             (Proxy::Progressive, 2, true),
@@ -568,14 +591,14 @@ pub(super) mod tests {
 
     #[test]
     fn a_steered_run_refreshes_lambda_as_often_as_it_was_asked_to() {
-        let (model, _) = random_model(&tiny(), 1, &burn::tensor::Device::flex()).unwrap();
+        let (model, _) = random_model(tiny(), 1, &burn::tensor::Device::flex()).unwrap();
         let refreshes = |steps: usize, lambda_every: usize, budget: Budget| -> Vec<usize> {
             let settings = SdtSettings {
                 lambda_every,
                 budget,
                 ..settings(30)
             };
-            let sdt = Sdt::new(&model, run(steps), settings, None).unwrap();
+            let sdt = Sdt::new(&model, run(steps), settings, Prompts::of(&*model), None).unwrap();
             (0..30).filter(|pass| sdt.refreshes_lambda(*pass)).collect()
         };
         let target = Budget::TargetCur(0.3);
@@ -591,9 +614,9 @@ pub(super) mod tests {
 
     #[test]
     fn an_interrupted_pass_leaves_no_trace() {
-        let (model, _) = random_model(&tiny(), 1, &burn::tensor::Device::flex()).unwrap();
+        let (model, _) = random_model(tiny(), 1, &burn::tensor::Device::flex()).unwrap();
         let (_, expected) = train(&model, settings(2));
-        let mut sdt = Sdt::new(&model, run(4), settings(2), None).unwrap();
+        let mut sdt = Sdt::new(&model, run(4), settings(2), Prompts::of(&*model), None).unwrap();
         assert!(
             !sdt.pass(&mut |i| match i {
                 Progress::Trained(i) if i.step == 2 => ControlFlow::Break(()),

@@ -4,12 +4,14 @@
 //! inputs are kept in the forward pass and each block is run again on the way back: memory for one
 //! block's graph instead of all of them, for one more forward pass.
 
+use std::ops::Range;
+
 use burn::tensor::Tensor;
 
-use super::walk::{StepConditions, Walk, Walker, run_blocks};
+use super::walk::{StepConditions, Walk, Walker};
 use crate::{
     device::DeviceFault,
-    dit::{Branch, Conditioning},
+    models::{At, output, walk},
     training::TrainingError,
 };
 
@@ -32,44 +34,48 @@ pub(super) struct StudentStep {
 pub(super) fn student_step(
     walker: &mut Walker<'_>,
     s: usize,
-    walk: &Walk,
+    walked: &Walk,
     conditions: &StepConditions,
     scores: &[f64],
     checkpoint: bool,
 ) -> Result<StudentStep, TrainingError> {
-    let (model, conditioning) = (walker.model, &conditions[s]);
+    let (model, at) = (walker.model, &conditions[s]);
+    let branches = scores.len();
     walker.forwards += 2;
-    let tokens = walker.tokens(walk);
+    let tokens = walker.tokens(walked);
     let mut first = None;
-    let teacher = run_blocks(model, tokens.clone(), conditioning, None, |n, fresh| {
+    let x = walk(model, 0..branches, tokens.clone(), at, |n, x| {
+        let fresh = model.compute(n, x.clone(), at).whole();
         if n == 0 {
             first = Some(fresh.clone());
         }
-        fresh
+        fresh.into()
     });
-    let teacher = walker.guide(teacher);
+    let teacher = walker.guide(output(model, x, at));
     if checkpoint {
-        return checkpointed(walker, walk, conditioning, tokens, teacher, scores);
+        return checkpointed(walker, walked, at, tokens, teacher, scores);
     }
 
     let leaves = leaves(scores, &tokens);
-    let mut cache = Vec::with_capacity(scores.len());
+    let mut cache = Vec::with_capacity(branches);
     let tau = walker.tau;
-    let output = run_blocks(model, tokens, conditioning, first, |n, fresh| {
-        let stored = &walk.cache[n];
+    let x = walk(model, 0..branches, tokens, at, |n, x| {
+        let known = first.take();
+        let fresh = known.unwrap_or_else(|| model.compute(n, x.clone(), at).whole());
+        let stored = &walked.cache[n];
         let mixed = mix(&leaves[n], fresh, stored.clone());
         cache.push(if scores[n] > tau {
             mixed.clone().inner()
         } else {
             stored.clone()
         });
-        mixed
+        mixed.into()
     });
-    let output = walker.guide(output);
+    let output = walker.guide(output(model, x, at));
     let difference = output.clone() - teacher;
     let loss = (difference.clone() * difference).mean();
     let mut gradients = loss.backward();
-    let mut gradient = Vec::with_capacity(scores.len());
+    let mut gradient = Vec::with_capacity(branches);
     for leaf in &leaves {
         gradient.push(match leaf.grad_remove(&mut gradients) {
             Some(grad) => scalar(grad)?,
@@ -87,61 +93,60 @@ pub(super) fn student_step(
 /// The same by blocks: forward without a graph, then backward one block at a time.
 fn checkpointed(
     walker: &Walker<'_>,
-    walk: &Walk,
-    conditioning: &Conditioning,
+    walked: &Walk,
+    at: &At,
     tokens: Tensor<3>,
     teacher: Tensor<4>,
     scores: &[f64],
 ) -> Result<StudentStep, TrainingError> {
     let model = walker.model;
-    let blocks = model.blocks.len();
-    let mut inputs = Vec::with_capacity(blocks + 1);
+    let sites = model.outline().graph.sites();
+    // The sites of each block.
+    let mut blocks: Vec<Range<usize>> = Vec::new();
+    for of_block in sites.chunk_by(|a, b| a.block == b.block) {
+        let first = blocks.last().map_or(0, |block| block.end);
+        blocks.push(first..first + of_block.len());
+    }
+    let mut inputs = Vec::with_capacity(blocks.len());
     let mut cache = Vec::with_capacity(scores.len());
     let mut x = tokens;
-    for (b, block) in model.blocks.iter().enumerate() {
+    for block in &blocks {
         inputs.push(x.clone());
-        for (kind, branch) in Branch::BLOCK.into_iter().enumerate() {
-            let n = 2 * b + kind;
-            let modulation = conditioning.branch(b, branch);
-            let fresh = block.branch(branch, x.clone(), &modulation);
-            let stored = &walk.cache[n];
+        x = walk(model, block.clone(), x, at, |n, x| {
+            let fresh = model.compute(n, x.clone(), at).whole();
+            let stored = &walked.cache[n];
             let mixed = fresh * scores[n] + stored.clone() * (1.0 - scores[n]);
             cache.push(if scores[n] > walker.tau {
                 mixed.clone()
             } else {
                 stored.clone()
             });
-            x = modulation.add(x, mixed);
-        }
+            mixed.into()
+        });
     }
 
     let last = x.autodiff().require_grad();
-    let output = walker.guide(model.unembed(last.clone(), conditioning));
+    let output = walker.guide(output(model, last.clone(), at));
     let difference = output.clone() - teacher;
     let loss = (difference.clone() * difference).mean();
     let mut gradients = loss.backward();
     let mut flowing = last.grad_remove(&mut gradients);
 
     let mut gradient = vec![0.0; scores.len()];
-    for b in (0..blocks).rev() {
+    for (block, input) in blocks.into_iter().zip(inputs).rev() {
         let Some(grad) = flowing.take() else { break };
-        let x = inputs.pop().map(|x| x.autodiff().require_grad());
-        let Some(x) = x else { break };
-        let leaves = leaves(&scores[2 * b..2 * b + 2], &grad);
-        let mut out = x.clone();
-        for (kind, branch) in Branch::BLOCK.into_iter().enumerate() {
-            let modulation = conditioning.branch(b, branch);
-            let fresh = model.blocks[b].branch(branch, out.clone(), &modulation);
-            out = modulation.add(
-                out,
-                mix(&leaves[kind], fresh, walk.cache[2 * b + kind].clone()),
-            );
-        }
+        let x = input.autodiff().require_grad();
+        let first = block.start;
+        let leaves = leaves(&scores[block.clone()], &grad);
+        let out = walk(model, block, x.clone(), at, |n, x| {
+            let fresh = model.compute(n, x.clone(), at).whole();
+            mix(&leaves[n - first], fresh, walked.cache[n].clone()).into()
+        });
         // The block's vector-Jacobian product with the gradient that flows into its output.
         let mut gradients = (out * grad).sum().backward();
-        for (kind, leaf) in leaves.iter().enumerate() {
+        for (leaf, gradient) in leaves.iter().zip(&mut gradient[first..]) {
             if let Some(grad) = leaf.grad_remove(&mut gradients) {
-                gradient[2 * b + kind] = scalar(grad)?;
+                *gradient = scalar(grad)?;
             }
         }
         flowing = x.grad_remove(&mut gradients);
@@ -186,6 +191,7 @@ mod tests {
         checkpoint::random_model,
         device::{Api, DeviceChoice, Engine},
         diffusion::{Guidance, GuidedChannels, ImageNoise, Solver},
+        models::Condition,
         sampler::Settings,
         training::walk::Treatment,
     };
@@ -198,7 +204,7 @@ mod tests {
             .engine;
         let config = crate::training::sdt::tests::tiny();
         for engine in [Engine::cpu(), vulkan] {
-            let (model, _) = random_model(&config, 7, engine.device()).unwrap();
+            let (model, _) = random_model(config.clone(), 7, engine.device()).unwrap();
             let settings = Settings {
                 steps: 4,
                 solver: Solver::ddim(0.0).unwrap(),
@@ -207,7 +213,8 @@ mod tests {
             };
             let trajectory = settings.trajectory().unwrap();
             let mut walker = Walker {
-                model: &model,
+                model: &*model,
+                null: model.null(),
                 settings,
                 trajectory,
                 tau: 0.1,
@@ -215,7 +222,7 @@ mod tests {
             };
             let mut noise = Vec::new();
             ImageNoise::new(3, 0).fill(2 * 4 * 8 * 8, &mut noise);
-            let conditions = walker.conditions(&[0, 2]);
+            let conditions = walker.conditions(&Condition::classes(&[0, 2]));
             let mut walk = walker.start(&noise);
             walker.step(0, &mut walk, &conditions, Treatment::Full);
             let scores = [0.3, 0.8, 0.05, 0.5];

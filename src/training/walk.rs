@@ -4,7 +4,7 @@ use burn::tensor::{Tensor, TensorData};
 
 use crate::{
     diffusion::Trajectory,
-    dit::{Branch, Conditioning, Dit},
+    models::{At, Condition, Denoiser, Times, output, walk},
     sampler::Settings,
 };
 
@@ -34,7 +34,9 @@ pub(super) enum Treatment<'a> {
 
 /// What moves walks: the frozen model and the run's fixed settings.
 pub(super) struct Walker<'m> {
-    pub model: &'m Dit,
+    pub model: &'m dyn Denoiser,
+    /// What stands for no condition, under guidance.
+    pub null: Option<Condition>,
     pub settings: Settings,
     pub trajectory: Trajectory,
     pub tau: f64,
@@ -43,7 +45,7 @@ pub(super) struct Walker<'m> {
 }
 
 /// A step's constants for one micro-batch: adaLN vectors of both halves.
-pub(super) type StepConditions = Vec<Conditioning>;
+pub(super) type StepConditions = Vec<At>;
 
 impl<'m> Walker<'m> {
     pub fn guided(&self) -> bool {
@@ -56,7 +58,7 @@ impl<'m> Walker<'m> {
 
     /// A walk at step 0.
     pub fn start(&self, noise: &[f32]) -> Walk {
-        let [c, h, w] = self.model.config().image_shape();
+        let [c, h, w] = self.model.outline().latents.shape();
         let images = noise.len() / (c * h * w);
         let x = Tensor::<4>::from_data(
             TensorData::new(noise.to_vec(), [images, c, h, w]),
@@ -69,17 +71,18 @@ impl<'m> Walker<'m> {
         }
     }
 
-    /// adaLN vectors of every step for these labels.
-    pub fn conditions(&self, labels: &[usize]) -> StepConditions {
-        let mut all = labels.to_vec();
-        if self.guided() {
-            all.extend(vec![self.model.config().classes; labels.len()]);
+    /// What every step knows of these conditions.
+    pub fn conditions(&self, conditions: &[Condition]) -> StepConditions {
+        let mut all = conditions.to_vec();
+        if let Some(null) = self.null.as_ref().filter(|_| self.guided()) {
+            all.extend(vec![null.clone(); conditions.len()]);
         }
+        let context = self.model.context(&all, all.len());
         let steps = self.trajectory.steps().iter();
         steps
             .map(|step| {
-                self.model
-                    .condition(&vec![step.timestep as f32; all.len()], &all)
+                let times = vec![step.timestep as f32; all.len()];
+                self.model.prepare(Times::Each(&times), &context)
             })
             .collect()
     }
@@ -87,7 +90,7 @@ impl<'m> Walker<'m> {
     /// The tokens the network sees: the conditional half's state, once or twice.
     pub fn tokens(&self, walk: &Walk) -> Tensor<3> {
         let images = walk.x.dims()[0] / self.halves();
-        let tokens = self.model.embed(walk.x.clone().narrow(0, 0, images));
+        let tokens = self.model.begin(walk.x.clone().narrow(0, 0, images), 1);
         if self.guided() {
             tokens.repeat_dim(0, 2)
         } else {
@@ -100,7 +103,7 @@ impl<'m> Walker<'m> {
         if self.guided() {
             self.settings
                 .guidance
-                .guide_both(output, self.model.config().channels)
+                .guide_both(output, self.model.outline().latents.channels)
         } else {
             output
         }
@@ -110,21 +113,20 @@ impl<'m> Walker<'m> {
     pub fn forward(
         &mut self,
         s: usize,
-        walk: &mut Walk,
+        walked: &mut Walk,
         conditions: &StepConditions,
         how: Treatment<'_>,
     ) -> Tensor<4> {
         self.forwards += 1;
         let tau = self.tau;
-        let branches = 2 * self.model.config().blocks;
+        let (model, at) = (self.model, &conditions[s]);
+        let branches = model.outline().graph.branches();
         let mut written = Vec::with_capacity(branches);
-        let cache = &walk.cache;
-        let output = run_blocks(
-            self.model,
-            self.tokens(walk),
-            &conditions[s],
-            None,
-            |n, fresh| match how {
+        let cache = &walked.cache;
+        let tokens = self.tokens(walked);
+        let x = walk(model, 0..branches, tokens, at, |n, x| {
+            let fresh = model.compute(n, x.clone(), at).whole();
+            let feature = match how {
                 Treatment::Teacher => fresh,
                 Treatment::Full => {
                     written.push(fresh.clone());
@@ -140,10 +142,12 @@ impl<'m> Walker<'m> {
                     });
                     mixed
                 }
-            },
-        );
+            };
+            feature.into()
+        });
+        let output = output(model, x, at);
         if !matches!(how, Treatment::Teacher) {
-            walk.cache = written;
+            walked.cache = written;
         }
         self.guide(output)
     }
@@ -169,26 +173,4 @@ impl<'m> Walker<'m> {
         let output = self.forward(s, walk, conditions, how);
         self.advance(s, walk, output);
     }
-}
-
-/// All blocks; `choose(n, fresh)` says what branch `n` adds to the residual stream. `first`: the feature of
-/// branch 0, where it is known already.
-pub(super) fn run_blocks(
-    model: &Dit,
-    tokens: Tensor<3>,
-    conditioning: &Conditioning,
-    mut first: Option<Tensor<3>>,
-    mut choose: impl FnMut(usize, Tensor<3>) -> Tensor<3>,
-) -> Tensor<4> {
-    let mut x = tokens;
-    for (b, block) in model.blocks.iter().enumerate() {
-        for (kind, branch) in Branch::BLOCK.into_iter().enumerate() {
-            let modulation = conditioning.branch(b, branch);
-            let fresh = first
-                .take()
-                .unwrap_or_else(|| block.branch(branch, x.clone(), &modulation));
-            x = modulation.add(x, choose(2 * b + kind, fresh));
-        }
-    }
-    model.unembed(x, conditioning)
 }

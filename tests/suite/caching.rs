@@ -5,8 +5,9 @@ use harmonica::{
     checkpoint::{LoadOptions, ModelSpec, load_model},
     device::Engine,
     diffusion::{Guidance, GuidedChannels, Solver},
-    dit::Dit,
+    graph::SiteKind,
     metrics::{max_abs_error, psnr},
+    models::{Condition, Model},
     policy::Policy,
     sampler::{Part, Request, Sampler, Settings},
     schedule::Schedule,
@@ -23,20 +24,20 @@ fn settings(steps: usize) -> Settings {
     }
 }
 
-fn bundled(engine: &Engine) -> Dit {
+fn bundled(engine: &Engine) -> Model {
     load_model(&ModelSpec::Bundled, LoadOptions::default(), engine.device())
         .unwrap()
         .0
 }
 
-fn random(steps: usize) -> Schedule {
+fn random(model: &Model, steps: usize) -> Schedule {
     let policy: Policy = "random:0.5:3".parse().unwrap();
-    policy.schedule(steps, 24).unwrap()
+    policy.schedule(steps, &model.outline().graph).unwrap()
 }
 
 fn two_images() -> Request {
     Request {
-        labels: vec![6, 29],
+        conditions: Condition::classes(&[6, 29]),
         seed: 5,
         noise: None,
         batch: 2,
@@ -48,7 +49,7 @@ fn a_scheduled_run_draws_the_same_images_on_cpu_and_vulkan() {
     for dtype in [CacheDtype::F32, CacheDtype::F16] {
         let images = engines().map(|(_, engine)| {
             let model = bundled(&engine);
-            let sampler = Sampler::new(&model, settings(4), Some(random(4))).unwrap();
+            let sampler = Sampler::new(&model, settings(4), Some(random(&model, 4))).unwrap();
             sampler
                 .with_cache_dtype(dtype)
                 .sample(two_images())
@@ -64,7 +65,7 @@ fn a_scheduled_run_draws_the_same_images_on_cpu_and_vulkan() {
 fn f16_halves_the_cache_and_hardly_changes_the_images() {
     let model = bundled(&Engine::cpu());
     let [full, half] = [CacheDtype::F32, CacheDtype::F16].map(|dtype| {
-        let sampler = Sampler::new(&model, settings(8), Some(random(8))).unwrap();
+        let sampler = Sampler::new(&model, settings(8), Some(random(&model, 8))).unwrap();
         let sampler = sampler.with_cache_dtype(dtype);
         let mut run = sampler.run(two_images()).unwrap();
         assert!(run.by_ref().all(|event| event.is_ok()));
@@ -103,9 +104,9 @@ fn vectors_computed_ahead_are_those_of_each_step() {
 #[test]
 fn a_store_serves_batches_of_other_sizes() {
     let model = bundled(&Engine::cpu());
-    let sampler = Sampler::new(&model, settings(4), Some(random(4))).unwrap();
+    let sampler = Sampler::new(&model, settings(4), Some(random(&model, 4))).unwrap();
     let request = |batch: usize| Request {
-        labels: vec![1, 2, 3],
+        conditions: Condition::classes(&[1, 2, 3]),
         batch,
         ..two_images()
     };
@@ -119,12 +120,15 @@ fn a_store_serves_batches_of_other_sizes() {
 #[test]
 fn a_profile_accounts_for_every_op_of_the_plan_and_draws_the_same_images() {
     let model = bundled(&Engine::cpu());
-    let sampler = Sampler::new(&model, settings(4), Some(random(4))).unwrap();
+    let sampler = Sampler::new(&model, settings(4), Some(random(&model, 4))).unwrap();
     let (images, parts) = sampler.profile(two_images()).unwrap();
     assert_eq!(images, sampler.sample(two_images()).unwrap());
     let plan = sampler.plan().accounting();
     let count = |part: Part| parts.of(part).count as usize;
-    assert_eq!(count(Part::Attention) + count(Part::Mlp), plan.computed);
+    assert_eq!(
+        count(Part::Branch(SiteKind::SelfAttention)) + count(Part::Branch(SiteKind::Mlp)),
+        plan.computed
+    );
     assert_eq!(count(Part::Reuse), plan.spans);
     assert_eq!((count(Part::Embedding), count(Part::Solver)), (4, 4));
     assert_eq!(count(Part::Conditioning), 1);

@@ -10,6 +10,7 @@ use harmonica::{
     checkpoint::{LoadOptions, ModelSpec, load_model},
     device::Engine,
     diffusion::{Guidance, GuidedChannels, Solver},
+    models::Condition,
     sampler::{Request, Sampler, Settings},
 };
 
@@ -115,12 +116,12 @@ fn c_and_rust_make_the_same_images() {
         clip_x0: info.clip_x0,
     };
     let schedule = harmonica::policy::Policy::Fora { interval: 2 }
-        .schedule(4, 2 * info.config.blocks)
+        .schedule(4, &info.outline.graph)
         .unwrap();
     let expected = Sampler::new(&model, run, Some(schedule))
         .unwrap()
         .sample(Request {
-            labels: vec![3, 5],
+            conditions: Condition::classes(&[3, 5]),
             seed: 0,
             noise: None,
             batch: 2,

@@ -10,7 +10,7 @@ use std::{
 use harmonica::{
     checkpoint,
     device::{Api, DeviceChoice, Engine},
-    dit::Dit,
+    models::{self, Condition, Model},
 };
 
 /// The Vulkan device. A test that needs it fails where it is missing, and says what to install.
@@ -53,12 +53,11 @@ pub fn integers(file: &str, name: &str) -> Vec<usize> {
     values.into_iter().map(|v| v as usize).collect()
 }
 
-pub fn forward(model: &Dit, x: &(Vec<usize>, Vec<f32>), t: &[f32], y: &[usize]) -> Vec<f32> {
+pub fn forward(model: &Model, x: &(Vec<usize>, Vec<f32>), t: &[f32], y: &[usize]) -> Vec<f32> {
     use burn::tensor::{Tensor, TensorData};
     let shape: [usize; 4] = x.0.clone().try_into().unwrap();
     let x = Tensor::from_data(TensorData::new(x.1.clone(), shape), &model.device());
-    model
-        .forward(x, t, y)
+    models::forward(&**model, x, t, &Condition::classes(y))
         .try_into_data()
         .unwrap()
         .try_into_vec()

@@ -13,7 +13,7 @@ use harmonica::{
         interop::{ImagePainter, InteropError, TensorBuffer},
     },
     diffusion::{Guidance, GuidedChannels, Solver},
-    dit::{Dit, DitConfig},
+    models::{Condition, Model, dit::DitConfig},
     report::image_from_values,
     sampler::{Event, Request, SampleError, Sampler, Settings},
 };
@@ -76,7 +76,7 @@ fn values(count: usize) -> Vec<f32> {
     (0..count).map(|i| (i as f32 * 0.37).sin() * 1.25).collect()
 }
 
-fn small_model(engine: &Engine) -> (Dit, Settings) {
+fn small_model(engine: &Engine) -> (Model, Settings) {
     let config = DitConfig {
         input_size: [8, 8],
         patch: 2,
@@ -89,7 +89,7 @@ fn small_model(engine: &Engine) -> (Dit, Settings) {
         timestep_shift: 0,
         mlp_norm_eps: 1e-6,
     };
-    let (model, info) = random_model(&config, 1, engine.device()).unwrap();
+    let (model, info) = random_model(config.architecture().unwrap(), 1, engine.device()).unwrap();
     let settings = Settings {
         steps: 6,
         solver: Solver::ddim(0.0).unwrap(),
@@ -101,7 +101,7 @@ fn small_model(engine: &Engine) -> (Dit, Settings) {
 
 fn request() -> Request {
     Request {
-        labels: vec![1, 2],
+        conditions: Condition::classes(&[1, 2]),
         seed: 3,
         noise: None,
         batch: 2,

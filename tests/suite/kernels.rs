@@ -289,8 +289,12 @@ fn features_join_and_come_back_from_the_arena() {
             });
             let written = joined(&fresh, 1, gates[1], false);
             // Reused the other way round, under the other gate.
-            let reused = joined(&joined(&written, 1, gates[0], packed), 0, gates[1], packed);
-            let expected: Vec<f64> = written.into_iter().chain(reused).collect();
+            // The first with weight 1, the second with another.
+            let once = joined(&written, 1, gates[0], packed);
+            let twice = joined(&once, 0, gates[1], packed);
+            let weighed = once.iter().zip(twice);
+            let reused = weighed.map(|(once, twice)| once - 0.5 * (twice - once));
+            let expected: Vec<f64> = written.iter().copied().chain(reused).collect();
             check("cache_write and reuse_span", &expected, 1e-5, |device| {
                 let slab = upload(&slab.values, slab.shape, device);
                 let bias = upload(&bias, [dim], device);
@@ -301,9 +305,10 @@ fn features_join_and_come_back_from_the_arena() {
                     (x, arena) =
                         cache_write(x, &slab, gates[k], feature, bias.clone(), arena, slots[k]);
                 }
-                let span = [(0, 1), (1, 0)].map(|(g, s)| Reused {
+                let span = [(0, 1, 1.0), (1, 0, -0.5)].map(|(g, s, weight)| Reused {
                     gate: gates[g],
                     slot: slots[s],
+                    weight,
                 });
                 let mut both = download(x.clone());
                 both.extend(download(reuse_span(x, &slab, &arena, span.to_vec())));
@@ -336,7 +341,11 @@ fn f16_slots_end_at_their_largest_number() {
             zero,
             &one,
             &arena,
-            vec![Reused { gate: at, slot }],
+            vec![Reused {
+                gate: at,
+                slot,
+                weight: 1.0,
+            }],
         ))
     });
 }

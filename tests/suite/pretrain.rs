@@ -5,7 +5,8 @@ use std::{collections::HashMap, path::Path, time::Duration};
 use harmonica::{
     checkpoint::{self, LoadOptions, ModelSpec, StateDict, StoredDtype, load_model},
     device::Engine,
-    dit::{DitConfig, NORM_EPS},
+    layers::NORM_EPS,
+    models::dit::DitConfig,
     training::{
         TrainingError,
         pretrain::{
@@ -513,7 +514,11 @@ fn the_command_trains_a_model_that_samples() {
 
     let model = out.join("model.safetensors");
     let stored = checkpoint::open(&model).unwrap();
-    assert!(stored.entries().all(|e| e.dtype == checkpoint::Dtype::F16));
+    assert!(
+        stored
+            .entries()
+            .all(|e| e.dtype == harmonica::containers::Dtype::F16)
+    );
     let (_, info) = load_model(
         &ModelSpec::Path(model.clone()),
         LoadOptions::default(),

@@ -6,6 +6,7 @@ use harmonica::{
     device::Engine,
     diffusion::{Guidance, GuidedChannels, Solver},
     metrics::{max_abs_error, psnr, to_u8},
+    models::{self, Condition, ConditionError},
     sampler::{Event, Request, SampleError, Sampler, Settings},
     schedule::Schedule,
 };
@@ -21,7 +22,7 @@ fn settings(steps: usize, guidance: f64) -> Settings {
     }
 }
 
-fn bundled(engine: &Engine) -> harmonica::dit::Dit {
+fn bundled(engine: &Engine) -> harmonica::models::Model {
     load_model(&ModelSpec::Bundled, LoadOptions::default(), engine.device())
         .unwrap()
         .0
@@ -71,7 +72,7 @@ fn cpu_and_vulkan_draw_the_same_images() {
     let images = engines().map(|(_, engine)| {
         let model = bundled(&engine);
         let request = Request {
-            labels: vec![6, 29],
+            conditions: Condition::classes(&[6, 29]),
             seed: 5,
             noise: None,
             batch: 2,
@@ -92,7 +93,7 @@ fn batch_size_does_not_change_an_image() {
     let labels: Vec<usize> = (0..8).map(|i| i * 5).collect();
     let images = [1, 3, 8].map(|batch| {
         let request = Request {
-            labels: labels.clone(),
+            conditions: Condition::classes(&labels),
             seed: 11,
             noise: None,
             batch,
@@ -125,7 +126,7 @@ fn stochastic_solvers_repeat_whatever_the_batch() {
                 ..settings(5, 2.0)
             };
             let request = Request {
-                labels: vec![1, 2, 3],
+                conditions: Condition::classes(&[1, 2, 3]),
                 seed,
                 noise: None,
                 batch,
@@ -150,7 +151,7 @@ fn a_run_that_reuses_nothing_is_the_plain_loop() {
         let noise: Vec<f32> = tensor("bundled.safetensors", "noise").1[..3 * 32 * 32].to_vec();
         let run = |schedule| {
             let request = Request {
-                labels: vec![7],
+                conditions: Condition::classes(&[7]),
                 seed: 3,
                 noise: Some(noise.clone()),
                 batch: 1,
@@ -163,10 +164,11 @@ fn a_run_that_reuses_nothing_is_the_plain_loop() {
         let data = TensorData::new(noise.clone(), [1, 3, 32, 32]);
         let mut x = Tensor::<4>::from_data(data, engine.device());
         for step in settings.trajectory().unwrap().steps() {
-            let output = model.forward(
+            let output = models::forward(
+                &*model,
                 x.clone().repeat_dim(0, 2),
                 &[step.timestep as f32; 2],
-                &[7, model.config().classes],
+                &[Condition::Class(7), model.null().unwrap()],
             );
             let output = settings.guidance.guide(output, 3);
             x = settings.solver.step(step, x, output, true, None).next;
@@ -190,7 +192,7 @@ fn a_run_pauses_cancels_and_refuses_bad_requests() {
     let model = bundled(&Engine::cpu());
     let sampler = Sampler::new(&model, settings(3, 1.0), None).unwrap();
     let request = |labels: Vec<usize>, batch| Request {
-        labels,
+        conditions: Condition::classes(&labels),
         seed: 0,
         noise: None,
         batch,
@@ -229,10 +231,10 @@ fn a_run_pauses_cancels_and_refuses_bad_requests() {
     ));
     assert!(matches!(
         sampler.run(request(vec![47], 1)),
-        Err(SampleError::Label {
+        Err(SampleError::Condition(ConditionError::Label {
             label: 47,
             classes: 46
-        })
+        }))
     ));
     assert!(matches!(
         sampler.run(request(vec![0], 0)),
@@ -255,7 +257,7 @@ fn infinite_noise_is_reported_as_such() {
     let mut noise = vec![0.0; 2 * 3 * 32 * 32];
     noise[3 * 32 * 32 + 5] = f32::NAN;
     let request = Request {
-        labels: vec![0, 1],
+        conditions: Condition::classes(&[0, 1]),
         seed: 0,
         noise: Some(noise),
         batch: 2,
@@ -339,7 +341,7 @@ fn a_run_lives_on_its_own_and_moves_between_threads() {
         Sampler::new(&model, settings(4, 3.0), None).unwrap()
     };
     let request = Request {
-        labels: vec![6, 7],
+        conditions: Condition::classes(&[6, 7]),
         seed: 4,
         noise: None,
         batch: 2,
@@ -364,7 +366,7 @@ fn previews_show_the_predicted_image_of_each_step() {
     let model = bundled(&Engine::cpu());
     let sampler = Sampler::new(&model, settings(3, 3.0), None).unwrap();
     let request = Request {
-        labels: vec![6],
+        conditions: Condition::classes(&[6]),
         seed: 4,
         noise: None,
         batch: 1,
@@ -395,7 +397,7 @@ fn previews_show_the_predicted_image_of_each_step() {
 fn a_run_resumes_where_it_stood() {
     let model = bundled(&Engine::cpu());
     let request = Request {
-        labels: vec![6, 7, 8],
+        conditions: Condition::classes(&[6, 7, 8]),
         seed: 4,
         noise: None,
         batch: 2,

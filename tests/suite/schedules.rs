@@ -166,8 +166,8 @@ fn a_broken_file_is_refused_with_its_reason() {
         .to_owned();
     for (edit, reason) in [
         (
-            good.replacen("\"format\": 1", "\"format\": 2", 1),
-            "it has format 2, this program reads format 1",
+            good.replacen("\"format\": 2", "\"format\": 3", 1),
+            "it has format 3, this program reads formats 1 to 2",
         ),
         (
             good.replacen(&row, &row.replace('#', "x"), 1),
@@ -187,7 +187,11 @@ fn a_broken_file_is_refused_with_its_reason() {
         ),
         (
             good.replacen("\"blocks\": 12", "\"blocks\": 13", 1),
-            "13 blocks have 26 branches, not 24",
+            "needs 104 entries, got 96",
+        ),
+        (
+            good.replacen("\"blocks\": 12", "\"blocks\": 0", 1),
+            "blocks is 0, expected 1 to 4096",
         ),
         (good[..good.len() / 2].to_owned(), "EOF while parsing"),
     ] {

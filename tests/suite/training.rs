@@ -361,7 +361,7 @@ fn wrong_training_settings_are_refused() {
     let schedule = made.schedule().unwrap();
     let branches = schedule.branches();
     assert!(schedule.cur() > 0.2);
-    assert!(compile(&schedule, &made.model.shape()).slots() <= branches / 2);
+    assert!(compile(&schedule, &made.model.graph).slots() <= branches / 2);
     assert_eq!(log(&out).len(), 6);
     let too_small = [&smaller[..], &["0.1"]].concat();
     refused(&too_small, "slots allow gives");

@@ -19,8 +19,8 @@ use super::{
 use crate::{
     checkpoint::{LoadOptions, ModelSpec, StoredDtype, load_state},
     device::DeviceReport,
-    dit::DitConfig,
     metrics::peak_memory_bytes,
+    models::dit::DitConfig,
     training::{
         TrainingError,
         pretrain::{

@@ -2,7 +2,8 @@
 
 use super::super::{error::CliError, options::parse_switch};
 use crate::{
-    dit::{ConfigError, DitConfig, NORM_EPS},
+    layers::NORM_EPS,
+    models::dit::{ConfigError, DitConfig},
     training::pretrain::{Dataset, Length, Optimizer, Precision, PretrainSettings, SavedRun},
 };
 

@@ -11,7 +11,6 @@ use super::{
     objective::{Batch, Losses, Noised, Objective},
     settings::PretrainSettings,
 };
-use crate::dit::{Branch, Conditioning, Dit};
 
 /// Losses and gradients of a batch, still on the device.
 #[derive(Debug)]
@@ -79,7 +78,7 @@ impl Pass<'_> {
         let model = self.leaves.network(0..self.leaves.blocks());
         let conditioning = model.condition(&self.timesteps, self.labels);
         let x = model.embed(self.noised.x_t.clone().autodiff());
-        let x = self.run_blocks(&model, x, &conditioning);
+        let x = model.run_blocks(x, &conditioning, self.leaves.half());
         let losses = self.losses(model.unembed(x, &conditioning));
         let mut gradients = (losses.total.clone() * self.scale).backward();
         self.leaves.collect(&mut gradients, sums);
@@ -100,7 +99,7 @@ impl Pass<'_> {
         let mut x = model.embed(self.noised.x_t.clone());
         for b in 0..model.blocks.len() {
             inputs.push(x.clone());
-            x = self.run_block(&model, b, x, &conditioning);
+            x = model.run_block(b, x, &conditioning, self.leaves.half());
         }
 
         let last = x.autodiff().require_grad();
@@ -118,7 +117,7 @@ impl Pass<'_> {
             let x = input.autodiff().require_grad();
             let model = self.leaves.network(b..b + 1);
             let conditioning = model.condition(&self.timesteps, self.labels);
-            let out = self.run_blocks(&model, x.clone(), &conditioning);
+            let out = model.run_blocks(x.clone(), &conditioning, self.leaves.half());
             // The vector-Jacobian product with the gradient that flows into the block's output.
             let mut gradients = (out * gradient).sum().backward();
             flowing = x.grad_remove(&mut gradients);
@@ -135,34 +134,5 @@ impl Pass<'_> {
 
     fn losses(&self, output: Tensor<4>) -> Losses {
         self.objective.losses(output, self.noised, self.images)
-    }
-
-    fn run_blocks(&self, model: &Dit, x: Tensor<3>, conditioning: &Conditioning) -> Tensor<3> {
-        (0..model.blocks.len()).fold(x, |x, b| self.run_block(model, b, x, conditioning))
-    }
-
-    /// One block; in half precision its matrix products only.
-    fn run_block(
-        &self,
-        model: &Dit,
-        b: usize,
-        mut x: Tensor<3>,
-        conditioning: &Conditioning,
-    ) -> Tensor<3> {
-        let block = &model.blocks[b];
-        for branch in Branch::BLOCK {
-            let modulation = conditioning.branch(b, branch);
-            x = match self.leaves.half() {
-                None => {
-                    let partial = block.partial(branch, x.clone(), &modulation);
-                    modulation.add_partial(x, partial)
-                }
-                Some(half) => {
-                    let feature = block.branch_in(half, branch, x.clone(), &modulation);
-                    modulation.add(x, feature)
-                }
-            };
-        }
-        x
     }
 }

@@ -6,16 +6,17 @@ use burn::tensor::{DType, Device};
 
 use super::{
     gradient::{BatchGradient, batch_gradient},
-    network::{Layout, flat, in_branch, read},
+    network::{Layout, flat, read},
     objective::{Batch, Objective},
     optimizer::{MuonMatrix, Step, Weights, norm},
     settings::{Optimizer, Precision, PretrainSettings},
 };
 use crate::{
-    checkpoint::{Parameter, StateDict},
+    checkpoint::StateDict,
     device::DeviceFault,
-    dit::{Dit, DitConfig},
     kernels,
+    models::dit::{Dit, DitConfig},
+    models::{Parameter, dit::in_branch},
     training::TrainingError,
 };
 

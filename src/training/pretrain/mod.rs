@@ -9,7 +9,7 @@
 //! use harmonica::{
 //!     checkpoint::StoredDtype,
 //!     device::{DeviceChoice, Engine},
-//!     dit::DitConfig,
+//!     models::dit::DitConfig,
 //!     training::pretrain::{
 //!         DataOptions, Dataset, Length, PretrainEvent, PretrainFolder, PretrainOptions, PretrainRun,
 //!         PretrainSettings, PretrainStart,

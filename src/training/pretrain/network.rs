@@ -3,7 +3,7 @@
 //! Weights, moments and averages are kept flat and by place in one list, so that the optimizer, the checkpoint and the
 //! gradient know nothing of layers. For a pass a [`Dit`] is assembled from them; for a gradient, from tracked copies.
 
-use std::{collections::HashMap, ops::Range};
+use std::{collections::HashMap, ops::Range, sync::Arc};
 
 use burn::{
     module::{Param, ParamId},
@@ -12,9 +12,12 @@ use burn::{
 
 use super::settings::Precision;
 use crate::{
-    checkpoint::{Parameter, StateDict, Supply, assemble, parameters},
+    checkpoint::StateDict,
     device::DeviceFault,
-    dit::{Dit, DitConfig, sincos_positions},
+    models::{
+        Architecture, Outline, Parameter, Supply,
+        dit::{Dit, DitArchitecture, DitConfig, in_branch},
+    },
     training::TrainingError,
 };
 
@@ -26,16 +29,23 @@ pub(super) struct Layout {
     pub parameters: Vec<Parameter>,
     places: HashMap<String, usize>,
     positions: Vec<f32>,
+    outline: Arc<Outline>,
 }
 
 impl Layout {
     pub fn new(config: DitConfig, own_embedders: bool) -> Self {
-        let parameters = parameters(&config, own_embedders);
+        let architecture = DitArchitecture {
+            config: config.clone(),
+            own_embedders,
+        };
+        let all = architecture.tensors();
+        let trained = all.iter().filter(|tensor| !tensor.is_positions());
+        let parameters: Vec<_> = trained.map(Parameter::of).collect();
         let place = |(i, p): (usize, &Parameter)| (p.name.clone(), i);
-        let [rows, columns] = config.grid();
         Self {
             places: parameters.iter().enumerate().map(place).collect(),
-            positions: sincos_positions(rows, columns, config.hidden),
+            positions: architecture.positions(),
+            outline: Arc::new(architecture.outline()),
             config,
             own_embedders,
             parameters,
@@ -103,15 +113,7 @@ pub(super) fn read<const D: usize>(tensor: Tensor<D>) -> Result<Vec<f32>, Traini
         .map_err(|e| DeviceFault::failed(format!("{e:?}")).into())
 }
 
-/// Whether a tensor belongs to the matrix products of an attention or MLP branch.
-pub(super) fn in_branch(name: &str) -> bool {
-    // A block's own timestep embedder is an MLP too.
-    name.starts_with("blocks.")
-        && (name.contains(".attn.") || name.contains(".mlp."))
-        && !name.contains("t_embedder")
-}
-
-/// Names come from [`assemble`], which spells the list that the layout was made from.
+/// Names come from [`Dit::assemble`], which spells the list that the layout was made from.
 fn place(layout: &Layout, name: &str) -> usize {
     let place = layout.places.get(name).copied();
     place.unwrap_or_else(|| unreachable!("no parameter {name}"))
@@ -184,8 +186,9 @@ impl<'a> Leaves<'a> {
     /// through one leaves the others alone.
     pub fn network(&self, blocks: Range<usize>) -> Dit {
         let mut supply = self;
-        assemble(
+        Dit::assemble(
             &self.layout.config,
+            self.layout.outline.clone(),
             blocks,
             self.layout.own_embedders,
             &mut supply,

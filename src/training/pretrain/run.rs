@@ -7,6 +7,7 @@
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -24,7 +25,7 @@ use crate::{
     checkpoint::{StateDict, StoredDtype, save_state},
     device::{DeviceFault, Engine, Watch},
     diffusion::{Guidance, GuidedChannels, Solver},
-    dit::DitConfig,
+    models::{Condition, Model, dit::DitConfig},
     report::{Tile, columns_for, draw_curves, grid, image_from_values, write_png},
     sampler::{Request, Sampler, Settings},
     training::TrainingError,
@@ -232,9 +233,9 @@ impl<'d> PretrainRun<'d> {
         } else {
             (0..config.classes.min(SAMPLES)).collect()
         };
-        let model = self.learner.network(true);
+        let model: Model = Arc::new(self.learner.network(true));
         let request = Request {
-            labels: labels.clone(),
+            conditions: Condition::classes(&labels),
             seed: 0,
             noise: None,
             batch: 16,

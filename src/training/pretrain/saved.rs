@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     checkpoint::{self, CheckpointError, StoredDtype, TensorSource, write_safetensors},
-    dit::DitConfig,
+    models::dit::DitConfig,
     training::{
         RunFolder, TrainingError,
         metadata::{difference, read_metadata},

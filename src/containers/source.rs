@@ -339,7 +339,7 @@ impl TensorSource {
     ///
     /// # Errors
     /// [`CheckpointError`]: unreadable, or no JSON.
-    pub(super) fn config(&self) -> Result<Option<serde_json::Value>, CheckpointError> {
+    pub(crate) fn config(&self) -> Result<Option<serde_json::Value>, CheckpointError> {
         self.config.as_deref().map(read_json).transpose()
     }
 

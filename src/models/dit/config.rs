@@ -2,14 +2,14 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::layers::{NORM_EPS, TIMESTEP_CHANNELS};
+
 /// MLP width over hidden width, fixed by the DiT family.
 pub const MLP_RATIO: usize = 4;
-/// Width of the sinusoidal timestep embedding, fixed by the DiT family.
-pub const TIMESTEP_CHANNELS: usize = 256;
 
 /// The shape of a DiT: everything that fixes the names and sizes of its weights and how they are used.
 ///
-/// Check with [`DitConfig::check`]; loaders and [`super::Dit`] refuse configs that do not pass.
+/// Check with [`DitConfig::check`]; loaders refuse configs that do not pass.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DitConfig {
@@ -39,9 +39,6 @@ pub struct DitConfig {
 
 /// More tokens than any DiT has: attention would need 16 GiB a head.
 const MAX_TOKENS: usize = 1 << 16;
-
-/// Epsilon of every LayerNorm in the DiT release.
-pub const NORM_EPS: f64 = 1e-6;
 
 fn release_norm_eps() -> f64 {
     NORM_EPS

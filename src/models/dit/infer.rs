@@ -4,30 +4,66 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use super::{
-    error::CheckpointError,
-    layout::{self, Naming},
-    source::TensorSource,
+use super::{DitArchitecture, DitConfig, MLP_RATIO, own_embedder, tensors::tensors};
+use crate::{
+    containers::{CheckpointError, TensorSource},
+    layers::{NORM_EPS, TIMESTEP_CHANNELS},
+    models::{Hints, Naming, POSITIONS},
 };
-use crate::dit::{DitConfig, MLP_RATIO, NORM_EPS, TIMESTEP_CHANNELS};
 
-/// What shapes cannot tell.
-#[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Hints {
-    pub heads: Option<usize>,
-    pub input_size: Option<[usize; 2]>,
+/// Whether a file holds a DiT: it embeds labels, or says nothing of text.
+pub(super) fn recognises(source: &TensorSource) -> bool {
+    let says = |part: &str| source.entries().any(|e| e.name.contains(part));
+    says("y_embedder.embedding_table") || says("class_embedder")
 }
 
-/// Whose names the file uses.
-pub(super) fn naming(source: &TensorSource) -> Naming {
-    if source
-        .entries()
-        .any(|e| e.name.starts_with("transformer_blocks."))
-    {
-        Naming::Diffusers
-    } else {
-        Naming::Release
+/// The network of a config, as the file holds its embedders.
+pub(super) fn of_file(config: DitConfig, source: &TensorSource, naming: Naming) -> DitArchitecture {
+    let last = format!("{}t_embedder.mlp.0.weight", own_embedder(config.blocks - 1));
+    let own = DitArchitecture {
+        own_embedders: true,
+        config,
+    };
+    let held = |arch: &DitArchitecture| {
+        let all = tensors(&arch.config, true);
+        let spec = all.iter().find(|spec| spec.name == last);
+        spec.is_some_and(|spec| {
+            spec.stored(naming)
+                .iter()
+                .any(|name| source.get(name).is_some())
+        })
+    };
+    match own.config.blocks > 1 && held(&own) {
+        true => own,
+        false => DitArchitecture::shared(own.config),
     }
+}
+
+/// What a user says must not contradict a file that says it itself.
+pub(super) fn check_hints(
+    path: &Path,
+    config: &DitConfig,
+    hints: Hints,
+) -> Result<(), CheckpointError> {
+    let contradiction = |problem: String| {
+        Err(CheckpointError::Settings {
+            path: path.into(),
+            problem,
+        })
+    };
+    if let Some(heads) = hints.heads.filter(|heads| *heads != config.heads) {
+        return contradiction(format!(
+            "--heads {heads} contradicts the file, which says {}",
+            config.heads
+        ));
+    }
+    if let Some(size) = hints.input_size.filter(|size| *size != config.input_size) {
+        return contradiction(format!(
+            "--input-size {size:?} contradicts the file, which says {:?}",
+            config.input_size
+        ));
+    }
+    Ok(())
 }
 
 /// The config of a file that brings none of ours.
@@ -42,7 +78,7 @@ pub(super) fn infer_config(
         problem,
     };
     let shape = |canonical: &str, axes: usize| -> Result<Vec<usize>, CheckpointError> {
-        let name = layout::stored_names(naming, canonical).swap_remove(0);
+        let name = stored_name(naming, canonical);
         let entry = source.get(&name).ok_or_else(|| {
             let some: Vec<_> = source
                 .entries()
@@ -99,10 +135,7 @@ pub(super) fn infer_config(
         Naming::Diffusers => diffusers_config(source)?,
         Naming::Release => None,
     };
-    let tokens = match layout::stored_names(naming, layout::POSITIONS)
-        .first()
-        .and_then(|n| source.get(n))
-    {
+    let tokens = match source.get(&stored_name(naming, POSITIONS)) {
         Some(entry) if entry.shape.len() == 3 => Some(entry.shape[1]),
         Some(entry) => {
             return Err(not_a_dit(format!(
@@ -200,6 +233,27 @@ pub(super) fn infer_config(
         )));
     }
     Ok(inferred)
+}
+
+/// The first name under which a file of one block holds a canonical tensor.
+fn stored_name(naming: Naming, canonical: &str) -> String {
+    // Names do not depend on sizes.
+    let any = DitConfig {
+        input_size: [1, 1],
+        patch: 1,
+        channels: 1,
+        hidden: 4,
+        blocks: 1,
+        heads: 1,
+        classes: 1,
+        learned_sigma: false,
+        timestep_shift: 0,
+        mlp_norm_eps: NORM_EPS,
+    };
+    let all = tensors(&any, false);
+    let spec = all.iter().find(|spec| spec.name == canonical);
+    let names = spec.map(|spec| spec.stored(naming)).unwrap_or_default();
+    names.into_iter().next().unwrap_or_else(|| canonical.into())
 }
 
 /// A config that passes, or what is wrong with it.

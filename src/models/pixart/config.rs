@@ -1,0 +1,178 @@
+//! The shape of a PixArt transformer.
+
+use serde::{Deserialize, Serialize};
+
+use crate::layers::TIMESTEP_CHANNELS;
+
+/// MLP width over hidden width, fixed by the family.
+pub const MLP_RATIO: usize = 4;
+
+/// The shape of a PixArt-α or -Σ transformer. Loaders refuse configs that do not pass [`PixArtConfig::check`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PixArtConfig {
+    /// `[height, width]` of the latents.
+    pub input_size: [usize; 2],
+    /// Side of a square patch; one patch is one token.
+    pub patch: usize,
+    /// Latent channels `C`.
+    pub channels: usize,
+    /// Channels of the output: `C`, or `2C` with learned sigma.
+    pub out_channels: usize,
+    /// Width of a token.
+    pub hidden: usize,
+    pub blocks: usize,
+    pub heads: usize,
+    /// Width of a text token.
+    pub caption: usize,
+    /// Text tokens at most: 120 for α, 300 for Σ.
+    pub text_tokens: usize,
+    /// Tokens along a side of the size that positions are counted for; other sizes are scaled to it.
+    pub base_tokens: usize,
+    /// What positions are divided by.
+    pub interpolation_scale: f64,
+    /// Whether resolution and aspect ratio of the picture are conditions too.
+    pub micro_conditions: bool,
+    /// Whether the file brings an embedding of no text.
+    pub null_text: bool,
+}
+
+/// Pixels along a latent cell.
+pub const PIXELS_OF_CELL: usize = 8;
+
+impl PixArtConfig {
+    /// What is wrong with the numbers, if anything.
+    ///
+    /// # Errors
+    /// A sentence about the first one.
+    pub fn check(&self) -> Result<(), String> {
+        let ranges = [
+            ("input height", self.input_size[0], 1 << 14),
+            ("input width", self.input_size[1], 1 << 14),
+            ("patch", self.patch, 256),
+            ("channels", self.channels, 4096),
+            ("hidden", self.hidden, 1 << 16),
+            ("blocks", self.blocks, 4096),
+            ("heads", self.heads, 4096),
+            ("caption width", self.caption, 1 << 16),
+            ("text tokens", self.text_tokens, 1 << 14),
+            ("base tokens", self.base_tokens, 1 << 14),
+        ];
+        for (field, value, most) in ranges {
+            if value == 0 || value > most {
+                return Err(format!("{field} is {value}, expected 1 to {most}"));
+            }
+        }
+        let multiples = [
+            ("input height", self.input_size[0], "patch", self.patch),
+            ("input width", self.input_size[1], "patch", self.patch),
+            ("hidden size", self.hidden, "heads", self.heads),
+            (
+                "hidden size",
+                self.hidden,
+                "the position embedding's four parts:",
+                4,
+            ),
+        ];
+        for (what, value, of, divisor) in multiples {
+            if !value.is_multiple_of(divisor) {
+                return Err(format!("{what} {value} is no multiple of {of} {divisor}"));
+            }
+        }
+        if self.micro_conditions && !self.hidden.is_multiple_of(3) {
+            return Err(format!(
+                "hidden size {} is no multiple of 3, as micro-conditions need",
+                self.hidden
+            ));
+        }
+        if ![self.channels, 2 * self.channels].contains(&self.out_channels) {
+            return Err(format!(
+                "{} output channels are neither {} nor twice that",
+                self.out_channels, self.channels
+            ));
+        }
+        if !(self.interpolation_scale > 0.0 && self.interpolation_scale.is_finite()) {
+            return Err(format!(
+                "interpolation_scale is {}, expected a number above 0",
+                self.interpolation_scale
+            ));
+        }
+        if self.tokens() > 1 << 16 {
+            return Err(format!("{} tokens are more than 65536", self.tokens()));
+        }
+        Ok(())
+    }
+
+    /// `[rows, columns]` of the token grid.
+    pub fn grid(&self) -> [usize; 2] {
+        self.input_size.map(|side| side / self.patch)
+    }
+
+    /// Number of tokens.
+    pub fn tokens(&self) -> usize {
+        self.grid().iter().product()
+    }
+
+    /// Channels of one of the three micro-condition embeddings.
+    pub fn micro_width(&self) -> usize {
+        self.hidden / 3
+    }
+
+    /// Numbers of an output patch.
+    pub fn patch_outputs(&self) -> usize {
+        self.patch * self.patch * self.out_channels
+    }
+
+    /// `[height, width]` of the picture, and height over width: the micro-conditions.
+    pub fn picture(&self) -> ([f32; 2], f32) {
+        let [height, width] = self.input_size.map(|side| (side * PIXELS_OF_CELL) as f32);
+        ([height, width], height / width)
+    }
+
+    /// Weights of the network.
+    pub fn parameters(&self) -> u64 {
+        let d = self.hidden as u64;
+        let linear = |i: u64, o: u64| i * o + o;
+        let inner = MLP_RATIO as u64 * d;
+        let block = linear(d, 3 * d)
+            + linear(d, d)
+            + linear(d, d)
+            + linear(d, 2 * d)
+            + linear(d, d)
+            + linear(d, inner)
+            + linear(inner, d)
+            + 6 * d;
+        let features = TIMESTEP_CHANNELS as u64;
+        let micro = self.micro_width() as u64;
+        let micro = match self.micro_conditions {
+            true => 2 * (linear(features, micro) + linear(micro, micro)),
+            false => 0,
+        };
+        linear((self.channels * self.patch * self.patch) as u64, d)
+            + linear(features, d)
+            + linear(d, d)
+            + micro
+            + linear(d, 6 * d)
+            + linear(self.caption as u64, d)
+            + linear(d, d)
+            + if self.null_text {
+                (self.text_tokens * self.caption) as u64
+            } else {
+                0
+            }
+            + self.blocks as u64 * block
+            + linear(d, self.patch_outputs() as u64)
+            + 2 * d
+    }
+
+    /// The published name where there is one, otherwise a description.
+    pub fn name(&self) -> String {
+        match (self.blocks, self.hidden, self.heads) {
+            (28, 1152, 16) => format!("PixArt-XL/{}", self.patch),
+            (blocks, hidden, heads) => format!(
+                "PixArt with {blocks} blocks of {hidden} ({heads} heads), patch {}",
+                self.patch
+            ),
+        }
+    }
+}

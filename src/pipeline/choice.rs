@@ -1,0 +1,94 @@
+//! From what a user names to a table that fits model and run.
+
+use crate::{
+    checkpoint::ModelInfo,
+    policy::{Policy, PolicyError, ScheduleChoice},
+    sampler::{Settings, model_identity, run_settings},
+    schedule::{
+        ModelIdentity, PolicyRecord, Schedule, ScheduleError, ScheduleFile, bundled_schedule,
+    },
+};
+
+/// A table and where it came from.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Chosen {
+    pub schedule: Schedule,
+    /// For people: `none`, `fora:2`, a file's name.
+    pub name: String,
+    /// Why a schedule that was forced does not fit.
+    pub misfit: Option<String>,
+}
+
+/// The schedule that a choice means for a model and run. `force`: a file that was made for another model or run, if its
+/// table has the right size.
+///
+/// # Errors
+/// [`PolicyError`]: a policy that cannot be made, a file that cannot be read, or that does not fit.
+pub fn choose_schedule(
+    choice: &ScheduleChoice,
+    force: bool,
+    info: &ModelInfo,
+    settings: &Settings,
+) -> Result<Chosen, PolicyError> {
+    let chosen = |schedule, name| Chosen {
+        schedule,
+        name,
+        misfit: None,
+    };
+    let of_policy = |policy: &Policy| -> Result<Chosen, PolicyError> {
+        let table = policy.schedule(settings.steps, &info.outline.graph)?;
+        Ok(chosen(table, policy.to_string()))
+    };
+    let path = match choice {
+        ScheduleChoice::Policy(policy) => return of_policy(policy),
+        ScheduleChoice::Learned => {
+            let run = run_settings(info, settings).map_err(PolicyError::run)?;
+            return match bundled_schedule(&model_identity(info), &run) {
+                Some(file) => Ok(chosen(file.schedule()?, "the bundled router".into())),
+                None => of_policy(&Policy::None),
+            };
+        }
+        ScheduleChoice::File(path) => path,
+    };
+    let file = ScheduleFile::read(path)?;
+    let (model, run) = (
+        model_identity(info),
+        run_settings(info, settings).map_err(PolicyError::run)?,
+    );
+    let misfit = match file.check_fits(&model, &run) {
+        Err(ScheduleError::Mismatch { reason }) if force => {
+            file.check_shape(&model, &run)?;
+            Some(reason)
+        }
+        checked => {
+            checked?;
+            None
+        }
+    };
+    Ok(Chosen {
+        misfit,
+        ..chosen(file.schedule()?, path.display().to_string())
+    })
+}
+
+/// A schedule file for the table that a policy makes, whatever the weights.
+///
+/// # Errors
+/// [`PolicyError`].
+pub fn schedule_file(
+    policy: &Policy,
+    info: &ModelInfo,
+    settings: &Settings,
+) -> Result<ScheduleFile, PolicyError> {
+    let schedule = policy.schedule(settings.steps, &info.outline.graph)?;
+    let record = PolicyRecord {
+        name: policy.name().into(),
+        parameters: Some(policy.to_string().into()),
+    };
+    let model = ModelIdentity {
+        fingerprint: None,
+        ..model_identity(info)
+    };
+    let run = run_settings(info, settings).map_err(PolicyError::run)?;
+    Ok(ScheduleFile::of(&schedule, record, model, run))
+}

@@ -1,0 +1,111 @@
+//! The facade: a model on an open device, and what is usually done with it. The command, the C interface and the examples
+//! come in here.
+
+mod choice;
+mod texts;
+
+pub use choice::{Chosen, choose_schedule, schedule_file};
+pub use texts::read_texts;
+
+use crate::{
+    checkpoint::{LoadOptions, ModelInfo, ModelSpec, load_model},
+    device::Engine,
+    diffusion::{Guidance, Solver},
+    models::{Model, Prompts},
+    sampler::{SampleError, Sampler, Settings},
+    schedule::Schedule,
+};
+
+/// Steps of a run that names none.
+pub const USUAL_STEPS: usize = 20;
+
+/// A model on an open device.
+#[derive(Debug, Clone)]
+pub struct Pipeline {
+    pub engine: Engine,
+    pub model: Model,
+    pub info: ModelInfo,
+    /// What its images may show: all classes of a model of classes, the texts that were given to a model of texts.
+    pub prompts: Prompts,
+}
+
+/// Why a pipeline could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    #[error(transparent)]
+    Checkpoint(#[from] crate::checkpoint::CheckpointError),
+    #[error(transparent)]
+    Sample(#[from] SampleError),
+}
+
+impl Pipeline {
+    /// Loads a model onto an engine's device.
+    ///
+    /// # Errors
+    /// [`OpenError`].
+    pub fn open(
+        engine: &Engine,
+        spec: &ModelSpec,
+        options: LoadOptions,
+    ) -> Result<Self, OpenError> {
+        let (model, info) = load_model(spec, options, engine.device())?;
+        // Weights are uploaded in the background; runs answer for what comes after.
+        if let Some(fault) = engine.fault() {
+            return Err(SampleError::from(fault).into());
+        }
+        let prompts = match info.is_random() {
+            true => Prompts::for_measuring(&*model),
+            false => Prompts::of(&*model),
+        };
+        Ok(Self {
+            engine: engine.clone(),
+            model,
+            info,
+            prompts,
+        })
+    }
+
+    /// The same for other texts. What they say of no text goes before what the model brings.
+    ///
+    /// # Errors
+    /// [`SampleError::Condition`] for texts that the model does not take.
+    pub fn with_texts(self, texts: Prompts) -> Result<Self, SampleError> {
+        let conditioning = self.info.outline.conditioning;
+        for condition in texts.pool.iter().chain(&texts.null) {
+            conditioning.check(condition)?;
+        }
+        let prompts = Prompts {
+            null: texts.null.or(self.prompts.null),
+            pool: texts.pool,
+        };
+        Ok(Self { prompts, ..self })
+    }
+
+    /// The usual run: 20 DDIM steps under the model's usual guidance.
+    pub fn usual_settings(&self) -> Settings {
+        let (_, channels) = self.info.outline.guidance;
+        let guidance = Guidance::new(self.info.usual_guidance(), channels);
+        Settings {
+            steps: USUAL_STEPS,
+            solver: Solver::Ddim { eta: 0.0 },
+            guidance: guidance.unwrap_or_default(),
+            clip_x0: self.info.clip_x0,
+        }
+    }
+
+    /// A sampler on this device; `schedule` `None` computes everything.
+    ///
+    /// # Errors
+    /// As [`Sampler::new`].
+    pub fn sampler(
+        &self,
+        settings: Settings,
+        schedule: Option<Schedule>,
+    ) -> Result<Sampler, SampleError> {
+        let sampler = Sampler::new(&self.model, settings, schedule)?.with_engine(&self.engine);
+        Ok(match &self.prompts.null {
+            Some(null) => sampler.with_null(null.clone()),
+            None => sampler,
+        })
+    }
+}

@@ -1,0 +1,94 @@
+//! TaylorSeer (arXiv 2503.06923): all branches computed in the first two steps and at every N-th after them, forecast in
+//! between.
+//!
+//! The forecast is a Taylor series in the step: `Σ D_i·k^i / i!`, k steps after the last computed one, with differences in place
+//! of derivatives, `D_0 = f` and `D_{i+1} = (D_i − D_i before) / Δ`, Δ the distance of the last two computed steps. Each `D_i`
+//! is a weighted sum of stored features, so the forecast is one too, and runs as plain reuse does.
+
+use crate::schedule::{Schedule, ScheduleError};
+
+/// Steps that are computed before any forecast.
+const FIRST: usize = 2;
+
+pub(super) fn schedule(
+    interval: usize,
+    order: usize,
+    steps: usize,
+    branches: usize,
+) -> Result<Schedule, ScheduleError> {
+    let computes = |s: usize| s < FIRST || (s + 1 - FIRST).is_multiple_of(interval);
+    let computed: Vec<usize> = (0..steps).filter(|s| computes(*s)).collect();
+    Schedule::from_rule(steps, branches, |s, _| computes(s))?.with_reads(|s, _| {
+        let seen = computed.partition_point(|c| *c < s);
+        weights(&computed[..seen], s, order)
+    })
+}
+
+/// What the features of the `computed` steps weigh in the forecast of step `s`, newest first.
+fn weights(computed: &[usize], s: usize, order: usize) -> Vec<f32> {
+    let Some(last) = computed.last() else {
+        return Vec::new();
+    };
+    let count = computed.len().min(order + 1);
+    let recent = &computed[computed.len() - count..];
+    // D_i at each recent step, oldest first, each as weights of the recent features.
+    let mut differences: Vec<Vec<f64>> = (0..count)
+        .map(|j| (0..count).map(|k| f64::from(u8::from(j == k))).collect())
+        .collect();
+    let mut sum = vec![0.0; count];
+    let (mut factor, k) = (1.0, (s - last) as f64);
+    for i in 0..count {
+        let newest = differences.last().cloned().unwrap_or_default();
+        sum.iter_mut()
+            .zip(&newest)
+            .for_each(|(sum, w)| *sum += factor * w);
+        factor *= k / (i + 1) as f64;
+        // The steps that these differences stand at are the last ones.
+        let at = &recent[count - differences.len()..];
+        differences = differences
+            .windows(2)
+            .zip(at.windows(2))
+            .map(|(pair, steps)| {
+                let distance = (steps[1] - steps[0]) as f64;
+                pair[1]
+                    .iter()
+                    .zip(&pair[0])
+                    .map(|(new, old)| (new - old) / distance)
+                    .collect()
+            })
+            .collect();
+    }
+    sum.into_iter().rev().map(|w| w as f32).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_forecast_follows_polynomials_of_its_order() {
+        // Evenly spaced, differences are exact for a line, and for a parabola off by the second difference at hand.
+        let of = |order: usize, f: &dyn Fn(f64) -> f64| {
+            let computed = [1, 3, 5];
+            let weights = weights(&computed, 6, order);
+            let features = computed.iter().rev().map(|s| f(*s as f64));
+            weights
+                .iter()
+                .zip(features)
+                .map(|(w, f)| f64::from(*w) * f)
+                .sum::<f64>()
+        };
+        assert_eq!(of(0, &|s| s), 5.0);
+        assert_eq!(of(1, &|s| 2.0 * s + 1.0), 13.0);
+        // D_1 = (25 − 9)/2 = 8, D_2 = (8 − 4)/2 = 2: 25 + 8 + 2/2.
+        assert_eq!(of(2, &|s| s * s), 34.0);
+    }
+
+    #[test]
+    fn every_second_step_is_forecast_from_what_was_computed() {
+        let table = schedule(2, 1, 6, 2).unwrap();
+        assert_eq!(table.to_rows(), ["##", "##", "..", "##", "..", "##"]);
+        assert_eq!(table.weights(2, 0), [2.0, -1.0]);
+        assert_eq!(table.weights(4, 1), [1.5, -0.5]);
+    }
+}
