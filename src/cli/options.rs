@@ -14,6 +14,7 @@ use crate::{
     checkpoint::{LoadOptions, ModelInfo, ModelSpec},
     device::{DeviceChoice, Engine},
     diffusion::{Guidance, GuidedChannels, Solver},
+    models::Prompts,
     pipeline::{Pipeline, USUAL_STEPS, read_texts},
     sampler::Settings,
 };
@@ -182,9 +183,21 @@ pub(super) struct Session {
 
 impl SessionArgs {
     pub fn open(&self, context: &Context) -> Result<Session, CliError> {
+        self.open_with(context, None)
+    }
+
+    /// The same with texts that were read elsewhere.
+    pub fn open_with(
+        &self,
+        context: &Context,
+        texts: Option<Prompts>,
+    ) -> Result<Session, CliError> {
         let engine = self.device.open(context)?;
         let started = Instant::now();
-        let pipeline = self.model.load(&engine)?;
+        let mut pipeline = self.model.load(&engine)?;
+        if let Some(texts) = texts {
+            pipeline = pipeline.with_texts(texts)?;
+        }
         let seconds_load = started.elapsed().as_secs_f64();
         let settings = self.run.settings(&pipeline.info)?;
         if pipeline.prompts.pool.is_empty() {

@@ -16,8 +16,8 @@ use super::{
 use crate::{
     checkpoint::{self, CheckpointError},
     metrics::peak_memory_bytes,
-    models::Condition,
-    pipeline::Pipeline,
+    models::{Condition, Prompts},
+    pipeline::{Pipeline, texts_named},
     sampler::batch_for,
     schedule::Router,
     training::{
@@ -93,7 +93,8 @@ pub(super) struct Args {
     /// as it was. A finished run makes schedules for other targets
     #[arg(long)]
     resume: bool,
-    /// Take `noise` [passes,B,C,H,W], `labels` [passes,B] and `router_init` [T,N] from this file instead of drawing them
+    /// Take `noise` [passes,B,C,H,W], `labels` [passes,B] (or `text` [passes,B,L,width] with `mask`, `null_text`, `null_mask`)
+    /// and `router_init` [T,N] from this file instead of drawing them
     #[arg(long, value_name = "FILE")]
     replay: Option<PathBuf>,
     /// Also write the log (a JSON line an iteration) here
@@ -105,7 +106,10 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
-    let replay = args.replay.as_deref().map(read_replay).transpose()?;
+    let (replay, texts) = match args.replay.as_deref().map(read_replay).transpose()? {
+        Some((replay, texts)) => (Some(replay), texts),
+        None => (None, None),
+    };
     let mut session = args.session;
     if let Some(replay) = &replay {
         let steps = replay.router.steps();
@@ -120,7 +124,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
         pipeline,
         settings: run,
         ..
-    } = session.open(context)?;
+    } = session.open_with(context, texts)?;
     let Pipeline {
         engine,
         model,
@@ -328,12 +332,14 @@ fn off_target(target: &serde_json::Value, cur: f64, macs_ratio: f64) -> Option<f
     (off > TOLERANCE).then_some(off)
 }
 
-fn read_replay(path: &Path) -> Result<Replay, CliError> {
+/// The replay, and its texts where its conditions are texts.
+fn read_replay(path: &Path) -> Result<(Replay, Option<Prompts>), CliError> {
     let bad = |problem: String| CheckpointError::Settings {
         path: path.into(),
         problem,
     };
     let mut source = checkpoint::open(path)?;
+    let is_text = source.get("text").is_some();
     let shape = |name: &str, axes: usize| {
         let found = source
             .get(name)
@@ -341,26 +347,39 @@ fn read_replay(path: &Path) -> Result<Replay, CliError> {
             .filter(|s| s.len() == axes && !s.contains(&0));
         found.ok_or_else(|| bad(format!("expected a tensor `{name}` with {axes} axes (a replay holds `noise` [passes,B,C,H,W], `labels` [passes,B] and `router_init` [T,N])")))
     };
-    let (noise, labels, router) = (
-        shape("noise", 5)?,
-        shape("labels", 2)?,
-        shape("router_init", 2)?,
-    );
-    if noise[..2] != labels[..] {
+    let (noise, router) = (shape("noise", 5)?, shape("router_init", 2)?);
+    let (name, conditions) = match is_text {
+        true => ("text", shape("text", 4)?),
+        false => ("labels", shape("labels", 2)?),
+    };
+    if noise[..2] != conditions[..2] {
         return Err(bad(format!(
-            "its `noise` is {noise:?}, its `labels` is {labels:?}"
+            "its `noise` is {noise:?}, its `{name}` is {conditions:?}"
         ))
         .into());
     }
-    let values: Vec<usize> = source
-        .read_i64("labels")?
-        .into_iter()
-        .map(|y| usize::try_from(y).map_err(|_| bad(format!("its label {y} is negative"))))
-        .collect::<Result<_, _>>()?;
-    Ok(Replay {
+    let (all, texts) = if is_text {
+        let named = |text: &str, mask: &str| (text.to_owned(), mask.to_owned());
+        let pool = texts_named(&mut source, named("text", "mask"))?.unwrap_or_default();
+        let null = texts_named(&mut source, named("null_text", "null_mask"))?.unwrap_or_default();
+        let prompts = Prompts {
+            pool: pool.clone(),
+            null: null.into_iter().next(),
+        };
+        (pool, Some(prompts))
+    } else {
+        let labels: Vec<usize> = source
+            .read_i64("labels")?
+            .into_iter()
+            .map(|y| usize::try_from(y).map_err(|_| bad(format!("its label {y} is negative"))))
+            .collect::<Result<_, _>>()?;
+        (Condition::classes(&labels), None)
+    };
+    let replay = Replay {
         noise: source.read_f32("noise")?,
-        conditions: values.chunks(labels[1]).map(Condition::classes).collect(),
+        conditions: all.chunks(noise[1]).map(<[Condition]>::to_vec).collect(),
         image_shape: [noise[2], noise[3], noise[4]],
         router: Router::new(router[0], router[1], source.read_f32("router_init")?)?,
-    })
+    };
+    Ok((replay, texts))
 }

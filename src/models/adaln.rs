@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use burn::tensor::Tensor;
 
+use super::Picture;
 use crate::kernels::{VectorAt, add_bias, gated_residual, modulate};
 
 /// The timesteps of a preparation.
@@ -33,6 +34,8 @@ impl Times<'_> {
 pub struct Context {
     /// Labels, where conditions are classes.
     pub labels: Vec<usize>,
+    /// Pictures that conditions are asked for, where the network is told.
+    pub pictures: Vec<Picture>,
     /// Number of conditions.
     pub conditions: usize,
     /// Text to attend to, where conditions are texts.

@@ -30,6 +30,10 @@ impl Condition {
                 let mask: Vec<u8> = text.mask.iter().map(|counts| u8::from(*counts)).collect();
                 hash.update(bytemuck::cast_slice(&text.values))
                     .update(&mask);
+                if let Some(picture) = &text.picture {
+                    let [height, width] = picture.resolution;
+                    hash.update(bytemuck::cast_slice(&[height, width, picture.aspect_ratio]));
+                }
             }
         }
     }
@@ -51,6 +55,16 @@ pub struct TextEmbedding {
     width: usize,
     /// One a token; tokens that do not count are padding.
     mask: Vec<bool>,
+    picture: Option<Picture>,
+}
+
+/// The picture that a text is asked for, of networks that are told: PixArt-α's micro-conditions.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Picture {
+    /// `[height, width]` in pixels.
+    pub resolution: [f32; 2],
+    /// Height over width.
+    pub aspect_ratio: f32,
 }
 
 impl TextEmbedding {
@@ -70,7 +84,21 @@ impl TextEmbedding {
             values,
             width,
             mask,
+            picture: None,
         })
+    }
+
+    /// The same for a picture of another size than the latents make, for networks that are told.
+    pub fn with_picture(self, picture: Picture) -> Self {
+        Self {
+            picture: Some(picture),
+            ..self
+        }
+    }
+
+    /// The picture that it is asked for, where that is not the latents' own.
+    pub fn picture(&self) -> Option<Picture> {
+        self.picture
     }
 
     /// `[tokens, width]`, row-major.

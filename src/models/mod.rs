@@ -14,7 +14,7 @@ use std::{fmt::Debug, ops::Range, sync::Arc};
 use burn::tensor::{Device, Tensor};
 
 pub use adaln::{At, Context, Join, Partial, TextContext, Times};
-pub use condition::{Condition, ConditionError, Conditioning, Prompts, TextEmbedding};
+pub use condition::{Condition, ConditionError, Conditioning, Picture, Prompts, TextEmbedding};
 pub use family::{
     Architecture, FAMILIES, Family, Hints, Naming, POSITIONS, Parameter, Start, Supply, TensorSpec,
     family_named,

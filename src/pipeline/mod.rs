@@ -6,6 +6,7 @@ mod texts;
 
 pub use choice::{Chosen, choose_schedule, schedule_file};
 pub use texts::read_texts;
+pub(crate) use texts::texts_named;
 
 use crate::{
     checkpoint::{LoadOptions, ModelInfo, ModelSpec, load_model},

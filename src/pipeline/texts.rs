@@ -30,20 +30,29 @@ pub fn read_texts(path: &Path) -> Result<Prompts, CheckpointError> {
 
 /// The texts under a name, if there are any.
 fn texts(source: &mut TensorSource, name: &str) -> Result<Option<Vec<Condition>>, CheckpointError> {
+    let names = (format!("{name}_embeds"), format!("{name}_attention_mask"));
+    texts_named(source, names)
+}
+
+/// Texts in a tensor `[…, L, width]` with a mask `[…, L]`, one after another.
+pub(crate) fn texts_named(
+    source: &mut TensorSource,
+    (embeds, mask): (String, String),
+) -> Result<Option<Vec<Condition>>, CheckpointError> {
     let path = source.path().to_path_buf();
     let bad = |problem: String| CheckpointError::Settings {
         path: path.clone(),
         problem,
     };
-    let (embeds, mask) = (format!("{name}_embeds"), format!("{name}_attention_mask"));
     let Some(shape) = source.get(&embeds).map(|e| e.shape.clone()) else {
         return Ok(None);
     };
-    let [count, tokens, width] = shape[..] else {
+    let [ref counts @ .., tokens, width] = shape[..] else {
         return Err(bad(format!(
             "its `{embeds}` is {shape:?}, expected [P, L, width]"
         )));
     };
+    let count: usize = counts.iter().product();
     if count * tokens * width == 0 {
         return Err(bad(format!("its `{embeds}` is {shape:?}, which is empty")));
     }
@@ -57,9 +66,10 @@ fn texts(source: &mut TensorSource, name: &str) -> Result<Option<Vec<Condition>>
     }
     let counts: Vec<bool> = match source.get(&mask).map(|e| e.shape.clone()) {
         None => vec![true; count * tokens],
-        Some(found) if found != [count, tokens] => {
+        Some(found) if found != shape[..shape.len() - 1] => {
             return Err(bad(format!(
-                "its `{mask}` is {found:?}, expected [{count}, {tokens}]"
+                "its `{mask}` is {found:?}, expected {:?}",
+                &shape[..shape.len() - 1]
             )));
         }
         Some(_) => source

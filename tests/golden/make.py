@@ -9,7 +9,8 @@ script, always the same ones: seeds are fixed, the CPU is used, and everything i
 Nothing here is shared with the Rust code: it is a second reading of the same formulas, written to be obvious, not fast.
 
 "Always the same" ends where training begins: tiny-a is trained for some seconds (see `denoiser`), and another machine
-or version of PyTorch may round another way. So part `sdt` reads tiny-a.pt; whoever makes that anew makes both anew.
+or version of PyTorch may round another way. So parts `sdt` and `cached` read tiny-a.pt; whoever makes that anew makes
+these anew.
 
 Parts
   forward    tiny DiTs with the key names of the public DiT release, in three kinds of file, with random weights that
@@ -35,10 +36,13 @@ Parts
   router     router files as other projects release them, and router.io.safetensors: `logits`, `l2c_logits` [10,4] f32
              and `schedule`, `l2c_schedule` [10,4] u8 (1 computes), all in execution order.
   bundled    bundled.safetensors: DDIM samples and one forward pass of the model in assets/.
+PixArt has parts of its own, in make_pixart.py, and the training of networks in make_train.py.
 
 How part `sdt` reads what could be read in two ways
   - A step is counted in execution order, 0 the noisiest. Step 0 is computed in full, by the student, by the teacher
-    and in every trajectory behind lambda: there is no cache to mix with, its score sigmoid(5) is never applied.
+    and in every trajectory behind lambda: there is no cache to mix with, its score sigmoid(5) is never applied. (In the
+    authors' script a flag and a cache outlive the computing of lambda, and so step 0 of that very pass mixes 0.7 % of old
+    features in. That is not copied.)
   - Every row of the router is a parameter of its own to AdamW, so a row's moments *and its step count* (bias
     correction) move only at its own step. No weight decay. The clamp to [-5, 5] follows every update.
   - The scores that mix features, decide the cache writes and enter the loss are those from before the update;

@@ -2,6 +2,7 @@
 //! implementation (`tests/golden/make.py`, `make_train.py`) and against each other on two devices.
 
 mod bad_input;
+mod cached_golden;
 mod caching;
 #[cfg(all(feature = "capi", feature = "bundled"))]
 mod capi;
@@ -12,6 +13,7 @@ mod forward;
 mod header;
 mod kernels;
 mod large_model;
+mod pixart;
 mod pretrain;
 mod pretrain_data;
 mod sampling;

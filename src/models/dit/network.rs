@@ -194,6 +194,7 @@ impl Denoiser for Dit {
     fn context(&self, conditions: &[Condition], _elements: usize) -> Context {
         Context {
             labels: conditions.iter().filter_map(Condition::class).collect(),
+            pictures: Vec::new(),
             conditions: conditions.len(),
             text: None,
         }

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::layers::TIMESTEP_CHANNELS;
+use crate::{layers::TIMESTEP_CHANNELS, models::Picture};
 
 /// MLP width over hidden width, fixed by the family.
 pub const MLP_RATIO: usize = 4;
@@ -35,6 +35,9 @@ pub struct PixArtConfig {
     pub micro_conditions: bool,
     /// Whether the file brings an embedding of no text.
     pub null_text: bool,
+    /// Whether the file brings positions for this very size, as the authors' files do: only they tell the interpolation scale.
+    #[serde(default)]
+    pub stored_positions: bool,
 }
 
 /// Pixels along a latent cell.
@@ -123,10 +126,13 @@ impl PixArtConfig {
         self.patch * self.patch * self.out_channels
     }
 
-    /// `[height, width]` of the picture, and height over width: the micro-conditions.
-    pub fn picture(&self) -> ([f32; 2], f32) {
+    /// The picture that the latents make.
+    pub fn picture(&self) -> Picture {
         let [height, width] = self.input_size.map(|side| (side * PIXELS_OF_CELL) as f32);
-        ([height, width], height / width)
+        Picture {
+            resolution: [height, width],
+            aspect_ratio: height / width,
+        }
     }
 
     /// Weights of the network.

@@ -24,6 +24,14 @@ pub(super) fn recognises(source: &TensorSource) -> bool {
     .any(|name| source.get(name).is_some())
 }
 
+/// Whether the file holds positions for latents of this size.
+pub(super) fn holds_positions(source: &TensorSource, input_size: [usize; 2], patch: usize) -> bool {
+    let tokens: usize = input_size.iter().map(|side| side / patch.max(1)).product();
+    source
+        .get(POSITIONS)
+        .is_some_and(|entry| entry.shape.get(1) == Some(&tokens))
+}
+
 /// The config of a file that brings none of ours.
 pub(super) fn infer_config(
     source: &TensorSource,
@@ -135,9 +143,9 @@ pub(super) fn infer_config(
         .map(|e| e.shape.clone());
     let text_tokens = match &null {
         Some(shape) if shape.len() == 2 => shape[0],
-        // α's trained sizes end at 128 cells with micro-conditions, Σ never has those.
-        _ if source.get(micro).is_none() && side >= 128 => SIGMA_TOKENS,
-        _ => json.count("caption_max_length")?.unwrap_or(SIGMA_TOKENS),
+        // Micro-conditions are α's alone; without them the longer texts of Σ are let in.
+        _ if source.get(micro).is_some() => ALPHA_TOKENS,
+        _ => SIGMA_TOKENS,
     };
     let config = PixArtConfig {
         input_size,
@@ -148,7 +156,7 @@ pub(super) fn infer_config(
         blocks,
         heads,
         caption,
-        text_tokens: text_tokens.max(if null.is_some() { 1 } else { ALPHA_TOKENS }),
+        text_tokens,
         base_tokens: (side / patch.max(1)).max(1),
         interpolation_scale: match json.number("interpolation_scale")? {
             Some(scale) => scale,
@@ -156,6 +164,7 @@ pub(super) fn infer_config(
         },
         micro_conditions: source.get(micro).is_some(),
         null_text: null.is_some(),
+        stored_positions: naming == Naming::Release && holds_positions(source, input_size, patch),
     };
     config
         .check()

@@ -55,7 +55,7 @@ impl Family for PixArtFamily {
     fn read(
         &self,
         config: Value,
-        _source: Option<&TensorSource>,
+        source: Option<&TensorSource>,
         hints: Hints,
         path: &Path,
     ) -> Result<Arc<dyn Architecture>, CheckpointError> {
@@ -67,6 +67,8 @@ impl Family for PixArtFamily {
             serde_json::from_value(config).map_err(|e| bad(e.to_string()))?;
         // The same weights serve any latent size.
         config.input_size = hints.input_size.unwrap_or(config.input_size);
+        config.stored_positions = source
+            .is_some_and(|source| infer::holds_positions(source, config.input_size, config.patch));
         config.check().map_err(bad)?;
         Ok(Arc::new(PixArtArchitecture(config)))
     }
@@ -105,6 +107,7 @@ impl PixArtConfig {
             interpolation_scale: (input_size[0] / 64).max(1) as f64,
             micro_conditions: input_size[0] == 128,
             null_text: true,
+            stored_positions: false,
         }
     }
 

@@ -20,7 +20,7 @@ use crate::{
     kernels::{attention, embed_tokens, gelu},
     layers::{NORM_EPS, affine, bias, embed_features, features_on, patches_of, product},
     models::{
-        At, Condition, Context, Denoiser, Join, Outline, Partial, Supply, TextContext,
+        At, Condition, Context, Denoiser, Join, Outline, Partial, Picture, Supply, TextContext,
         TextEmbedding, Times,
     },
 };
@@ -146,8 +146,9 @@ impl PixArt {
         Self { null, ..self }
     }
 
-    /// `e`, `[n, dim]`: the embedding of timesteps and, where the network knows them, resolution and aspect ratio.
-    fn embed_times(&self, timesteps: &[f32]) -> Tensor<2> {
+    /// `e`, `[n, dim]`: the embedding of timesteps and, where the network is told them, of the pictures' sizes; as many of
+    /// both, or no pictures.
+    fn embed_times(&self, timesteps: &[f32], pictures: &[Picture]) -> Tensor<2> {
         let device = Denoiser::device(self);
         let embedded = |layers: &[Linear; 2], values: &[f32]| {
             embed_features(&layers[0], &layers[1], features_on(values, 0, &device))
@@ -156,11 +157,17 @@ impl PixArt {
         let Some(micro) = &self.micro else {
             return e;
         };
-        let (resolution, ratio) = self.config.picture();
         let width = self.config.micro_width();
-        let size = embedded(&micro.resolution, &resolution).reshape([1, 2 * width]);
-        let ratio = embedded(&micro.aspect_ratio, &[ratio]);
-        e + Tensor::cat(vec![size, ratio], 1)
+        let sides: Vec<f32> = pictures
+            .iter()
+            .flat_map(|picture| picture.resolution)
+            .collect();
+        let ratios: Vec<f32> = pictures
+            .iter()
+            .map(|picture| picture.aspect_ratio)
+            .collect();
+        let size = embedded(&micro.resolution, &sides).reshape([pictures.len(), 2 * width]);
+        e + Tensor::cat(vec![size, embedded(&micro.aspect_ratio, &ratios)], 1)
     }
 
     /// Texts as one tensor `[n, tokens, caption]`, shorter ones padded, and what their tokens add to scores, `[n, 1, 1, tokens]`.
@@ -254,8 +261,17 @@ impl Denoiser for PixArt {
             .iter()
             .map(|block| share_last(affine(&block.cross_kv, captions.clone()), elements))
             .collect();
+        let asked = |condition: &Condition| match condition {
+            Condition::Text(text) => text.picture(),
+            Condition::Class(_) => None,
+        };
+        let picture = |condition| asked(condition).unwrap_or(self.config.picture());
         Context {
             labels: Vec::new(),
+            pictures: match self.micro.is_some() {
+                true => conditions.iter().map(picture).collect(),
+                false => Vec::new(),
+            },
             conditions: conditions.len(),
             text: Some(Arc::new(TextContext {
                 keys_values,
@@ -265,13 +281,16 @@ impl Denoiser for PixArt {
     }
 
     fn prepare(&self, times: Times<'_>, context: &Context) -> At {
-        // Vectors do not depend on the text: a step has one row, and a pass whose elements are at different times one each.
-        let (timesteps, rows) = match times {
-            Times::Each(times) => (times, times.len()),
-            Times::Steps(times) => (times, 1),
+        // Vectors do not depend on the text, only on the picture's size where the network is told that: a step has one row
+        // then, or one in all.
+        let rows = match (times, context.pictures.len()) {
+            (Times::Each(times), _) => times.len(),
+            (Times::Steps(_), pictures) => pictures.max(1),
         };
+        let timesteps = times.by_row(rows);
+        let pictures = context.pictures.repeat(timesteps.len() / rows.max(1));
         let (n, dim) = (timesteps.len(), self.config.hidden);
-        let e = self.embed_times(timesteps);
+        let e = self.embed_times(&timesteps, &pictures);
         let shared = affine(&self.modulation, silu(e.clone())).reshape([1, n, 6 * dim]);
         let mut slab: Vec<Tensor<3>> = self
             .blocks
@@ -289,9 +308,10 @@ impl Denoiser for PixArt {
         .with_text(context.text.clone())
     }
 
-    fn prepared_numbers(&self, _conditions: usize) -> [usize; 2] {
+    fn prepared_numbers(&self, conditions: usize) -> [usize; 2] {
         let width = self.config.hidden * (6 * (self.config.blocks + 1) + 2);
-        [width, self.config.hidden * 6 * self.config.hidden]
+        let rows = if self.micro.is_some() { conditions } else { 1 };
+        [rows * width, self.config.hidden * 6 * self.config.hidden]
     }
 
     fn begin(&self, x: Tensor<4>, copies: usize) -> Tensor<3> {

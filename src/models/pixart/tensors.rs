@@ -110,6 +110,10 @@ pub(super) fn tensors(config: &PixArtConfig) -> Vec<TensorSpec> {
             1.0,
         ));
     }
-    all.push(TensorSpec::positions(config.tokens(), d, Vec::new()).computed());
+    let positions = TensorSpec::positions(config.tokens(), d, Vec::new());
+    all.push(match config.stored_positions {
+        true => positions,
+        false => positions.computed(),
+    });
     all
 }
