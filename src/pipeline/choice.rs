@@ -42,7 +42,7 @@ pub fn choose_schedule(
     let path = match choice {
         ScheduleChoice::Policy(policy) => return of_policy(policy),
         ScheduleChoice::Learned => {
-            let run = run_settings(info, settings).map_err(PolicyError::run)?;
+            let run = run_settings(info, settings)?;
             return match bundled_schedule(&model_identity(info), &run) {
                 Some(file) => Ok(chosen(file.schedule()?, "the bundled router".into())),
                 None => of_policy(&Policy::None),
@@ -51,10 +51,7 @@ pub fn choose_schedule(
         ScheduleChoice::File(path) => path,
     };
     let file = ScheduleFile::read(path)?;
-    let (model, run) = (
-        model_identity(info),
-        run_settings(info, settings).map_err(PolicyError::run)?,
-    );
+    let (model, run) = (model_identity(info), run_settings(info, settings)?);
     let misfit = match file.check_fits(&model, &run) {
         Err(ScheduleError::Mismatch { reason }) if force => {
             file.check_shape(&model, &run)?;
@@ -89,6 +86,6 @@ pub fn schedule_file(
         fingerprint: None,
         ..model_identity(info)
     };
-    let run = run_settings(info, settings).map_err(PolicyError::run)?;
+    let run = run_settings(info, settings)?;
     Ok(ScheduleFile::of(&schedule, record, model, run))
 }

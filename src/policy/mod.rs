@@ -45,16 +45,10 @@ pub enum PolicyError {
     Arguments { spec: String, problem: String },
     /// The run itself.
     #[error(transparent)]
-    Run(DiffusionError),
+    Run(#[from] DiffusionError),
     /// The table itself.
     #[error(transparent)]
     Schedule(#[from] ScheduleError),
-}
-
-impl PolicyError {
-    pub(crate) fn run(error: DiffusionError) -> Self {
-        Self::Run(error)
-    }
 }
 
 /// What a user may name instead of a table.

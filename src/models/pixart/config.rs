@@ -2,7 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{layers::TIMESTEP_CHANNELS, models::Picture};
+use super::tensors::tensors;
+use crate::models::Picture;
 
 /// MLP width over hidden width, fixed by the family.
 pub const MLP_RATIO: usize = 4;
@@ -135,40 +136,11 @@ impl PixArtConfig {
         }
     }
 
-    /// Weights of the network.
+    /// Weights of the network, the fixed position embedding not counted.
     pub fn parameters(&self) -> u64 {
-        let d = self.hidden as u64;
-        let linear = |i: u64, o: u64| i * o + o;
-        let inner = MLP_RATIO as u64 * d;
-        let block = linear(d, 3 * d)
-            + linear(d, d)
-            + linear(d, d)
-            + linear(d, 2 * d)
-            + linear(d, d)
-            + linear(d, inner)
-            + linear(inner, d)
-            + 6 * d;
-        let features = TIMESTEP_CHANNELS as u64;
-        let micro = self.micro_width() as u64;
-        let micro = match self.micro_conditions {
-            true => 2 * (linear(features, micro) + linear(micro, micro)),
-            false => 0,
-        };
-        linear((self.channels * self.patch * self.patch) as u64, d)
-            + linear(features, d)
-            + linear(d, d)
-            + micro
-            + linear(d, 6 * d)
-            + linear(self.caption as u64, d)
-            + linear(d, d)
-            + if self.null_text {
-                (self.text_tokens * self.caption) as u64
-            } else {
-                0
-            }
-            + self.blocks as u64 * block
-            + linear(d, self.patch_outputs() as u64)
-            + 2 * d
+        let all = tensors(self);
+        let trained = all.iter().filter(|tensor| !tensor.is_positions());
+        trained.map(|tensor| tensor.numbers() as u64).sum()
     }
 
     /// The published name where there is one, otherwise a description.
