@@ -1,24 +1,23 @@
 //! The diffusion process: noise schedule and respacing, guidance, solvers, seeded noise.
 //!
 //! Nothing here knows the network. The formulas are those of the public DiT release (linear betas
-//! over 1000 training steps) and of the DDIM (arXiv 2010.02502) and DDPM (2006.11239, 2102.09672)
-//! papers.
+//! over 1000 training steps) and of the solvers' papers.
 
 mod guidance;
 mod noise;
 mod respace;
-mod solver;
+pub mod solvers;
 
 pub use guidance::{Guidance, GuidedChannels};
 pub use noise::ImageNoise;
 pub use respace::{MAX_STEPS, StepCoefficients, Trajectory};
-pub use solver::{Solver, SolverStep};
+pub use solvers::{Prediction, Predicts, Solver, Step, StepNoise, Weights};
 
 /// A setting of the diffusion process that makes no sense.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum DiffusionError {
     /// `steps` outside `1..=1000`.
-    #[error("cannot sample in {steps} steps: expected 1 to {max}, the number of training timesteps; pass --steps between them", max = MAX_STEPS)]
+    #[error("cannot sample in {steps} steps: expected 1 to {max}, the number of training timesteps", max = MAX_STEPS)]
     Steps { steps: usize },
     /// `eta` outside `[0, 1]` or not a number.
     #[error(
@@ -31,8 +30,11 @@ pub enum DiffusionError {
     )]
     GuidanceScale { scale: f64 },
     /// An unknown solver name.
-    #[error("unknown solver `{name}`: expected `ddim`, `ddim:ETA` (0 to 1) or `ddpm`")]
-    UnknownSolver { name: String },
+    #[error("unknown solver `{name}`: expected {expected}")]
+    UnknownSolver {
+        name: String,
+        expected: &'static str,
+    },
     /// An unknown guidance-channel mode.
     #[error(
         "unknown guidance channels `{name}`: expected `3` (the public DiT release) or `all` (textbook)"

@@ -32,6 +32,20 @@ impl StepCoefficients {
     pub fn beta(&self) -> f64 {
         1.0 - self.alpha_bar / self.alpha_bar_prev
     }
+
+    /// `√ᾱ` and `√(1−ᾱ)`: what the clean image and the noise weigh in the state.
+    pub fn signal_and_spread(&self) -> [f64; 2] {
+        signal_and_spread(self.alpha_bar)
+    }
+
+    /// The same of the step that follows.
+    pub fn next_signal_and_spread(&self) -> [f64; 2] {
+        signal_and_spread(self.alpha_bar_prev)
+    }
+}
+
+fn signal_and_spread(alpha_bar: f64) -> [f64; 2] {
+    [alpha_bar.sqrt(), (1.0 - alpha_bar).max(0.0).sqrt()]
 }
 
 /// A respaced denoising run: the steps in execution order, `s = 0` the noisiest.

@@ -25,21 +25,6 @@ pub(super) fn for_rows(out: &mut [f32], width: usize, work: impl Fn(usize, &mut 
     }
 }
 
-/// [`for_rows`] over two outputs of the same size at once.
-pub(super) fn for_rows_of_two(
-    first: &mut [f32],
-    second: &mut [f32],
-    width: usize,
-    work: impl Fn(usize, &mut [f32], &mut [f32]) + Sync,
-) {
-    let rows = rows_of(width);
-    first
-        .par_chunks_mut(rows * width)
-        .zip(second.par_chunks_mut(rows * width))
-        .enumerate()
-        .for_each(|(chunk, (a, b))| pulp::Arch::new().dispatch(|| work(chunk * rows, a, b)));
-}
-
 /// Runs `work` on pieces of `out`, each of which sums up `count` numbers: `work(piece, numbers, sums)`. Gives all sums,
 /// `[pieces, count]`.
 pub(super) fn sums_of_pieces(

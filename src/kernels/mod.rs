@@ -41,7 +41,7 @@ pub use gelu::gelu;
 pub use modulate::modulate;
 pub use product::product;
 pub use reuse_span::{Reused, reuse_span};
-pub use solver_step::{DdimStep, solver_step};
+pub use solver_step::{After, Before, OutputLayout, solver_step, solver_step_of_images};
 pub use vectors::VectorAt;
 
 /// How an operation runs.

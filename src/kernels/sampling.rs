@@ -13,7 +13,7 @@ use super::{
     Reused, SlotAt, VectorAt, attention, cache_write, embed_tokens,
     flex::{dims, empty, own},
     gated_residual, gelu, modulate, reuse_span,
-    solver_step::{self, DdimStep},
+    solver_step::{self, Launch},
 };
 
 /// What a step of sampling runs beside matrix products. Shapes and formulas stand at the functions of the same name
@@ -91,13 +91,15 @@ pub trait SamplingKernels: Backend {
     ) -> FloatTensor<Self>;
 
     /// See [`solver_step::solver_step`].
-    #[fusion(meta = |x, _, _, _| (x.clone(), x.clone()))]
+    #[fusion(meta = |x, _, _, history, _, _| (x.clone(), x.clone(), history.clone()))]
     fn solver_step(
         x: FloatTensor<Self>,
         patches: FloatTensor<Self>,
         bias: FloatTensor<Self>,
-        step: DdimStep,
-    ) -> (FloatTensor<Self>, FloatTensor<Self>);
+        history: FloatTensor<Self>,
+        noise: FloatTensor<Self>,
+        launch: Launch,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>);
 }
 
 impl SamplingKernels for CubeBackend {
@@ -163,9 +165,11 @@ impl SamplingKernels for CubeBackend {
         x: CubeTensor,
         patches: CubeTensor,
         bias: CubeTensor,
-        step: DdimStep,
-    ) -> (CubeTensor, CubeTensor) {
-        solver_step::solver_step_wgsl(x, patches, bias, step)
+        history: CubeTensor,
+        noise: CubeTensor,
+        launch: Launch,
+    ) -> (CubeTensor, CubeTensor, CubeTensor) {
+        solver_step::solver_step_wgsl([x, history, noise], patches, bias, launch)
     }
 }
 
@@ -290,21 +294,33 @@ impl SamplingKernels for Flex {
         x: FlexTensor,
         patches: FlexTensor,
         bias: FlexTensor,
-        step: DdimStep,
-    ) -> (FlexTensor, FlexTensor) {
-        let [x, patches, bias] = [x, patches, bias].map(own);
+        history: FlexTensor,
+        noise: FlexTensor,
+        launch: Launch,
+    ) -> (FlexTensor, FlexTensor, FlexTensor) {
+        let [x, patches, bias, mut history, noise] = [x, patches, bias, history, noise].map(own);
         let shape = x.layout().shape().clone();
         let mut next = FlexTensor::empty(shape.clone(), x.dtype());
         let mut x0 = FlexTensor::empty(shape.clone(), x.dtype());
+        let inputs = solver_step::Inputs {
+            x: x.storage(),
+            patches: patches.storage(),
+            bias: bias.storage(),
+            noise: noise.storage(),
+        };
+        let mut no_history = [];
+        let kept: &mut [f32] = match launch.keeps_history() {
+            true => history.storage_mut(),
+            false => &mut no_history,
+        };
         solver_step::solver_step_cpu(
             [shape[0], shape[1], shape[2], shape[3]],
-            x.storage(),
-            patches.storage(),
-            bias.storage(),
-            step,
+            inputs,
+            kept,
+            launch,
             next.storage_mut(),
             x0.storage_mut(),
         );
-        (next, x0)
+        (next, x0, history)
     }
 }

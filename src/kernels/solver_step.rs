@@ -1,4 +1,4 @@
-//! From the network's last layer to the next state in one pass: unpatchify, guidance and a DDIM step with eta 0.
+//! From the network's last layer to the next state in one pass: unpatchify, guidance, and a step of any solver.
 
 use burn::backend::{
     Dispatch,
@@ -7,123 +7,404 @@ use burn::backend::{
 use burn::tensor::Tensor;
 
 use super::{
-    lanes::for_rows_of_two,
+    Place, Route,
+    lanes::for_rows,
+    route,
     sampling::SamplingKernels,
     wgsl::{self, Info, Shader},
 };
+use crate::diffusion::{Guidance, Step, StepNoise, Weights, solvers::PREDICTIONS};
 
-/// The shape of the last layer's output, and the numbers of one DDIM step.
+/// How the last layer's output is to be read.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct DdimStep {
+pub struct OutputLayout {
     /// Side of a patch.
     pub patch: usize,
     /// Channels of the network's output: `C`, or `2C` with learned sigma.
     pub out_channels: usize,
-    /// Channels that guidance replaces; 0 without guidance.
-    pub guided: usize,
-    /// Classifier-free guidance scale.
-    pub guidance: f64,
-    /// Clip the predicted `x_0` to [-1, 1] and recompute epsilon from it.
-    pub clip_x0: bool,
-    /// `ᾱ` of this step.
-    pub alpha_bar: f64,
-    /// `ᾱ` of the next.
-    pub alpha_bar_prev: f64,
+    /// Classifier-free guidance; active: the output has two halves, the conditional one first.
+    pub guidance: Guidance,
 }
 
-impl DdimStep {
-    /// `√ᾱ, √(1−ᾱ)` of this step, then of the next.
-    fn coefficients(&self) -> [f64; 4] {
-        let of = |alpha_bar: f64| [alpha_bar.sqrt(), (1.0 - alpha_bar).max(0.0).sqrt()];
-        let ([signal, spread], [next_signal, next_spread]) =
-            (of(self.alpha_bar), of(self.alpha_bar_prev));
-        [signal, spread, next_signal, next_spread]
+/// What a step starts from.
+#[derive(Debug, Clone)]
+pub struct Before {
+    /// The state `[B, C, H, W]`.
+    pub x: Tensor<4>,
+    /// The last layer's output before its bias, `[B, tokens, out_channels·patch²]`, or with guidance `[2B, …]`, and the bias
+    /// `[out_channels·patch²]`; none where the step runs no network.
+    pub output: Option<(Tensor<3>, Tensor<1>)>,
+    /// Predictions of earlier steps, the newest first, `[kept·B, C, H, W]`: as many as any step of the run reads.
+    pub history: Option<Tensor<4>>,
+    /// N(0, 1), `[B, C, H, W]`, where the step adds noise.
+    pub noise: Option<Tensor<4>>,
+}
+
+/// What a step leaves.
+#[derive(Debug, Clone)]
+pub struct After {
+    /// `x_{s+1}`, `[B, C, H, W]`.
+    pub x: Tensor<4>,
+    /// What was taken for the clean image, `[B, C, H, W]`.
+    pub x0: Tensor<4>,
+    /// The history with this step's prediction in front.
+    pub history: Option<Tensor<4>>,
+}
+
+/// Everything about a launch but the tensors.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Launch {
+    layout: OutputLayout,
+    step: Step,
+    runs_network: bool,
+    /// Predictions that the history holds.
+    kept: usize,
+    has_noise: bool,
+}
+
+/// One step of any solver, as [`Step`] says.
+///
+/// For tensors without gradients.
+pub fn solver_step(before: Before, layout: OutputLayout, step: &Step) -> After {
+    if route(&[Place::of(&before.x)]) == Route::Composed {
+        return composed(before, layout, step);
+    }
+    let Before {
+        x,
+        output,
+        history,
+        noise,
+    } = before;
+    let launch = Launch {
+        layout,
+        step: *step,
+        runs_network: output.is_some(),
+        kept: history.as_ref().map_or(0, |h| h.dims()[0] / x.dims()[0]),
+        has_noise: noise.is_some(),
+    };
+    // What is absent is stood in for by tensors that are at hand, which nobody reads.
+    let (patches, bias) = output.unwrap_or_else(|| {
+        let count = x.dims().iter().product();
+        (x.clone().reshape([1, 1, count]), x.clone().reshape([count]))
+    });
+    let (next, x0, history) = <Dispatch as SamplingKernels>::solver_step(
+        x.clone().into_dispatch(),
+        patches.into_dispatch(),
+        bias.into_dispatch(),
+        history.unwrap_or_else(|| x.clone()).into_dispatch(),
+        noise.unwrap_or(x).into_dispatch(),
+        launch,
+    );
+    After {
+        x: Tensor::from_dispatch(next),
+        x0: Tensor::from_dispatch(x0),
+        history: (launch.kept > 0).then(|| Tensor::from_dispatch(history)),
     }
 }
 
-/// `x_{t−1}` and the predicted `x_0`, both `[B, C, H, W]`.
+/// The same of the network's output as images, guided already, `[B, C_out, H, W]`, by burn's own operations: what training
+/// walks on with. `history`: earlier predictions, the newest first.
 ///
-/// - `x`: the state `[B, C, H, W]`
-/// - `patches`: the last layer's output before its bias `[out_channels·patch²]`, `[B, tokens, out_channels·patch²]`, or with
-///   guidance `[2B, …]`, the conditional half first
-///
-/// For tensors without gradients on a device that runs the shaders or on the CPU.
-pub fn solver_step(
+/// Returns the next state, the estimate of the clean image, and this step's prediction, if it made one.
+pub fn solver_step_of_images(
     x: Tensor<4>,
-    patches: Tensor<3>,
-    bias: Tensor<1>,
-    step: DdimStep,
-) -> (Tensor<4>, Tensor<4>) {
-    let (next, x0) = <Dispatch as SamplingKernels>::solver_step(
-        x.into_dispatch(),
-        patches.into_dispatch(),
-        bias.into_dispatch(),
-        step,
-    );
-    (Tensor::from_dispatch(next), Tensor::from_dispatch(x0))
+    output: Option<Tensor<4>>,
+    history: &[Tensor<4>],
+    noise: Option<Tensor<4>>,
+    step: &Step,
+) -> (Tensor<4>, Tensor<4>, Option<Tensor<4>>) {
+    let channels = x.dims()[1];
+    let clip = |x: Tensor<4>| if step.clip { x.clamp(-1.0, 1.0) } else { x };
+    let prediction = output.clone().map(|output| {
+        let [state, weight] = step.predict;
+        clip(x.clone() * state + output.narrow(1, 0, channels) * weight)
+    });
+    let newest: Vec<_> = prediction.iter().chain(history).take(PREDICTIONS).collect();
+    let weighed = |weights: &Weights, terms: &[&Tensor<4>]| {
+        let all = terms.iter().zip(weights.predictions);
+        all.filter(|(_, weight)| *weight != 0.0)
+            .fold(x.clone() * weights.state, |sum, (term, weight)| {
+                sum + Tensor::clone(term) * weight
+            })
+    };
+    let estimate = match (&newest[..], step.estimate == Weights::NEWEST) {
+        // Clipped when it was predicted.
+        ([first, ..], true) => Tensor::clone(first),
+        _ => clip(weighed(&step.estimate, &newest)),
+    };
+    let mut terms = newest;
+    match terms.first_mut() {
+        Some(first) => *first = &estimate,
+        None => terms.push(&estimate),
+    }
+    let mut next = weighed(&step.update, &terms);
+    if let Some(noise) = noise {
+        let deviation = match (step.noise, output) {
+            (StepNoise::None, _) => None,
+            (StepNoise::Learned { log_variances }, Some(output)) => {
+                let v = output.narrow(1, channels, channels);
+                let [low, high] = log_variances.map(|v| 0.5 * v);
+                Some(((v + 1.0) * (0.5 * (high - low)) + low).exp())
+            }
+            (noise_of_step, _) => Some(noise.ones_like() * fixed_deviation(noise_of_step)),
+        };
+        if let Some(deviation) = deviation {
+            next = next + noise * deviation;
+        }
+    }
+    (next, estimate, prediction)
+}
+
+/// The composed form of [`solver_step`].
+fn composed(before: Before, layout: OutputLayout, step: &Step) -> After {
+    let Before {
+        x,
+        output,
+        history,
+        noise,
+    } = before;
+    let [batch, channels, height, width] = x.dims();
+    let output = output.map(|(patches, bias)| {
+        let (p, out) = (layout.patch, layout.out_channels);
+        let (rows, columns) = (height / p, width / p);
+        let elements = patches.dims()[0];
+        let images = (patches + bias.unsqueeze())
+            .reshape([elements, rows, columns, p, p, out])
+            .permute([0, 5, 1, 3, 2, 4])
+            .reshape([elements, out, height, width]);
+        match layout.guidance.is_active() {
+            true => layout.guidance.guide(images, channels),
+            false => images,
+        }
+    });
+    let earlier = history.map(|history| history.split(batch, 0));
+    let kept = earlier.as_ref().map_or(0, Vec::len);
+    let earlier = earlier.unwrap_or_default();
+    let (x, x0, prediction) = solver_step_of_images(x, output, &earlier, noise, step);
+    let planes: Vec<_> = prediction.into_iter().chain(earlier).take(kept).collect();
+    After {
+        x,
+        x0,
+        history: (kept > 0).then(|| Tensor::cat(planes, 0)),
+    }
+}
+
+/// The deviation of noise that the network says nothing of; where it would but did not run, the larger one it could say.
+fn fixed_deviation(noise: StepNoise) -> f64 {
+    match noise {
+        StepNoise::None => 0.0,
+        StepNoise::Deviation(deviation) => deviation,
+        StepNoise::Learned {
+            log_variances: [_, high],
+        } => (0.5 * high).exp(),
+    }
+}
+
+impl Launch {
+    /// Whether the history is one, and not a stand-in.
+    pub(super) fn keeps_history(&self) -> bool {
+        self.kept > 0
+    }
+
+    /// Channels that guidance replaces.
+    fn guided(&self, channels: usize) -> usize {
+        match self.layout.guidance.is_active() {
+            true => self.layout.guidance.guided_channels(channels),
+            false => 0,
+        }
+    }
+
+    /// What the noise is multiplied with: nothing, a number, or what lies between two logarithms of it.
+    fn noise(&self) -> (usize, f64, [f64; 2]) {
+        match self.step.noise {
+            _ if !self.has_noise => (0, 0.0, [0.0; 2]),
+            StepNoise::None => (0, 0.0, [0.0; 2]),
+            StepNoise::Learned { log_variances } if self.runs_network => {
+                (2, 0.0, log_variances.map(|v| 0.5 * v))
+            }
+            other => (1, fixed_deviation(other), [0.0; 2]),
+        }
+    }
 }
 
 pub(super) fn solver_step_wgsl(
-    x: CubeTensor,
+    [x, history, noise]: [CubeTensor; 3],
     patches: CubeTensor,
     bias: CubeTensor,
-    step: DdimStep,
-) -> (CubeTensor, CubeTensor) {
-    let [x, patches, bias] = [x, patches, bias].map(into_contiguous);
+    launch: Launch,
+) -> (CubeTensor, CubeTensor, CubeTensor) {
     let shape = x.meta.shape().clone();
-    let count = shape.num_elements();
+    let (count, channels) = (shape.num_elements(), shape[1]);
+    let x = into_contiguous(x);
     let (next, x0) = (wgsl::empty_like(&x), wgsl::empty_like(&x));
+    // WebGPU binds no buffer twice where it may be written.
+    let nothing = || wgsl::empty(&x, [1].into());
+    let (patches, bias) = match launch.runs_network {
+        true => (into_contiguous(patches), into_contiguous(bias)),
+        false => (nothing(), nothing()),
+    };
+    let history = match launch.kept {
+        0 => nothing(),
+        _ => wgsl::owned(history),
+    };
+    let noise = match launch.has_noise {
+        true => into_contiguous(noise),
+        false => nothing(),
+    };
     let shader = Shader::flat(
         "solver_step",
         include_str!("../../shaders/solver_step.wgsl"),
     );
-    let info = Info::of(&[count, shape[1], shape[2], shape[3], step.patch])
-        .with(&[step.out_channels, step.guided, usize::from(step.clip_x0)])
-        .with_f32(&[step.guidance])
-        .with_f32(&step.coefficients());
-    wgsl::launch_flat(shader, count, &[&x, &patches, &bias, &next, &x0], info);
-    (next, x0)
+    let (layout, step) = (&launch.layout, &launch.step);
+    let (kind, deviation, logarithms) = launch.noise();
+    let all = |w: &Weights| {
+        [
+            w.state,
+            w.predictions[0],
+            w.predictions[1],
+            w.predictions[2],
+        ]
+    };
+    let info = Info::of(&[count, channels, shape[2], shape[3]])
+        .with(&[layout.patch, layout.out_channels, launch.guided(channels)])
+        .with(&[usize::from(launch.runs_network), launch.kept])
+        .with(&[usize::from(step.clip), kind])
+        .with_f32(&[layout.guidance.scale()])
+        .with_f32(&step.predict)
+        .with_f32(&all(&step.estimate))
+        .with_f32(&all(&step.update))
+        .with_f32(&[deviation])
+        .with_f32(&logarithms);
+    let buffers = [&x, &patches, &bias, &history, &noise, &next, &x0];
+    wgsl::launch_flat(shader, count, &buffers, info);
+    // Where none is kept, what comes back is the stand-in, in the shape that was promised.
+    let history = match launch.kept {
+        0 => x.clone(),
+        _ => history,
+    };
+    (next, x0, history)
 }
 
-/// The CPU twin; `shape` is `x`'s.
+/// What the CPU twin reads.
+pub(super) struct Inputs<'a> {
+    pub x: &'a [f32],
+    pub patches: &'a [f32],
+    pub bias: &'a [f32],
+    pub noise: &'a [f32],
+}
+
+/// The CPU twin; `shape` is `x`'s. Shifts `history` in place.
 pub(super) fn solver_step_cpu(
     [images, channels, height, width]: [usize; 4],
-    x: &[f32],
-    patches: &[f32],
-    bias: &[f32],
-    step: DdimStep,
+    inputs: Inputs<'_>,
+    history: &mut [f32],
+    launch: Launch,
     next: &mut [f32],
     x0: &mut [f32],
 ) {
-    let [signal, spread, next_signal, next_spread] = step.coefficients().map(|c| c as f32);
-    let (p, columns) = (step.patch, width / step.patch);
+    let Inputs {
+        x,
+        patches,
+        bias,
+        noise,
+    } = inputs;
+    let (layout, step) = (&launch.layout, &launch.step);
+    let (p, columns) = (layout.patch, width / layout.patch);
     let tokens = columns * (height / p);
-    let outputs = p * p * step.out_channels;
-    let guidance = step.guidance as f32;
-    for_rows_of_two(x0, next, width, |first, x0, next| {
-        let rows = x0.chunks_exact_mut(width).zip(next.chunks_exact_mut(width));
-        for (line, (x0, next)) in rows.enumerate() {
-            let line = first + line;
-            let (row, channel) = (line % height, line / height % channels);
-            let image = line / height / channels;
-            for column in 0..width {
-                let token = row / p * columns + column / p;
-                let output = (row % p * p + column % p) * step.out_channels + channel;
-                let at = |image: usize| patches[(image * tokens + token) * outputs + output];
-                let mut epsilon = at(image) + bias[output];
-                if channel < step.guided {
-                    let unconditional = at(images + image) + bias[output];
-                    epsilon = unconditional + (epsilon - unconditional) * guidance;
+    let outputs = p * p * layout.out_channels;
+    // Where channel `c` of a pixel lies in the network's output of an element.
+    let place = move |row: usize, column: usize, c: usize| {
+        let token = row / p * columns + column / p;
+        let output = (row % p * p + column % p) * layout.out_channels + c;
+        (token * outputs + output, output)
+    };
+    let position = move |line: usize| {
+        (
+            line / height / channels,
+            line / height % channels,
+            line % height,
+        )
+    };
+    let clip = |value: f32| {
+        if step.clip {
+            value.clamp(-1.0, 1.0)
+        } else {
+            value
+        }
+    };
+    let (guided, guidance) = (launch.guided(channels), layout.guidance.scale() as f32);
+    let [of_state, of_output] = step.predict.map(|w| w as f32);
+    if launch.runs_network {
+        for_rows(x0, width, |first, rows| {
+            for (line, row_out) in rows.chunks_exact_mut(width).enumerate() {
+                let line = first + line;
+                let (image, channel, row) = position(line);
+                for (column, clean) in row_out.iter_mut().enumerate() {
+                    let (at, output) = place(row, column, channel);
+                    let of =
+                        |element: usize| patches[element * tokens * outputs + at] + bias[output];
+                    let mut predicted = of(image);
+                    if channel < guided {
+                        let unconditional = of(images + image);
+                        predicted = unconditional + (predicted - unconditional) * guidance;
+                    }
+                    *clean = clip(x[line * width + column] * of_state + predicted * of_output);
                 }
-                let x = x[line * width + column];
-                let mut clean = (x - epsilon * spread) / signal;
-                if step.clip_x0 {
-                    clean = clean.clamp(-1.0, 1.0);
-                    epsilon = (x - clean * signal) / spread;
+            }
+        });
+    }
+    let count = x.len();
+    let kept = launch.kept;
+    let newer = usize::from(launch.runs_network);
+    // `H_j`, from this step's prediction on.
+    let earlier = |x0: &[f32], history: &[f32], j: usize, i: usize| match j {
+        0 if newer == 1 => x0[i],
+        j if j - newer < kept => history[(j - newer) * count + i],
+        _ => 0.0,
+    };
+    let single = |w: &Weights| (w.state as f32, w.predictions.map(|w| w as f32));
+    let ((estimate_state, estimates), (update_state, updates)) =
+        (single(&step.estimate), single(&step.update));
+    let plain = step.estimate == Weights::NEWEST && newer == 1;
+    let (kind, deviation, [low, high]) = launch.noise();
+    let looks_back = kept > 0;
+    for i in 0..count {
+        let h: [f32; PREDICTIONS] = match looks_back {
+            true => std::array::from_fn(|j| earlier(x0, history, j, i)),
+            false => [x0[i], 0.0, 0.0],
+        };
+        let estimate = match plain {
+            true => h[0],
+            false => {
+                let [a, b, c] = estimates;
+                clip(x[i] * estimate_state + h[0] * a + h[1] * b + h[2] * c)
+            }
+        };
+        let mut result = x[i] * update_state + estimate * updates[0];
+        if looks_back {
+            result += h[1] * updates[1] + h[2] * updates[2];
+        }
+        if kind != 0 {
+            let deviation = match kind {
+                2 => {
+                    let (image, channel, row) = position(i / width);
+                    let (at, output) = place(row, i % width, channels + channel);
+                    let v = patches[image * tokens * outputs + at] + bias[output];
+                    (low as f32 + 0.5 * (v + 1.0) * (high - low) as f32).exp()
                 }
-                x0[column] = clean;
-                next[column] = clean * next_signal + epsilon * next_spread;
+                _ => deviation as f32,
+            };
+            result += noise[i] * deviation;
+        }
+        next[i] = result;
+        if newer == 1 {
+            for plane in (1..kept).rev() {
+                history[plane * count + i] = history[(plane - 1) * count + i];
+            }
+            if kept > 0 {
+                history[i] = h[0];
             }
         }
-    });
+        x0[i] = estimate;
+    }
 }

@@ -20,7 +20,11 @@ pub use family::{
     family_named,
 };
 
-use crate::{diffusion::GuidedChannels, graph::Graph, layers::images_of};
+use crate::{
+    diffusion::{GuidedChannels, Prediction},
+    graph::Graph,
+    layers::images_of,
+};
 
 /// What a network draws.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,6 +37,8 @@ pub struct Latents {
     pub patch: usize,
     /// Channels of the network's output: `C`, or `2C` with learned sigma.
     pub out_channels: usize,
+    /// What the first `C` of them are.
+    pub prediction: Prediction,
 }
 
 impl Latents {

@@ -5,16 +5,16 @@ use std::{ops::Range, sync::Arc};
 use burn::tensor::{Tensor, TensorData};
 
 use super::{
-    SampleError, Settings,
+    SampleError,
     execute::planned_tokens,
     parts::{Part, PartTimes},
     setup::Setup,
 };
 use crate::{
     cache::FeatureStore,
-    diffusion::{ImageNoise, Solver, SolverStep, StepCoefficients},
-    kernels::{DdimStep, runs_kernels, solver_step},
-    models::{At, Condition, Context, Times, output},
+    diffusion::{ImageNoise, Step, StepNoise},
+    kernels::{Before, solver_step},
+    models::{At, Condition, Context, Times},
     plan::Plan,
 };
 
@@ -29,6 +29,8 @@ pub(super) struct Batch {
     pub noise: Vec<ImageNoise>,
     /// `[B, C, H, W]`
     pub x: Tensor<4>,
+    /// Earlier predictions, the newest first, `[kept·B, C, H, W]`.
+    pub history: Option<Tensor<4>>,
     /// The step that comes next.
     pub step: usize,
     pub plan: Arc<Plan>,
@@ -55,24 +57,20 @@ impl Batch {
             &mut self.store,
             parts.as_deref_mut(),
         )?;
-        let step = &setup.trajectory.steps()[self.step];
-        let (next, x0) = match fused_step(setup, step) {
-            Some(fused) => {
-                let (patches, bias) = model.end(tokens, &at).apart();
-                solver_step(self.x.clone(), patches, bias, fused)
-            }
-            None => {
-                let output = output(model, tokens, &at);
-                let step = self.composed_step(setup, step, output);
-                (step.next, step.x0)
-            }
+        let step = &setup.steps[self.step];
+        let before = Before {
+            x: self.x.clone(),
+            output: Some(model.end(tokens, &at).apart()),
+            history: self.history.take(),
+            noise: self.noise_of(step),
         };
-        self.x = next;
+        let after = solver_step(before, setup.output_layout(), step);
+        (self.x, self.history) = (after.x, after.history);
         self.step += 1;
         if let Some(parts) = parts {
             parts.mark(Part::Solver, &setup.model.device());
         }
-        Ok(x0)
+        Ok(after.x0)
     }
 
     /// The adaLN vectors of the step at hand.
@@ -90,7 +88,7 @@ impl Batch {
     fn ahead(&self, setup: &Setup, parts: Option<&mut PartTimes>) -> (Range<usize>, At) {
         let ahead = setup.steps_ahead(self.conditions.len());
         let end = setup.settings.steps.min(self.step.saturating_add(ahead));
-        let steps = &setup.trajectory.steps()[self.step..end];
+        let steps = &setup.steps[self.step..end];
         let timesteps: Vec<_> = steps.iter().map(|s| s.timestep as f32).collect();
         let at = setup.model.prepare(Times::Steps(&timesteps), &self.context);
         if let Some(parts) = parts {
@@ -99,58 +97,18 @@ impl Batch {
         (self.step..end, at)
     }
 
-    /// Any solver's step from the network's output `[B or 2B, C_out, H, W]`.
-    fn composed_step(
-        &mut self,
-        setup: &Setup,
-        step: &StepCoefficients,
-        output: Tensor<4>,
-    ) -> SolverStep {
-        let Settings {
-            solver,
-            guidance,
-            clip_x0,
-            ..
-        } = setup.settings;
-        let output = if guidance.is_active() {
-            guidance.guide(output, setup.latents().channels)
-        } else {
-            output
-        };
-        let noise = (solver.is_stochastic() && !step.last).then(|| {
-            let dims = self.x.dims();
-            let size: usize = dims[1..].iter().product();
-            let mut values = Vec::with_capacity(dims[0] * size);
-            self.noise
-                .iter_mut()
-                .for_each(|stream| stream.fill(size, &mut values));
-            Tensor::from_data(TensorData::new(values, dims), &self.x.device())
-        });
-        solver.step(step, self.x.clone(), output, clip_x0, noise)
+    /// Fresh noise for a step that adds some, from the images' own streams.
+    fn noise_of(&mut self, step: &Step) -> Option<Tensor<4>> {
+        if step.noise == StepNoise::None {
+            return None;
+        }
+        let dims = self.x.dims();
+        let size: usize = dims[1..].iter().product();
+        let mut values = Vec::with_capacity(dims[0] * size);
+        self.noise
+            .iter_mut()
+            .for_each(|stream| stream.fill(size, &mut values));
+        let values = TensorData::new(values, dims);
+        Some(Tensor::from_data(values, &self.x.device()))
     }
-}
-
-/// The step as one kernel, where it is deterministic DDIM on a device that runs it.
-fn fused_step(setup: &Setup, step: &StepCoefficients) -> Option<DdimStep> {
-    let Settings {
-        solver,
-        guidance,
-        clip_x0,
-        ..
-    } = setup.settings;
-    let latents = setup.latents();
-    let deterministic = matches!(solver, Solver::Ddim { eta: 0.0 });
-    (deterministic && runs_kernels(&setup.model.device())).then(|| DdimStep {
-        patch: latents.patch,
-        out_channels: latents.out_channels,
-        guided: if guidance.is_active() {
-            guidance.guided_channels(latents.channels)
-        } else {
-            0
-        },
-        guidance: guidance.scale(),
-        clip_x0,
-        alpha_bar: step.alpha_bar,
-        alpha_bar_prev: step.alpha_bar_prev,
-    })
 }

@@ -19,8 +19,8 @@ use crate::{
     cache::CacheError,
     checkpoint::ModelInfo,
     device::DeviceFault,
-    diffusion::{DiffusionError, Guidance, Solver, Trajectory},
-    models::{ConditionError, Outline},
+    diffusion::{DiffusionError, Guidance, Predicts, Solver, Step, Trajectory},
+    models::{ConditionError, Latents, Outline},
     schedule::{GuidanceRecord, ModelIdentity, RunSettings, ScheduleError},
 };
 
@@ -125,5 +125,18 @@ impl Settings {
     /// [`DiffusionError::Steps`].
     pub fn trajectory(&self) -> Result<Trajectory, DiffusionError> {
         Trajectory::linear(self.steps)
+    }
+
+    /// The numbers of every step, for a network that draws these latents.
+    ///
+    /// # Errors
+    /// [`DiffusionError::Steps`].
+    pub fn numbers(&self, latents: &Latents) -> Result<Vec<Step>, DiffusionError> {
+        let predicts = Predicts {
+            prediction: latents.prediction,
+            learned_sigma: latents.out_channels == 2 * latents.channels,
+            clip: self.clip_x0,
+        };
+        Ok(self.solver.steps(&self.trajectory()?, predicts))
     }
 }

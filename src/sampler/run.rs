@@ -174,11 +174,20 @@ impl Run {
             context,
             noise,
             x: Tensor::from_data(TensorData::new(x, [count, c, h, w]), &device),
+            history: self.history(vec![0.0; setup.history * count * c * h * w], count),
             step: 0,
             plan,
             store,
             ahead: None,
         }
+    }
+
+    /// Earlier predictions of a batch of `images`, where the solver reads any.
+    pub(super) fn history(&self, values: Vec<f32>, images: usize) -> Option<Tensor<4>> {
+        let kept = self.setup.history;
+        let [c, h, w] = self.setup.latents().shape();
+        let values = TensorData::new(values, [kept * images, c, h, w]);
+        (kept > 0).then(|| Tensor::from_data(values, &self.setup.model.device()))
     }
 
     /// Values of a tensor, and what the engine says of how they came about.
@@ -210,6 +219,7 @@ impl Run {
         if let Some(state) = &mut self.state {
             (state.first, state.step) = (batch.first + images, 0);
             (state.x, state.noise) = (Vec::new(), Vec::new());
+            state.history = Vec::new();
         }
         Ok(Event::Images {
             first_image: batch.first,
@@ -262,6 +272,10 @@ impl Run {
                 first: batch.first,
                 step: batch.step,
                 x: self.read(&batch.x)?,
+                history: match &batch.history {
+                    Some(history) => self.read(history)?,
+                    None => Vec::new(),
+                },
                 noise: batch.noise.clone(),
             });
         }

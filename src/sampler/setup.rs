@@ -12,7 +12,8 @@ use super::{
 use crate::{
     cache::{CacheDtype, FeatureStore},
     device::Engine,
-    diffusion::Trajectory,
+    diffusion::Step,
+    kernels::OutputLayout,
     models::{Condition, ConditionError, Latents, Model},
     plan::{Plan, compile},
     schedule::{Schedule, ScheduleError},
@@ -36,7 +37,9 @@ pub(super) struct Setup {
     /// What stands for no condition.
     null: Option<Condition>,
     pub settings: Settings,
-    pub trajectory: Trajectory,
+    pub steps: Vec<Step>,
+    /// Earlier predictions that some step reads.
+    pub history: usize,
     pub schedule: Schedule,
     pub plan: Arc<Plan>,
     pub cache_dtype: CacheDtype,
@@ -59,8 +62,11 @@ impl Sampler {
         settings: Settings,
         schedule: Option<Schedule>,
     ) -> Result<Self, SampleError> {
-        let trajectory = settings.trajectory()?;
-        let graph = &model.outline().graph;
+        let outline = model.outline();
+        let steps = settings.numbers(&outline.latents)?;
+        let history = steps.iter().map(|step| step.earlier_predictions(true));
+        let history = history.max().unwrap_or(0);
+        let graph = &outline.graph;
         let branches = graph.branches();
         let schedule = match schedule {
             Some(schedule) => schedule,
@@ -83,7 +89,8 @@ impl Sampler {
                 null: model.null(),
                 model: model.clone(),
                 settings,
-                trajectory,
+                steps,
+                history,
                 schedule,
                 plan: Arc::new(plan),
                 cache_dtype: CacheDtype::default(),
@@ -253,6 +260,20 @@ impl Setup {
     /// A store is whole at every moment, whatever panicked.
     fn lock_spare(&self) -> MutexGuard<'_, Option<FeatureStore>> {
         self.spare.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How the network's output is to be read.
+    pub fn output_layout(&self) -> OutputLayout {
+        let Latents {
+            patch,
+            out_channels,
+            ..
+        } = self.latents();
+        OutputLayout {
+            patch,
+            out_channels,
+            guidance: self.settings.guidance,
+        }
     }
 
     /// What the model draws.

@@ -20,6 +20,8 @@ pub struct RunState {
     pub(super) step: usize,
     /// `[B, C, H, W]` of the batch at hand; nothing between batches.
     pub(super) x: Vec<f32>,
+    /// Earlier predictions that the solver reads, `[kept·B, C, H, W]`.
+    pub(super) history: Vec<f32>,
     pub(super) noise: Vec<ImageNoise>,
 }
 
@@ -48,7 +50,9 @@ impl Sampler {
         let setup = &self.setup;
         let steps = setup.settings.steps;
         let size = setup.latents().numbers();
-        let fits = state.x.len() == state.noise.len() * size;
+        let images = state.noise.len();
+        let fits =
+            state.x.len() == images * size && state.history.len() == setup.history * images * size;
         if state.settings != setup.settings || state.step > steps || !fits {
             return Err(SampleError::State);
         }
@@ -59,6 +63,7 @@ impl Sampler {
         let plan = compile(&resumed, &setup.model.outline().graph);
         let batch = Batch {
             step: state.step,
+            history: run.history(state.history, images),
             ..run.batch(state.first, state.x, state.noise, Arc::new(plan))
         };
         Ok(run.going_on(state.first, Some(batch)))

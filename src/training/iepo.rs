@@ -95,7 +95,7 @@ pub(super) fn lambda(
     conditions: &StepConditions,
     at: &mut dyn FnMut(usize) -> ControlFlow<()>,
 ) -> Result<Option<Vec<StepError>>, TrainingError> {
-    let steps = walker.trajectory.len();
+    let steps = walker.steps.len();
     if proxy == Proxy::None {
         let one = StepError {
             image: 1.0,
@@ -171,7 +171,7 @@ fn rest_in_full(
     from: usize,
     conditions: &StepConditions,
 ) -> Tensor<4> {
-    for s in from..walker.trajectory.len() {
+    for s in from..walker.steps.len() {
         // Nothing after this reads the cache.
         walker.step(s, &mut walk, conditions, Treatment::Teacher);
     }
@@ -199,7 +199,7 @@ pub(super) fn lambda_long(
     start: &Walk,
     conditions: &StepConditions,
 ) -> Result<Vec<f64>, TrainingError> {
-    let steps = walker.trajectory.len();
+    let steps = walker.steps.len();
     let scores: Vec<Vec<f64>> = (0..steps).map(|s| router.scores(s)).collect();
     if proxy == Proxy::Sensitivity {
         let nothing = vec![0.0; router.branches()];

@@ -157,9 +157,9 @@ impl<'m> Sdt<'m> {
         if run.guidance.is_active() && prompts.null.is_none() {
             return Err(SampleError::from(ConditionError::NoNull).into());
         }
-        let trajectory = run.trajectory()?;
+        let numbers = run.numbers(&model.outline().latents)?;
         let graph = model.outline().graph.clone();
-        let (steps, branches) = (trajectory.len(), graph.branches());
+        let (steps, branches) = (numbers.len(), graph.branches());
         let found = (state.router.steps(), state.router.branches());
         if steps < 2 || found != (steps, branches) || !state.is_whole() {
             return Err(TrainingError::Setting {
@@ -172,7 +172,7 @@ impl<'m> Sdt<'m> {
             model: &**model,
             null: prompts.null.clone(),
             settings: run,
-            trajectory,
+            steps: numbers,
             tau: settings.tau,
             forwards: 0,
         };
@@ -239,7 +239,7 @@ impl<'m> Sdt<'m> {
         each: &mut dyn FnMut(Progress) -> ControlFlow<()>,
     ) -> Result<bool, TrainingError> {
         let pass = self.state.pass;
-        let steps = self.walker.trajectory.len();
+        let steps = self.walker.steps.len();
         let (noise, prompts) = self.draw(pass);
         let image = noise.len() / prompts.len();
         let mut walks: Vec<(Walk, StepConditions, f64)> = Vec::new();
@@ -363,7 +363,7 @@ impl<'m> Sdt<'m> {
     /// Whether λ is due at the start of a pass: by the release's rule, which wants `p·T` to be a multiple of `C` and so
     /// refreshes once in `lcm(T, C)` iterations, or, where β is steered, whenever `C` more iterations are begun.
     fn refreshes_lambda(&self, pass: usize) -> bool {
-        let (steps, every) = (self.walker.trajectory.len(), self.settings.lambda_every);
+        let (steps, every) = (self.walker.steps.len(), self.settings.lambda_every);
         let begun = |pass: usize| (pass * steps).div_ceil(every);
         match self.settings.budget {
             Budget::Beta(_) => (pass * steps).is_multiple_of(every),
@@ -520,7 +520,7 @@ pub(super) mod tests {
                 model: &*model,
                 null: model.null(),
                 settings: run(steps),
-                trajectory: run(steps).trajectory().unwrap(),
+                steps: run(steps).numbers(&model.outline().latents).unwrap(),
                 tau: 0.1,
                 forwards: 0,
             };

@@ -211,12 +211,12 @@ mod tests {
                 guidance: Guidance::new(1.5, GuidedChannels::Three).unwrap(),
                 clip_x0: true,
             };
-            let trajectory = settings.trajectory().unwrap();
+            let steps = settings.numbers(&model.outline().latents).unwrap();
             let mut walker = Walker {
                 model: &*model,
                 null: model.null(),
                 settings,
-                trajectory,
+                steps,
                 tau: 0.1,
                 forwards: 0,
             };

@@ -3,7 +3,8 @@
 use burn::tensor::{Tensor, TensorData};
 
 use crate::{
-    diffusion::Trajectory,
+    diffusion::{Step, solvers::PREDICTIONS},
+    kernels::solver_step_of_images,
     models::{At, Condition, Denoiser, Times, output, walk},
     sampler::Settings,
 };
@@ -16,6 +17,8 @@ use crate::{
 pub(super) struct Walk {
     /// `[b or 2b, C, H, W]`
     pub x: Tensor<4>,
+    /// Predictions of the clean image at earlier steps, the newest first.
+    pub history: Vec<Tensor<4>>,
     /// What every branch handed to the residual stream when it was computed last, `[b or 2b, tokens, dim]`: under the
     /// router a mix of fresh and cached, a running mean of its past. Empty before step 0.
     pub cache: Vec<Tensor<3>>,
@@ -38,7 +41,7 @@ pub(super) struct Walker<'m> {
     /// What stands for no condition, under guidance.
     pub null: Option<Condition>,
     pub settings: Settings,
-    pub trajectory: Trajectory,
+    pub steps: Vec<Step>,
     pub tau: f64,
     /// Passes through the network so far, a batch counted once.
     pub forwards: u64,
@@ -67,6 +70,7 @@ impl<'m> Walker<'m> {
         let x = if self.guided() { x.repeat_dim(0, 2) } else { x };
         Walk {
             x,
+            history: Vec::new(),
             cache: Vec::new(),
         }
     }
@@ -78,8 +82,8 @@ impl<'m> Walker<'m> {
             all.extend(vec![null.clone(); conditions.len()]);
         }
         let context = self.model.context(&all, all.len());
-        let steps = self.trajectory.steps().iter();
-        steps
+        self.steps
+            .iter()
             .map(|step| {
                 let times = vec![step.timestep as f32; all.len()];
                 self.model.prepare(Times::Each(&times), &context)
@@ -154,12 +158,12 @@ impl<'m> Walker<'m> {
 
     /// Moves a walk on by the solver's step.
     pub fn advance(&self, s: usize, walk: &mut Walk, output: Tensor<4>) {
-        let step = &self.trajectory.steps()[s];
-        walk.x = self
-            .settings
-            .solver
-            .step(step, walk.x.clone(), output, self.settings.clip_x0, None)
-            .next;
+        let (x, output) = (walk.x.clone(), Some(output));
+        let (next, _, prediction) =
+            solver_step_of_images(x, output, &walk.history, None, &self.steps[s]);
+        walk.x = next;
+        walk.history.splice(0..0, prediction);
+        walk.history.truncate(PREDICTIONS - 1);
     }
 
     /// Forward and advance.

@@ -4,7 +4,7 @@
     python tests/golden/make.py solver router    # only these
     python tests/golden/make.py bundled          # needs assets/dit-emoji32.safetensors
 
-Needs torch, numpy and safetensors, and diffusers for the part of that name. Files are written beside this
+Needs torch, numpy and safetensors, and diffusers for `diffusers` and `multistep`. Files are written beside this
 script, always the same ones: seeds are fixed, the CPU is used, and everything is float32 unless said otherwise.
 Nothing here is shared with the Rust code: it is a second reading of the same formulas, written to be obvious, not fast.
 
@@ -26,6 +26,8 @@ Parts
              It differs from the release in two places: see `Dialect`.
   solver     solver.safetensors: one denoising step, for every step of T = 10, each from its own random x[s], out[s]
              (epsilon, then the sigma channels) and noise[s]. Computed in float64.
+  multistep  multistep.safetensors: whole runs of T = 3, 10 and 20 steps of diffusers' DPM-Solver++ (2M) at the release's
+             timesteps: `T.states` [T+1,1,4,4,4] under fixed network outputs `T.out` [T,1,4,4,4].
   sdt        sdt-{loo,progressive,plain}.safetensors: Step-Wise Denoising Training of a router for tiny-a.
   cached     cached.safetensors: images of DDIM runs that reuse features, for m in tiny-{a,b,c}: `m.noise` [2,C,H,W],
              `m.labels` [2] i64, and for two tables t: `m.t.table` [6,N] u8 (1 computes), `m.t.f32` and `m.t.f16` [2,C,H,W].
@@ -466,6 +468,24 @@ def part_solver():
     write("solver.safetensors", {"x": x, "out": out, "noise": noise} | results)
 
 
+def part_multistep():
+    from diffusers import DPMSolverMultistepScheduler
+
+    results = {}
+    for steps in (3, 10, 20):
+        solver = DPMSolverMultistepScheduler(
+            num_train_timesteps=1000, beta_start=1e-4, beta_end=0.02, beta_schedule="linear", solver_order=2,
+            final_sigmas_type="zero",
+        )
+        solver.set_timesteps(timesteps=Respaced(steps).timesteps)
+        x, out = normal(410, 1, 4, 4, 4), normal(411, steps, 1, 4, 4, 4)
+        states = [x]
+        for s, t in enumerate(solver.timesteps):
+            states.append(solver.step(out[s], t, states[-1]).prev_sample)
+        results |= {f"{steps}.out": out, f"{steps}.states": torch.stack(states)}
+    write("multistep.safetensors", results)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Step-Wise Denoising Training
 
@@ -883,6 +903,7 @@ PARTS = {
     "forward": part_forward,
     "diffusers": part_diffusers,
     "solver": part_solver,
+    "multistep": part_multistep,
     "sdt": part_sdt,
     "cached": part_cached,
     "router": part_router,

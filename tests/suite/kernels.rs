@@ -2,10 +2,10 @@
 
 use burn::tensor::{Device, Tensor, TensorData};
 use harmonica::{
-    diffusion::ImageNoise,
+    diffusion::{Guidance, GuidedChannels, ImageNoise, Step, StepNoise, Weights},
     kernels::{
-        DdimStep, Reused, SlotAt, VectorAt, add_bias, attention, cache_write, embed_tokens,
-        gated_residual, gelu, modulate, product, reuse_span, solver_step,
+        Before, OutputLayout, Reused, SlotAt, VectorAt, add_bias, attention, cache_write,
+        embed_tokens, gated_residual, gelu, modulate, product, reuse_span, solver_step,
     },
     metrics::max_abs_error,
 };
@@ -380,70 +380,135 @@ fn shared_and_sliced_tensors_keep_their_values() {
     });
 }
 
+/// Every number of a step at work: with and without a network, guidance, clipping, older predictions and noise, against the
+/// formulas of [`Step`] written out in f64.
 #[test]
-fn solver_step_is_unpatchify_guidance_and_ddim() {
-    use harmonica::diffusion::{Guidance, GuidedChannels, Solver, Trajectory};
+fn solver_step_is_what_its_numbers_say() {
     let (images, channels, [height, width], patch) = (3, 4, [6, 4], 2);
-    let trajectory = Trajectory::linear(7).unwrap();
-    for (guided, learned_sigma, clip_x0, index) in [
-        (Some(GuidedChannels::Three), true, false, 0),
-        (Some(GuidedChannels::All), false, true, 3),
-        (None, true, true, 6),
+    let count = images * channels * height * width;
+    let tokens = height / patch * (width / patch);
+    let weights = |state: f64, predictions: [f64; 3]| Weights { state, predictions };
+    let newest = Weights::NEWEST;
+    let (forecast, look_back) = (
+        weights(0.1, [1.3, -0.4, 0.2]),
+        weights(0.7, [0.5, -0.2, 0.1]),
+    );
+    let one_step = weights(0.8, [0.3, 0.0, 0.0]);
+    let learned = StepNoise::Learned {
+        log_variances: [-3.0, -0.5],
+    };
+    let (three, all) = (Some(GuidedChannels::Three), Some(GuidedChannels::All));
+    for (runs_network, guided, clip, kept, estimate, update, noise) in [
+        (true, three, false, 0, newest, one_step, StepNoise::None),
+        (true, None, true, 0, newest, one_step, learned),
+        (true, all, true, 1, newest, look_back, StepNoise::None),
+        (
+            true,
+            three,
+            true,
+            2,
+            forecast,
+            look_back,
+            StepNoise::Deviation(0.3),
+        ),
+        (true, None, false, 3, forecast, look_back, learned),
+        (false, three, true, 3, forecast, look_back, StepNoise::None),
+        (
+            false,
+            None,
+            false,
+            1,
+            newest,
+            one_step,
+            StepNoise::Deviation(0.3),
+        ),
+        (false, all, true, 2, forecast, one_step, learned),
     ] {
-        let out_channels = channels * if learned_sigma { 2 } else { 1 };
-        let tokens = height / patch * (width / patch);
+        let out_channels = channels * 2;
         let batch = images * if guided.is_some() { 2 } else { 1 };
         let outputs = patch * patch * out_channels;
-        let x = numbers(1, images * channels * height * width);
+        let scale = if guided.is_some() { 2.5 } else { 1.0 };
+        let guidance = Guidance::new(scale, guided.unwrap_or_default()).unwrap();
+        let step = Step {
+            timestep: 0,
+            predict: [1.2, -0.6],
+            clip,
+            estimate,
+            update,
+            noise,
+        };
+        let (x, fresh) = (numbers(1, count), numbers(4, count));
         let (patches, bias) = (numbers(2, batch * tokens * outputs), numbers(3, outputs));
-        let guidance = Guidance::new(2.5, guided.unwrap_or_default()).unwrap();
-        let step = &trajectory.steps()[index];
-        let fused = DdimStep {
-            patch,
-            out_channels,
-            guided: guided.map_or(0, |_| guidance.guided_channels(channels)),
-            guidance: guidance.scale(),
-            clip_x0,
-            alpha_bar: step.alpha_bar,
-            alpha_bar_prev: step.alpha_bar_prev,
-        };
-        // The composed path, which the golden runs check against PyTorch.
-        let cpu = Device::flex();
-        let biased = upload(&patches, [batch, tokens, outputs], &cpu)
-            + upload(&bias, [outputs], &cpu).unsqueeze();
-        let grid = [
-            batch,
-            height / patch,
-            width / patch,
-            patch,
-            patch,
-            out_channels,
-        ];
-        let output = biased.reshape(grid).permute([0, 5, 1, 3, 2, 4]).reshape([
-            batch,
-            out_channels,
-            height,
-            width,
-        ]);
-        let output = match guided {
-            Some(_) => guidance.guide(output, channels),
-            None => output,
-        };
-        let shape = [images, channels, height, width];
-        let state = upload(&x, shape, &cpu);
-        let expected = Solver::ddim(0.0)
-            .unwrap()
-            .step(step, state, output, clip_x0, None);
-        let mut both = wide(&download(expected.next));
-        both.extend(wide(&download(expected.x0)));
-        let scale = both.iter().fold(1.0f64, |m, v| m.max(v.abs())) as f32;
-        check("solver_step", &both, 2e-5 * scale, |device| {
-            let patches = upload(&patches, [batch, tokens, outputs], device);
-            let bias = upload(&bias, [outputs], device);
-            let (next, x0) = solver_step(upload(&x, shape, device), patches, bias, fused);
-            let mut both = download(next);
-            both.extend(download(x0));
-            both
+        let planes: Vec<f32> = numbers(5, kept * count).iter().map(|v| v * 0.5).collect();
+
+        let clipped = |v: f64| if clip { v.clamp(-1.0, 1.0) } else { v };
+        let (mut next, mut x0, mut history) = (Vec::new(), Vec::new(), vec![0.0; kept * count]);
+        for i in 0..count {
+            let (column, row) = (i % width, i / width % height);
+            let (channel, image) = (i / width / height % channels, i / width / height / channels);
+            let output = |element: usize, channel: usize| {
+                let token = row / patch * (width / patch) + column / patch;
+                let place = (row % patch * patch + column % patch) * out_channels + channel;
+                f64::from(patches[(element * tokens + token) * outputs + place] + bias[place])
+            };
+            let state = f64::from(x[i]);
+            let mut h: Vec<f64> = (0..kept)
+                .map(|k| f64::from(planes[k * count + i]))
+                .collect();
+            let mut deviation = match noise {
+                StepNoise::None => 0.0,
+                StepNoise::Deviation(deviation) => deviation,
+                StepNoise::Learned { log_variances } => (0.5 * log_variances[1]).exp(),
+            };
+            if runs_network {
+                let mut predicted = output(image, channel);
+                if guided.is_some() && channel < guidance.guided_channels(channels) {
+                    let unconditional = output(images + image, channel);
+                    predicted = unconditional + (predicted - unconditional) * guidance.scale();
+                }
+                h.insert(0, clipped(1.2 * state - 0.6 * predicted));
+                if let StepNoise::Learned {
+                    log_variances: [low, high],
+                } = noise
+                {
+                    let share = (output(image, channels + channel) + 1.0) / 2.0;
+                    deviation = (0.5 * (share * high + (1.0 - share) * low)).exp();
+                }
+            }
+            let kept_after = h.iter().take(kept).enumerate();
+            kept_after.for_each(|(k, v)| history[k * count + i] = *v);
+            h.resize(3, 0.0);
+            let sum = |w: &Weights, h: &[f64]| -> f64 {
+                w.state * state + w.predictions.iter().zip(h).map(|(w, h)| w * h).sum::<f64>()
+            };
+            h[0] = clipped(sum(&estimate, &h));
+            x0.push(h[0]);
+            next.push(sum(&update, &h) + deviation * f64::from(fresh[i]));
+        }
+        let expected: Vec<f64> = [next, x0, history].concat();
+        let scale = expected.iter().fold(1.0f64, |m, v| m.max(v.abs())) as f32;
+        check("solver_step", &expected, 1e-6 * scale, |device| {
+            let shape = [images, channels, height, width];
+            let before = Before {
+                x: upload(&x, shape, device),
+                output: runs_network.then(|| {
+                    let patches = upload(&patches, [batch, tokens, outputs], device);
+                    (patches, upload(&bias, [outputs], device))
+                }),
+                history: (kept > 0)
+                    .then(|| upload(&planes, [kept * images, channels, height, width], device)),
+                noise: (noise != StepNoise::None).then(|| upload(&fresh, shape, device)),
+            };
+            let layout = OutputLayout {
+                patch,
+                out_channels,
+                guidance,
+            };
+            let after = solver_step(before, layout, &step);
+            let mut all = download(after.x);
+            all.extend(download(after.x0));
+            all.extend(after.history.map(download).unwrap_or_default());
+            all
         });
     }
 }
@@ -451,21 +516,30 @@ fn solver_step_is_unpatchify_guidance_and_ddim() {
 /// A network's NaN must not come out of clipping as a colour.
 #[test]
 fn clipping_keeps_what_is_no_number() {
-    let step = DdimStep {
-        patch: 1,
-        out_channels: 1,
-        guided: 0,
-        guidance: 1.0,
-        clip_x0: true,
-        alpha_bar: 0.5,
-        alpha_bar_prev: 0.9,
+    let step = Step {
+        timestep: 0,
+        predict: [1.0, -1.0],
+        clip: true,
+        estimate: Weights::NEWEST,
+        update: Weights::NEWEST,
+        noise: StepNoise::None,
     };
     for (name, engine) in engines() {
         let device = engine.device();
-        let x = upload(&[0.5; 4], [1, 1, 2, 2], device);
         let patches = upload(&[0.1, f32::NAN, f32::INFINITY, 0.1], [1, 4, 1], device);
-        let (next, x0) = solver_step(x, patches, upload(&[0.0], [1], device), step);
-        for values in [download(next), download(x0)] {
+        let before = Before {
+            x: upload(&[0.5; 4], [1, 1, 2, 2], device),
+            output: Some((patches, upload(&[0.0], [1], device))),
+            history: None,
+            noise: None,
+        };
+        let layout = OutputLayout {
+            patch: 1,
+            out_channels: 1,
+            guidance: Guidance::default(),
+        };
+        let after = solver_step(before, layout, &step);
+        for values in [download(after.x), download(after.x0)] {
             assert!(
                 values[0].is_finite() && values[1].is_nan(),
                 "{name}: {values:?}"

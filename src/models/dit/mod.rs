@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     containers::{CheckpointError, TensorSource},
-    diffusion::GuidedChannels,
+    diffusion::{GuidedChannels, Prediction},
     graph::{Graph, SiteKind, mlp_macs, self_attention_macs},
     layers::{TIMESTEP_CHANNELS, sincos_positions},
 };
@@ -141,6 +141,7 @@ impl DitConfig {
                 size: self.input_size,
                 patch: self.patch,
                 out_channels: self.out_channels(),
+                prediction: Prediction::Epsilon,
             },
             conditioning: Conditioning::Classes(self.classes),
             parameters: self.parameters(),

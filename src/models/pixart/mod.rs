@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     containers::{CheckpointError, TensorSource},
-    diffusion::GuidedChannels,
+    diffusion::{GuidedChannels, Prediction},
     graph::{Graph, SiteKind, cross_attention_macs, mlp_macs, self_attention_macs},
     layers::{TIMESTEP_CHANNELS, sincos_positions},
 };
@@ -138,6 +138,7 @@ impl PixArtConfig {
                 size: self.input_size,
                 patch: self.patch,
                 out_channels: self.out_channels,
+                prediction: Prediction::Epsilon,
             },
             conditioning: Conditioning::Text {
                 tokens: text,

@@ -1,0 +1,271 @@
+//! Solvers, one file each, none of which knows a device: a step is numbers, computed in f64 before the run, and one kernel
+//! ([`crate::kernels::solver_step`]) runs them all.
+
+mod ddim;
+mod ddpm;
+mod dpm;
+
+use std::{fmt, str::FromStr};
+
+use serde::{Deserialize, Serialize};
+
+use super::{DiffusionError, StepCoefficients, Trajectory};
+
+/// How `x_s` becomes `x_{s+1}`.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum Solver {
+    /// DDIM (arXiv 2010.02502); `eta` 0 is deterministic, 1 as noisy as DDPM.
+    Ddim { eta: f64 },
+    /// Ancestral DDPM sampling, with the learned-range variance where the network has one.
+    Ddpm,
+    /// DPM-Solver++ of second order, multistep (arXiv 2211.01095, algorithm 2).
+    Dpm2m,
+}
+
+/// Names that [`Solver`] is written and read by.
+const EXPECTED: &str = "`ddim`, `ddim:ETA` (0 to 1), `ddpm` or `dpm++2m`";
+
+/// Predictions of the clean image that a step may weigh: its own and those before it.
+pub const PREDICTIONS: usize = 3;
+
+/// One denoising step, as numbers.
+///
+/// 1. A step that runs the network predicts the clean image, `X = predict[0]·x + predict[1]·output`, clipped to [-1, 1]
+///    where `clip` says so. `H_0` is the newest prediction, `H_1` the one before it.
+/// 2. What is taken for the clean image is `X̂ = Σ_j estimate.predictions[j]·H_j + estimate.state·x`, clipped alike.
+/// 3. `x' = update.state·x + update.predictions[0]·X̂ + Σ_{j≥1} update.predictions[j]·H_j`, and noise.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Step {
+    /// The training timestep that the network is told.
+    pub timestep: usize,
+    pub predict: [f64; 2],
+    pub clip: bool,
+    pub estimate: Weights,
+    pub update: Weights,
+    pub noise: StepNoise,
+}
+
+/// What the state and the predictions weigh, the newest prediction first.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Weights {
+    pub state: f64,
+    pub predictions: [f64; PREDICTIONS],
+}
+
+/// Fresh noise of a step, N(0, 1) times this deviation.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum StepNoise {
+    None,
+    Deviation(f64),
+    /// Between two log variances, as the network's sigma channels say in [-1, 1] (arXiv 2102.09672, eq. 15).
+    Learned {
+        log_variances: [f64; 2],
+    },
+}
+
+/// What a network was trained to predict of `x = √ᾱ·x_0 + √(1−ᾱ)·ε`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Prediction {
+    /// The noise `ε`.
+    #[default]
+    Epsilon,
+    /// `√ᾱ·ε − √(1−ᾱ)·x_0` (arXiv 2202.00512).
+    Velocity,
+    /// The clean image `x_0`.
+    Sample,
+}
+
+/// What a step needs to know of the network's output.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Predicts {
+    pub prediction: Prediction,
+    /// Whether sigma channels follow those of the prediction.
+    pub learned_sigma: bool,
+    /// Whether the clean image lies in [-1, 1] and is clipped to it.
+    pub clip: bool,
+}
+
+impl Weights {
+    /// The newest prediction alone.
+    pub const NEWEST: Self = Self {
+        state: 0.0,
+        predictions: [1.0, 0.0, 0.0],
+    };
+
+    /// How many of the newest predictions carry weight.
+    fn depth(&self) -> usize {
+        let last = self.predictions.iter().rposition(|w| *w != 0.0);
+        last.map_or(0, |last| last + 1)
+    }
+}
+
+impl Step {
+    /// Predictions of earlier steps that this one reads, where it runs the network or does not.
+    pub fn earlier_predictions(&self, runs_network: bool) -> usize {
+        let depth = self.estimate.depth().max(self.update.depth());
+        depth.saturating_sub(usize::from(runs_network))
+    }
+}
+
+impl Prediction {
+    /// What the state and the output weigh in the clean image, at a step with `√ᾱ` and `√(1−ᾱ)`.
+    fn weights(self, [signal, spread]: [f64; 2]) -> [f64; 2] {
+        match self {
+            Self::Epsilon => [1.0 / signal, -spread / signal],
+            Self::Velocity => [signal, -spread],
+            Self::Sample => [0.0, 1.0],
+        }
+    }
+}
+
+impl Solver {
+    /// # Errors
+    /// [`DiffusionError::Eta`] unless `0 ≤ eta ≤ 1`.
+    pub fn ddim(eta: f64) -> Result<Self, DiffusionError> {
+        if (0.0..=1.0).contains(&eta) {
+            Ok(Self::Ddim { eta })
+        } else {
+            Err(DiffusionError::Eta { eta })
+        }
+    }
+
+    /// Whether every step but the last needs fresh noise.
+    pub fn is_stochastic(&self) -> bool {
+        match self {
+            Self::Ddim { eta } => *eta != 0.0,
+            Self::Ddpm => true,
+            Self::Dpm2m => false,
+        }
+    }
+
+    /// The numbers of every step of a run.
+    pub fn steps(&self, trajectory: &Trajectory, predicts: Predicts) -> Vec<Step> {
+        let points = trajectory.steps();
+        let step = |(s, point): (usize, &StepCoefficients)| {
+            let (update, noise) = match *self {
+                Self::Ddim { eta } => ddim::update(point, eta),
+                Self::Ddpm => ddpm::update(point, predicts.learned_sigma),
+                Self::Dpm2m => (dpm::update(points, s), StepNoise::None),
+            };
+            Step {
+                timestep: point.timestep,
+                predict: predicts.prediction.weights(point.signal_and_spread()),
+                clip: predicts.clip,
+                estimate: Weights::NEWEST,
+                update,
+                noise: if point.last { StepNoise::None } else { noise },
+            }
+        };
+        points.iter().enumerate().map(step).collect()
+    }
+}
+
+impl FromStr for Solver {
+    type Err = DiffusionError;
+    fn from_str(name: &str) -> Result<Self, Self::Err> {
+        let unknown = || DiffusionError::UnknownSolver {
+            name: name.into(),
+            expected: EXPECTED,
+        };
+        match name.split_once(':') {
+            None if name == "ddim" => Ok(Self::Ddim { eta: 0.0 }),
+            None if name == "ddpm" => Ok(Self::Ddpm),
+            None if ["dpm++2m", "dpm++", "dpmpp-2m"].contains(&name) => Ok(Self::Dpm2m),
+            Some(("ddim", eta)) => Self::ddim(eta.parse().map_err(|_| unknown())?),
+            _ => Err(unknown()),
+        }
+    }
+}
+
+impl TryFrom<String> for Solver {
+    type Error = DiffusionError;
+    fn try_from(name: String) -> Result<Self, Self::Error> {
+        name.parse()
+    }
+}
+
+impl From<Solver> for String {
+    fn from(solver: Solver) -> Self {
+        solver.to_string()
+    }
+}
+
+impl fmt::Display for Solver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ddim { eta } if *eta == 0.0 => f.write_str("ddim"),
+            Self::Ddim { eta } => write!(f, "ddim:{eta}"),
+            Self::Ddpm => f.write_str("ddpm"),
+            Self::Dpm2m => f.write_str("dpm++2m"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const EPSILON: Predicts = Predicts {
+        prediction: Prediction::Epsilon,
+        learned_sigma: true,
+        clip: false,
+    };
+
+    #[test]
+    fn names_round_trip() {
+        for name in ["ddim", "ddim:0.5", "ddpm", "dpm++2m"] {
+            assert_eq!(name.parse::<Solver>().unwrap().to_string(), name);
+        }
+        for name in ["", "euler", "ddim:2", "ddim:x", "ddpm:1"] {
+            assert!(name.parse::<Solver>().is_err(), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_clean_network_ends_at_the_image_it_predicts() {
+        let run = Trajectory::linear(7).unwrap();
+        let solvers = [Solver::Ddim { eta: 0.0 }, Solver::Ddpm, Solver::Dpm2m];
+        for solver in solvers {
+            let last = *solver.steps(&run, EPSILON).last().unwrap();
+            assert_eq!(last.update.depth(), 1, "{solver}");
+            let w = last.update.predictions[0];
+            assert!((w - 1.0).abs() < 1e-12, "{solver}: {w}");
+            assert_eq!(last.update.state.abs(), 0.0, "{solver}");
+            assert_eq!(last.noise, StepNoise::None);
+        }
+    }
+
+    /// Whatever a network predicts, it predicts the same image.
+    #[test]
+    fn prediction_types_agree() {
+        let (clean, noise) = (0.7, -1.3);
+        for point in Trajectory::linear(9).unwrap().steps() {
+            let [signal, spread] = point.signal_and_spread();
+            let x = signal * clean + spread * noise;
+            for (prediction, output) in [
+                (Prediction::Epsilon, noise),
+                (Prediction::Velocity, signal * noise - spread * clean),
+                (Prediction::Sample, clean),
+            ] {
+                let [state, weight] = prediction.weights([signal, spread]);
+                let found = state * x + weight * output;
+                assert!((found - clean).abs() < 1e-12, "{prediction:?}: {found}");
+            }
+        }
+    }
+
+    #[test]
+    fn only_a_multistep_solver_looks_back() {
+        let run = Trajectory::linear(20).unwrap();
+        let earlier = |solver: Solver| -> Vec<usize> {
+            let steps = solver.steps(&run, EPSILON);
+            steps.iter().map(|s| s.earlier_predictions(true)).collect()
+        };
+        assert_eq!(earlier(Solver::Ddim { eta: 0.5 }), vec![0; 20]);
+        assert_eq!(earlier(Solver::Ddpm), vec![0; 20]);
+        let mut second_order = vec![1; 20];
+        (second_order[0], second_order[19]) = (0, 0);
+        assert_eq!(earlier(Solver::Dpm2m), second_order);
+    }
+}
