@@ -29,7 +29,7 @@ use harmonica::{
     schedule::Schedule,
     training::{
         Budget, Proxy, RouterRun, RouterRunOptions, RunFolder, SdtSettings,
-        pretrain::{
+        network::{
             DataOptions, Dataset, Length, Optimizer, PretrainEvent, PretrainFolder,
             PretrainOptions, PretrainRun, PretrainSettings, PretrainStart,
         },

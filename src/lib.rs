@@ -68,7 +68,7 @@
 //! | [`pipeline`] | the facade: a model on a device, schedules by name, samplers |
 //! | [`files`] | files that are never half-written |
 //! | [`metrics`], [`report`] | numbers about images; pictures about numbers |
-//! | [`training`] | SDT, IEPO, the budget, resumable runs; [`training::pretrain`]: a DiT from pictures |
+//! | [`training`] | SDT, IEPO, the budget, resumable runs; [`training::network`]: a DiT from pictures |
 //! | [`cli`] | the command, one file a subcommand |
 //! | `capi` | the C interface of `include/harmonica.h`, with the feature of that name |
 #![deny(unsafe_code)]

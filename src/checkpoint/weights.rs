@@ -56,7 +56,7 @@ impl Weights {
             ModelSpec::Bundled => {
                 return Err(CheckpointError::UnknownFormat {
                     path: "the bundled model".into(),
-                    found: "this build was made without the `bundled` feature; pass --model".into(),
+                    found: "this build was made without the `bundled` feature".into(),
                 });
             }
         };

@@ -1,9 +1,15 @@
 //! Every error the command can end with, and its exit code.
 
 use crate::{
-    checkpoint::CheckpointError, device::DeviceError, diffusion::DiffusionError,
-    pipeline::OpenError, policy::PolicyError, report::ReportError, sampler::SampleError,
-    schedule::ScheduleError, training::TrainingError,
+    checkpoint::CheckpointError,
+    device::DeviceError,
+    diffusion::DiffusionError,
+    pipeline::OpenError,
+    policy::PolicyError,
+    report::ReportError,
+    sampler::SampleError,
+    schedule::ScheduleError,
+    training::{DataError, TrainingError},
 };
 
 #[derive(Debug, thiserror::Error)]
@@ -35,25 +41,45 @@ pub(super) enum CliError {
 }
 
 impl CliError {
-    /// What to do about it, where a flag or another command helps.
-    pub fn hint(&self) -> Option<&'static str> {
-        let of_schedule = |error: &ScheduleError| match error {
-            ScheduleError::Mismatch { .. } => Some(
-                "; make one for this run (`harmonica schedule make`, `harmonica train router`), or pass --force to use it all the same",
-            ),
-            ScheduleError::Shape { .. } => Some(
-                "; make one for this run (`harmonica schedule make`, `harmonica train router`)",
-            ),
-            _ => None,
-        };
+    /// What went wrong in this command's own words: settings by their flags, and what to do where a flag or another command
+    /// helps.
+    pub fn explain(&self) -> String {
         match self {
-            Self::Policy(PolicyError::Schedule(error))
-            | Self::Schedule(error)
-            | Self::Sample(SampleError::Schedule(error)) => of_schedule(error),
-            Self::Sample(SampleError::NoImages) => Some(": pass --count of at least 1"),
-            Self::Sample(SampleError::Batch) => {
-                Some(": pass --batch of at least 1, or none to have it chosen")
+            Self::Training(TrainingError::Setting {
+                setting,
+                value,
+                expected,
+            }) => format!("--{setting} is {value}, expected {expected}"),
+            Self::Training(TrainingError::Resume {
+                path,
+                setting,
+                found,
+                asked,
+            }) => format!(
+                "{} was trained with {} {found}, this command says {asked}; resume with the same settings, or choose another --out",
+                path.display(),
+                flag_of(setting)
+            ),
+            _ => format!("{self}{}", self.hint().unwrap_or_default()),
+        }
+    }
+
+    fn hint(&self) -> Option<&'static str> {
+        match self {
+            Self::Checkpoint(error)
+            | Self::Open(OpenError::Checkpoint(error))
+            | Self::Training(TrainingError::Checkpoint(error)) => of_checkpoint(error),
+            Self::Device(error) => of_device(error),
+            Self::Diffusion(error)
+            | Self::Policy(PolicyError::Run(error))
+            | Self::Training(TrainingError::Diffusion(error)) => of_diffusion(error),
+            Self::Policy(PolicyError::Schedule(error)) | Self::Schedule(error) => {
+                of_schedule(error)
             }
+            Self::Sample(error)
+            | Self::Open(OpenError::Sample(error))
+            | Self::Training(TrainingError::Sample(error)) => of_sample(error),
+            Self::Training(error) => of_training(error),
             _ => None,
         }
     }
@@ -97,5 +123,74 @@ impl CliError {
             ) => 2,
             _ => 1,
         }
+    }
+}
+
+fn of_checkpoint(error: &CheckpointError) -> Option<&'static str> {
+    match error {
+        CheckpointError::HeadsNeeded { .. } => Some("; pass --heads N"),
+        CheckpointError::SizeNeeded { .. } => Some("; pass --input-size HEIGHTxWIDTH"),
+        _ => None,
+    }
+}
+
+fn of_device(error: &DeviceError) -> Option<&'static str> {
+    match error {
+        DeviceError::NoAdapter { .. }
+        | DeviceError::Unusable { .. }
+        | DeviceError::Driver { .. } => Some("; or pass another --device, auto or cpu"),
+        _ => None,
+    }
+}
+
+fn of_diffusion(error: &DiffusionError) -> Option<&'static str> {
+    match error {
+        DiffusionError::Steps { .. } => Some("; pass --steps between them"),
+        _ => None,
+    }
+}
+
+fn of_schedule(error: &ScheduleError) -> Option<&'static str> {
+    match error {
+        ScheduleError::Mismatch { .. } => Some(
+            "; make one for this run (`harmonica schedule make`, `harmonica train router`), or pass --force to use it all the same",
+        ),
+        ScheduleError::Shape { .. } => {
+            Some("; make one for this run (`harmonica schedule make`, `harmonica train router`)")
+        }
+        _ => None,
+    }
+}
+
+fn of_sample(error: &SampleError) -> Option<&'static str> {
+    match error {
+        SampleError::Diffusion(error) => of_diffusion(error),
+        SampleError::Schedule(error) => of_schedule(error),
+        SampleError::NoImages => Some(": pass --count of at least 1"),
+        SampleError::Batch => Some(": pass --batch of at least 1, or none to have it chosen"),
+        _ => None,
+    }
+}
+
+fn of_training(error: &TrainingError) -> Option<&'static str> {
+    match error {
+        TrainingError::Exists { .. } => {
+            Some("; pass --resume to go on with it, or choose another --out")
+        }
+        TrainingError::OtherRun { .. } => Some("; choose another --out"),
+        TrainingError::NothingToResume { .. } => Some("; leave --resume away to start one"),
+        TrainingError::Diverged { .. } => Some(" (--lr)"),
+        TrainingError::Data(DataError::Temporary { .. }) => Some(" (--data-memory)"),
+        _ => None,
+    }
+}
+
+/// The flag of a setting that a run remembers by its field's name; other settings have none.
+fn flag_of(setting: &str) -> String {
+    match setting {
+        "learning_rate" => "--lr".into(),
+        "budget" | "timesteps" | "resolution" => setting.into(),
+        words if words.contains(' ') => words.into(),
+        field => format!("--{}", field.replace('_', "-")),
     }
 }

@@ -9,7 +9,7 @@ use crate::{
     checkpoint::{self, LoadOptions, ReleasedRouter, TensorEntry},
     models::Conditioning,
     schedule::{ReleasedKind, router_from_release},
-    training::{TrainingSummary, pretrain::SavedRun},
+    training::{TrainingSummary, network::SavedRun},
 };
 
 #[derive(clap::Args, Debug)]

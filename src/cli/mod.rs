@@ -156,7 +156,7 @@ pub fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error}{}", error.hint().unwrap_or_default());
+            eprintln!("error: {}", error.explain());
             ExitCode::from(error.exit_code())
         }
     }

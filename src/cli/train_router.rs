@@ -22,7 +22,7 @@ use crate::{
     schedule::Router,
     training::{
         Budget, Progress, Proxy, Replay, RouterRun, RouterRunOptions, RunFolder, SdtSettings,
-        TrainingSummary, budget::TOLERANCE,
+        TrainingSummary, router::budget::TOLERANCE,
     },
 };
 

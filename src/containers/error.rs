@@ -70,16 +70,16 @@ pub enum CheckpointError {
     },
 
     /// Shapes cannot tell the number of attention heads.
-    #[error("{}: the number of attention heads cannot be told from shapes, and hidden size {hidden} is none of the published ones (384, 768, 1024, 1152); pass --heads N{hint}", path.display())]
+    #[error("{}: the number of attention heads cannot be told from shapes, and hidden size {hidden} is none of the published ones (384, 768, 1024, 1152){hint}", path.display())]
     HeadsNeeded {
         path: PathBuf,
         hidden: usize,
         hint: String,
     },
 
-    /// The token count does not say how the grid lies.
-    #[error("{}: {tokens} tokens form no square; pass --input-size HEIGHTxWIDTH", path.display())]
-    SizeNeeded { path: PathBuf, tokens: usize },
+    /// Nothing says how large the images are, or how the grid of tokens lies.
+    #[error("{}: {problem}", path.display())]
+    SizeNeeded { path: PathBuf, problem: String },
 
     /// Settings that contradict each other or the file.
     #[error("{}: {problem}", path.display())]

@@ -45,14 +45,14 @@ impl Api {
     pub(super) fn advice(self) -> &'static str {
         match self {
             Self::Vulkan => {
-                "install the GPU's Vulkan driver (Debian and Ubuntu: mesa-vulkan-drivers, which also brings a software one), or pass --device cpu"
+                "install the GPU's Vulkan driver (Debian and Ubuntu: mesa-vulkan-drivers, which also brings a software one)"
             }
-            Self::Metal => "Metal is there on Apple systems only; pass --device auto or cpu",
-            Self::Dx12 => "DirectX 12 is there on Windows only; pass --device auto or cpu",
+            Self::Metal => "Metal is there on Apple systems only",
+            Self::Dx12 => "DirectX 12 is there on Windows only",
             Self::Gl => {
-                "install an OpenGL ES 3.1 driver (Debian and Ubuntu: libegl1 and libgl1-mesa-dri), or pass --device cpu"
+                "install an OpenGL ES 3.1 driver (Debian and Ubuntu: libegl1 and libgl1-mesa-dri)"
             }
-            Self::WebGpu => "WebGPU is there in browsers only; pass --device auto or cpu",
+            Self::WebGpu => "WebGPU is there in browsers only",
         }
     }
 
@@ -350,7 +350,7 @@ mod tests {
         assert_eq!(choose(DeviceChoice::Index(0), &list).unwrap(), Some(0));
         let error = choose(DeviceChoice::Api(Api::Metal), &list).unwrap_err();
         assert!(
-            error.to_string().contains("pass --device auto or cpu"),
+            error.to_string().contains("on Apple systems only"),
             "{error}"
         );
         assert!(matches!(

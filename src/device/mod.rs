@@ -35,7 +35,7 @@ pub enum DeviceError {
     )]
     NoSuchIndex { index: usize, count: usize },
     /// The adapter is there, but it cannot run compute shaders as we need them.
-    #[error("{adapter} cannot be used: {problem}; pass another --device, or `cpu`")]
+    #[error("{adapter} cannot be used: {problem}")]
     Unusable { adapter: String, problem: String },
     /// A host's device that was made without what burn uses.
     #[error(
@@ -44,7 +44,7 @@ pub enum DeviceError {
     Unshared { adapter: String, problem: String },
     /// The driver failed.
     #[error(
-        "the driver of {adapter} failed to open it: {message}; update the driver, pass another --device, or `cpu`"
+        "the driver of {adapter} failed to open it: {message}; update the driver, or use another device"
     )]
     Driver { adapter: String, message: String },
 }

@@ -9,7 +9,7 @@ use harmonica::{
     models::dit::DitConfig,
     training::{
         TrainingError,
-        pretrain::{
+        network::{
             Batch, Learner, Length, Optimizer, Precision, PretrainEvent, PretrainFolder,
             PretrainOptions, PretrainRun, PretrainSettings, PretrainStart, SavedRun,
         },
@@ -691,7 +691,7 @@ fn ctrl_c_saves_a_training() {
     let said = String::from_utf8_lossy(&ended.stderr);
     assert_eq!(ended.status.code(), Some(130), "{said}");
     let saved =
-        harmonica::training::pretrain::SavedRun::read(&out.join("checkpoint.safetensors")).unwrap();
+        harmonica::training::network::SavedRun::read(&out.join("checkpoint.safetensors")).unwrap();
     assert!(saved.steps > 0 && saved.seconds > 0.5, "{saved:?}");
     let log = std::fs::read_to_string(out.join("train.jsonl")).unwrap();
     assert_eq!(log.lines().count() as u64, saved.steps);

@@ -8,7 +8,7 @@ use std::{
 
 use harmonica::{
     checkpoint::{self, write_tensors},
-    training::pretrain::{Augmentation, DataOptions, Dataset, center_crop},
+    training::network::{Augmentation, DataOptions, Dataset, center_crop},
 };
 use image::{Rgb, RgbImage};
 

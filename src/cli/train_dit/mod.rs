@@ -23,7 +23,7 @@ use crate::{
     models::dit::DitConfig,
     training::{
         TrainingError,
-        pretrain::{
+        network::{
             DataError, DataOptions, Dataset, Length, PretrainEvent, PretrainFolder,
             PretrainOptions, PretrainRun, PretrainSettings, PretrainStart, PretrainStep, SavedRun,
         },
@@ -88,10 +88,10 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
     };
     let settings = settings(&args.length, &args.recipe, before.as_ref());
     settings.check()?;
-    let minutes = |flag: &'static str, value: f64| {
+    let minutes = |setting: &'static str, value: f64| {
         let text = value.to_string();
         Duration::try_from_secs_f64(60.0 * value).map_err(|_| TrainingError::Setting {
-            flag,
+            setting,
             value: text,
             expected: "minutes: a number of at least 0",
         })

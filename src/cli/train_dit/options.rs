@@ -4,7 +4,7 @@ use super::super::{error::CliError, options::parse_switch};
 use crate::{
     layers::NORM_EPS,
     models::dit::{ConfigError, DitConfig},
-    training::pretrain::{Dataset, Length, Optimizer, Precision, PretrainSettings, SavedRun},
+    training::network::{Dataset, Length, Optimizer, Precision, PretrainSettings, SavedRun},
 };
 
 /// The network of a run that names none: it learns 32×32 pixels on a laptop in hours.

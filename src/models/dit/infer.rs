@@ -53,13 +53,13 @@ pub(super) fn check_hints(
     };
     if let Some(heads) = hints.heads.filter(|heads| *heads != config.heads) {
         return contradiction(format!(
-            "--heads {heads} contradicts the file, which says {}",
+            "{heads} heads contradict the file, which says {}",
             config.heads
         ));
     }
     if let Some(size) = hints.input_size.filter(|size| *size != config.input_size) {
         return contradiction(format!(
-            "--input-size {size:?} contradicts the file, which says {:?}",
+            "input size {size:?} contradicts the file, which says {:?}",
             config.input_size
         ));
     }
@@ -152,7 +152,7 @@ pub(super) fn infer_config(
                 return Err(CheckpointError::Settings {
                     path: path.into(),
                     problem: format!(
-                        "--input-size {}x{} makes {} tokens of {patch}×{patch}, the file is for {tokens}",
+                        "input size {}x{} makes {} tokens of {patch}×{patch}, the file is for {tokens}",
                         size[0],
                         size[1],
                         rows * columns
@@ -167,22 +167,20 @@ pub(super) fn infer_config(
             if side * side != tokens {
                 return Err(CheckpointError::SizeNeeded {
                     path: path.into(),
-                    tokens,
+                    problem: format!("{tokens} tokens form no square"),
                 });
             }
             [side * patch; 2]
         }
-        (None, None) => {
-            match config.as_ref().and_then(|c| c.sample_size) {
-                Some(side) => [side; 2],
-                None => {
-                    return Err(CheckpointError::Settings {
+        (None, None) => match config.as_ref().and_then(|c| c.sample_size) {
+            Some(side) => [side; 2],
+            None => {
+                return Err(CheckpointError::SizeNeeded {
                     path: path.into(),
-                    problem: "it does not say for which input size it is; pass --input-size HEIGHTxWIDTH".into(),
+                    problem: "it does not say for which input size it is".into(),
                 });
-                }
             }
-        }
+        },
     };
     let heads = match hints
         .heads
@@ -193,7 +191,7 @@ pub(super) fn infer_config(
         None => {
             let hint = if hidden.is_multiple_of(64) {
                 format!(
-                    " (the sizes S, B and L have 64 numbers a head: --heads {} would be that)",
+                    " (the sizes S, B and L have 64 numbers a head, so {} would be that)",
                     hidden / 64
                 )
             } else {

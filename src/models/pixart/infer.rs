@@ -129,11 +129,9 @@ pub(super) fn infer_config(
     let input_size = match hints.input_size.or(side.map(|side| [side; 2])) {
         Some(size) => size,
         None => {
-            return Err(CheckpointError::Settings {
+            return Err(CheckpointError::SizeNeeded {
                 path: path.into(),
-                problem:
-                    "it does not say for which latent size it is; pass --input-size HEIGHTxWIDTH"
-                        .into(),
+                problem: "it does not say for which latent size it is".into(),
             });
         }
     };

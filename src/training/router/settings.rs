@@ -2,7 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Budget, Proxy, TrainingError};
+use super::{Budget, Proxy};
+use crate::training::run::TrainingError;
 
 /// Every setting of SDT and IEPO.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -31,32 +32,32 @@ impl SdtSettings {
     /// # Errors
     /// [`TrainingError::Setting`] for the first setting out of range.
     pub fn check(&self) -> Result<(), TrainingError> {
-        let setting = |flag, value: String, expected| {
+        let refused = |setting, value: String, expected| {
             Err(TrainingError::Setting {
-                flag,
+                setting,
                 value,
                 expected,
             })
         };
-        for (flag, value) in [
+        for (setting, value) in [
             ("passes", self.passes),
             ("batch", self.batch),
             ("micro-batch", self.micro_batch),
             ("lambda-every", self.lambda_every),
         ] {
             if value == 0 {
-                return setting(flag, "0".into(), "a whole number of at least 1");
+                return refused(setting, "0".into(), "a whole number of at least 1");
             }
         }
         if !(self.learning_rate.is_finite() && self.learning_rate > 0.0) {
-            return setting(
+            return refused(
                 "lr",
                 self.learning_rate.to_string(),
                 "a finite number above 0",
             );
         }
         if !(self.tau > 0.0 && self.tau < 1.0) {
-            return setting("tau", self.tau.to_string(), "a number between 0 and 1");
+            return refused("tau", self.tau.to_string(), "a number between 0 and 1");
         }
         self.budget.check()
     }

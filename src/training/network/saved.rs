@@ -6,18 +6,14 @@ use burn::tensor::Device;
 use serde::{Deserialize, Serialize};
 
 use super::{
+    forward::Layout,
     learner::{Learner, LossScale, ROLES},
-    network::Layout,
     settings::PretrainSettings,
 };
 use crate::{
     checkpoint::{self, CheckpointError, StoredDtype, TensorSource, write_safetensors},
     models::dit::DitConfig,
-    training::{
-        RunFolder, TrainingError,
-        metadata::{difference, read_metadata},
-        run,
-    },
+    training::run::{NETWORK_STATE, TrainingError, check_folder, difference, read_metadata},
 };
 
 /// Where the files of a run lie.
@@ -38,20 +34,13 @@ impl PretrainFolder {
     /// [`TrainingError::Exists`], [`TrainingError::NothingToResume`]; [`TrainingError::OtherRun`] for a router's, whose log
     /// has the same name.
     pub fn check(&self, resume: bool) -> Result<bool, TrainingError> {
-        let path = self.path.clone();
-        if RunFolder::new(&path).checkpoint().exists() {
-            let file = run::CHECKPOINT;
-            return Err(TrainingError::OtherRun { path, file });
-        }
+        let there = check_folder(&self.path, NETWORK_STATE, resume)?;
         // A model whose state was deleted is nobody's to overwrite either.
-        let holds_run = self.checkpoint().exists() || self.model().exists();
-        match (self.checkpoint().exists(), resume) {
-            (_, false) if holds_run => Err(TrainingError::Exists { path }),
-            (false, true) => Err(TrainingError::NothingToResume {
-                path,
-                file: CHECKPOINT,
+        match self.model().exists() && !there {
+            true => Err(TrainingError::Exists {
+                path: self.path.clone(),
             }),
-            (there, _) => Ok(there),
+            false => Ok(there),
         }
     }
 
@@ -62,7 +51,7 @@ impl PretrainFolder {
 
     /// The training state.
     pub fn checkpoint(&self) -> PathBuf {
-        self.path.join(CHECKPOINT)
+        self.path.join(NETWORK_STATE)
     }
 
     /// A line a step.
@@ -80,8 +69,6 @@ impl PretrainFolder {
         self.path.join("samples.png")
     }
 }
-
-pub(in crate::training) const CHECKPOINT: &str = "checkpoint.safetensors";
 
 /// Version of the metadata.
 const FORMAT: u32 = 1;
@@ -164,28 +151,25 @@ impl SavedRun {
         data: &str,
         settings: &PretrainSettings,
     ) -> Result<(), TrainingError> {
-        let differs = |flag: &str, found: String, asked: String| TrainingError::Resume {
+        let differs = |setting: String, found: String, asked: String| TrainingError::Resume {
             path: folder.path.clone(),
-            flag: flag.into(),
+            setting,
             found,
             asked,
         };
         if let Some((key, found, asked)) = difference(&self.config, config, &[]) {
-            let flag = format!("a network ({}) of {key}", self.config.name());
-            return Err(differs(&flag, found, asked));
+            let setting = format!("a network ({}) of {key}", self.config.name());
+            return Err(differs(setting, found, asked));
         }
         if self.data != data {
             return Err(differs(
-                "--data of identity",
+                "data of identity".into(),
                 self.data.clone(),
                 data.into(),
             ));
         }
         match difference(&self.settings, settings, &["length"]) {
-            Some((key, found, asked)) => {
-                let flag = format!("--{}", key.replace('_', "-"));
-                Err(differs(&flag, found, asked))
-            }
+            Some((key, found, asked)) => Err(differs(key, found, asked)),
             None => Ok(()),
         }
     }

@@ -14,7 +14,7 @@ use crate::files::write_atomically;
 
 /// An open log of `T`s.
 #[derive(Debug)]
-pub(super) struct Log<T> {
+pub(in crate::training) struct Log<T> {
     path: PathBuf,
     file: File,
     entries: PhantomData<fn(T)>,

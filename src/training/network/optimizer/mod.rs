@@ -9,7 +9,7 @@ mod muon;
 use burn::tensor::Tensor;
 use rayon::prelude::*;
 
-use super::network::{flat, read};
+use super::forward::{flat, read};
 use crate::training::TrainingError;
 pub(super) use muon::MuonMatrix;
 

@@ -6,7 +6,7 @@ use rayon::prelude::*;
 use super::{GRAIN, Step};
 use crate::training::{
     TrainingError,
-    pretrain::network::{flat, read},
+    network::forward::{flat, read},
 };
 
 const EPSILON: f64 = 1e-8;

@@ -12,7 +12,7 @@ use super::walk::{StepConditions, Walk, Walker};
 use crate::{
     device::DeviceFault,
     models::{At, output, walk},
-    training::TrainingError,
+    training::run::TrainingError,
 };
 
 /// What a student step yields for one micro-batch.
@@ -193,7 +193,7 @@ mod tests {
         diffusion::{Guidance, GuidedChannels, ImageNoise, Solver},
         models::Condition,
         sampler::Settings,
-        training::walk::Treatment,
+        training::router::walk::Treatment,
     };
 
     /// Router gradients against central differences of the loss, on both devices.
@@ -202,7 +202,7 @@ mod tests {
         let vulkan = Engine::open(DeviceChoice::Api(Api::Vulkan))
             .unwrap_or_else(|e| panic!("this test needs a Vulkan driver: {e}"))
             .engine;
-        let config = crate::training::sdt::tests::tiny();
+        let config = crate::training::router::sdt::tests::tiny();
         for engine in [Engine::cpu(), vulkan] {
             let (model, _) = random_model(config.clone(), 7, engine.device()).unwrap();
             let settings = Settings {

@@ -9,10 +9,8 @@ use std::{fmt, ops::ControlFlow, str::FromStr};
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
-use super::{
-    TrainingError,
-    walk::{StepConditions, Treatment, Walk, Walker},
-};
+use super::walk::{StepConditions, Treatment, Walk, Walker};
+use crate::training::run::TrainingError;
 use crate::{device::DeviceFault, schedule::Router};
 
 /// What stands for the error in the final image.

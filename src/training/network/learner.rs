@@ -5,8 +5,8 @@ use std::collections::HashMap;
 use burn::tensor::{DType, Device};
 
 use super::{
+    forward::{Layout, flat, read},
     gradient::{BatchGradient, batch_gradient},
-    network::{Layout, flat, read},
     objective::{Batch, Objective},
     optimizer::{MuonMatrix, Step, Weights, norm},
     settings::{Optimizer, Precision, PretrainSettings},
@@ -126,7 +126,7 @@ impl Learner {
         };
         if dtype.is_some_and(|dtype| on_cpu || !device.supports_dtype(dtype)) {
             return Err(TrainingError::Setting {
-                flag: "precision",
+                setting: "precision",
                 value: name.into(),
                 expected: "f32: this device does not compute in that type",
             });

@@ -13,13 +13,14 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Replay, SdtSettings, TrainingError,
+    Replay, SdtSettings,
     adamw::{AdamW, AdamWParts},
     budget::{Budget, Steering},
     iepo::{self, StepError},
     student::student_step,
     walk::{StepConditions, Treatment, Walk, Walker},
 };
+use crate::training::run::TrainingError;
 use crate::{
     device::DeviceFault,
     diffusion::ImageNoise,
@@ -136,7 +137,7 @@ impl<'m> Sdt<'m> {
         settings.check()?;
         if run.solver.is_stochastic() {
             return Err(TrainingError::Setting {
-                flag: "solver",
+                setting: "solver",
                 value: run.solver.to_string(),
                 expected: "a deterministic one: routers are trained along the path without noise",
             });
@@ -145,7 +146,7 @@ impl<'m> Sdt<'m> {
             replay.check(&**model, settings.passes)?;
         } else if prompts.pool.is_empty() {
             return Err(TrainingError::Setting {
-                flag: "texts",
+                setting: "texts",
                 value: "missing".into(),
                 expected: "embedded texts to draw from, since the model has no classes",
             });
@@ -163,7 +164,7 @@ impl<'m> Sdt<'m> {
         let found = (state.router.steps(), state.router.branches());
         if steps < 2 || found != (steps, branches) || !state.is_whole() {
             return Err(TrainingError::Setting {
-                flag: "steps",
+                setting: "steps",
                 value: steps.to_string(),
                 expected: "at least 2, and the number of steps and branches that the router and its training have",
             });
@@ -437,7 +438,7 @@ pub(super) mod tests {
         checkpoint::random_model,
         diffusion::{Guidance, GuidedChannels, Solver},
         models::dit::{DitArchitecture, DitConfig},
-        training::{Proxy, iepo::lambda_long, walk::Walker},
+        training::router::{Proxy, iepo::lambda_long, walk::Walker},
     };
 
     #[test]

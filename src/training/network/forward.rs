@@ -71,7 +71,7 @@ impl Layout {
             .map(|p| {
                 let values = state.tensors.get(&p.name).filter(|v| v.len() == p.len());
                 let values = values.ok_or_else(|| TrainingError::Setting {
-                    flag: "init",
+                    setting: "init",
                     value: format!("a model without `{}` {:?}", p.name, p.shape),
                     expected: "a model with all tensors of its config",
                 })?;

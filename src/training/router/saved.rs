@@ -5,11 +5,10 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    AdamWParts, Budget, PassSummary, RunFolder, Sdt, SdtSettings, Steering, TrainingError,
-    TrainingState,
+    AdamWParts, Budget, PassSummary, RunFolder, Sdt, SdtSettings, Steering, TrainingState,
     adamw::AdamW,
-    metadata::{difference, read_metadata},
 };
+use crate::training::run::{TrainingError, difference, read_metadata};
 use crate::{
     checkpoint::{self, CheckpointError, ModelInfo, TensorSource, write_tensors_with_metadata},
     sampler::{Settings, model_identity, run_settings},
@@ -58,15 +57,15 @@ impl Identities {
     /// Whether a run that was saved under `saved` goes on with these.
     pub fn check_same(&self, folder: &RunFolder, saved: &Self) -> Result<(), TrainingError> {
         let given = [
-            ("--replay", &saved.replay, &self.replay),
-            ("--texts", &saved.prompts, &self.prompts),
+            ("replay", &saved.replay, &self.replay),
+            ("texts", &saved.prompts, &self.prompts),
         ];
         let none = |identity: &Option<String>| identity.clone().unwrap_or_else(|| "none".into());
         match given.into_iter().find(|(_, found, asked)| found != asked) {
             None => Ok(()),
-            Some((flag, found, asked)) => Err(TrainingError::Resume {
+            Some((setting, found, asked)) => Err(TrainingError::Resume {
                 path: folder.path.clone(),
-                flag: flag.into(),
+                setting: setting.into(),
                 found: none(found),
                 asked: none(asked),
             }),
@@ -180,35 +179,34 @@ pub(super) fn check_same(
     run: &Settings,
     settings: &SdtSettings,
 ) -> Result<(), TrainingError> {
-    let differs = |flag: &str, found: String, asked: String| TrainingError::Resume {
+    let differs = |setting: String, found: String, asked: String| TrainingError::Resume {
         path: folder.path.clone(),
-        flag: flag.into(),
+        setting,
         found,
         asked,
-    };
-    let flag = |key: String| match key.as_str() {
-        "learning_rate" => "--lr".to_owned(),
-        "budget" | "timesteps" | "resolution" => key,
-        _ => format!("--{}", key.replace('_', "-")),
     };
     let (found, asked) = (&saved.model, model_identity(info));
     if *found != asked {
         return Err(differs(
-            "a model with fingerprint",
+            "a model with fingerprint".into(),
             format!("{:?}", found.fingerprint),
             format!("{:?}", asked.fingerprint),
         ));
     }
     if let Some((key, found, asked)) = difference(&saved.run, &run_settings(info, run)?, &[]) {
-        return Err(differs(&flag(key), found, asked));
+        return Err(differs(key, found, asked));
     }
     if saved.clip_x0 != run.clip_x0 {
         let word = |on: bool| if on { "on" } else { "off" }.to_owned();
-        return Err(differs("--clip-x0", word(saved.clip_x0), word(run.clip_x0)));
+        return Err(differs(
+            "clip_x0".into(),
+            word(saved.clip_x0),
+            word(run.clip_x0),
+        ));
     }
     // More passes are welcome.
     match difference(&saved.settings, settings, &["passes"]) {
-        Some((key, found, asked)) => Err(differs(&flag(key), found, asked)),
+        Some((key, found, asked)) => Err(differs(key, found, asked)),
         None => Ok(()),
     }
 }

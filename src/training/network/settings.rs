@@ -133,7 +133,7 @@ impl PretrainSettings {
         let at_least = |x: f64| x >= 0.0 && x.is_finite();
         let below_one = |x: f64| (0.0..1.0).contains(&x);
         let whole = "a whole number of at least 1";
-        let (flag, value, good) = match self.length {
+        let (setting, value, good) = match self.length {
             Length::Minutes(m) => ("minutes", m, above(m)),
             Length::Images(n) => ("images", n as f64, n > 0),
             Length::Steps(n) => ("steps", n as f64, n > 0),
@@ -143,7 +143,7 @@ impl PretrainSettings {
             _ => whole,
         };
         let checks = [
-            (flag, value, good, expected),
+            (setting, value, good, expected),
             ("batch", self.batch as f64, self.batch > 0, whole),
             (
                 "micro-batch",
@@ -187,10 +187,10 @@ impl PretrainSettings {
                 "a number from 0 to 1",
             ),
         ];
-        for (flag, value, good, expected) in checks {
+        for (setting, value, good, expected) in checks {
             if !good {
                 return Err(TrainingError::Setting {
-                    flag,
+                    setting,
                     value: value.to_string(),
                     expected,
                 });

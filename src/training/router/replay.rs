@@ -1,6 +1,6 @@
 //! Trajectories that are given instead of drawn.
 
-use super::TrainingError;
+use crate::training::run::TrainingError;
 use crate::{
     models::{Condition, Denoiser},
     schedule::Router,
@@ -37,7 +37,7 @@ impl Replay {
     pub fn check(&self, model: &dyn Denoiser, passes: usize) -> Result<(), TrainingError> {
         let setting = |value: String, expected| {
             Err(TrainingError::Setting {
-                flag: "replay",
+                setting: "replay",
                 value,
                 expected,
             })
@@ -81,7 +81,7 @@ impl Replay {
         if passes > self.conditions.len() {
             return setting(
                 format!("{} passes long", self.conditions.len()),
-                "at least --passes passes",
+                "at least as many passes as are to be trained",
             );
         }
         for condition in self.conditions.iter().flatten() {

@@ -8,7 +8,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::TrainingError;
+use crate::training::run::TrainingError;
 use crate::{
     graph::Graph,
     plan::compile,
@@ -79,22 +79,22 @@ impl Budget {
     /// # Errors
     /// [`TrainingError::Setting`] for a number out of range.
     pub fn check(&self) -> Result<(), TrainingError> {
-        let setting = |flag, value: f64, expected| {
+        let refused = |setting, value: f64, expected| {
             Err(TrainingError::Setting {
-                flag,
+                setting,
                 value: value.to_string(),
                 expected,
             })
         };
         match *self {
             Self::Beta(beta) if !(beta.is_finite() && beta >= 0.0) => {
-                setting("beta", beta, "a finite number of at least 0")
+                refused("beta", beta, "a finite number of at least 0")
             }
             Self::TargetCur(cur) if !(cur > 0.0 && cur < 1.0) => {
-                setting("target-cur", cur, "a number between 0 and 1")
+                refused("target-cur", cur, "a number between 0 and 1")
             }
             Self::TargetSpeedup(x) if !(x > 1.0 && x.is_finite()) => {
-                setting("target-speedup", x, "a number above 1")
+                refused("target-speedup", x, "a number above 1")
             }
             _ => Ok(()),
         }
@@ -310,7 +310,7 @@ impl Budget {
         if target <= most {
             return Ok(());
         }
-        let flag = if matches!(self, Self::TargetSpeedup(_)) {
+        let setting = if matches!(self, Self::TargetSpeedup(_)) {
             "target-speedup"
         } else {
             "target-cur"
@@ -321,7 +321,7 @@ impl Budget {
             format!("{target} (reusing everything after step 0 gives {most:.3})")
         };
         Err(TrainingError::Setting {
-            flag,
+            setting,
             value,
             expected: "a target that some schedule reaches",
         })

@@ -101,7 +101,7 @@ impl<'d> PretrainRun<'d> {
         check_data(start.config(), data)?;
         if !data.is_pixels() && settings.shift > 0 {
             return Err(TrainingError::Setting {
-                flag: "shift",
+                setting: "shift",
                 value: settings.shift.to_string(),
                 expected: "0 for latents: only pictures can be moved",
             });
@@ -361,7 +361,7 @@ fn check_data(config: &DitConfig, data: &Dataset) -> Result<(), TrainingError> {
         return Err(TrainingError::DataMismatch {
             network: format!("values of {shape:?} (channels, height, width)"),
             data: format!("{:?}", data.shape()),
-            advice: "choose another --image-size or another network",
+            advice: "choose another image size or another network",
         });
     }
     if classes != data.classes() {

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     report::Panel,
-    training::{TrainingError, log::Log},
+    training::run::{Log, TrainingError},
 };
 
 /// One optimizer step in a few numbers; a line of `train.jsonl`.

@@ -7,7 +7,7 @@
 use burn::tensor::Tensor;
 
 use super::{
-    network::{Layout, Leaves},
+    forward::{Layout, Leaves},
     objective::{Batch, Losses, Noised, Objective},
     settings::PretrainSettings,
 };

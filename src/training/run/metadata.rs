@@ -5,7 +5,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use crate::checkpoint::{CheckpointError, METADATA_KEY, TensorSource};
 
 /// The metadata of a training's checkpoint, whose `format` must be the one that this program reads.
-pub(super) fn read_metadata<T: DeserializeOwned>(
+pub(in crate::training) fn read_metadata<T: DeserializeOwned>(
     source: &TensorSource,
     format: impl FnOnce(&T) -> u32,
     expected: u32,
@@ -29,7 +29,7 @@ pub(super) fn read_metadata<T: DeserializeOwned>(
 }
 
 /// The first field that two settings differ in, but for those in `free`: its name, and its values as JSON.
-pub(super) fn difference<T: Serialize>(
+pub(in crate::training) fn difference<T: Serialize>(
     found: &T,
     asked: &T,
     free: &[&str],

@@ -12,7 +12,7 @@ use rayon::prelude::*;
 use super::{GRAIN, Step};
 use crate::training::{
     TrainingError,
-    pretrain::network::{flat, read},
+    network::forward::{flat, read},
 };
 
 const MOMENTUM: f64 = 0.95;

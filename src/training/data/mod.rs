@@ -28,7 +28,7 @@ pub enum DataError {
     #[error("cannot read {}: {source}", path.display())]
     Io { path: PathBuf, source: io::Error },
     /// Pictures that do not fit in memory could not be kept on disk.
-    #[error("cannot keep the pictures in a temporary file in {}: {source}; choose another folder for temporary files (TMPDIR; TMP on Windows), or allow more --data-memory", folder.display())]
+    #[error("cannot keep the pictures in a temporary file in {}: {source}; choose another folder for temporary files (TMPDIR; TMP on Windows), or let more of them be kept in memory", folder.display())]
     Temporary { folder: PathBuf, source: io::Error },
     /// No pictures.
     #[error("{} holds no pictures: expected a folder with one sub-folder a class, an atlas (classes.json), a folder of .png, .jpg or .webp files, or a .safetensors file of latents", path.display())]

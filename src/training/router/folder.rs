@@ -12,11 +12,10 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Budget, Iteration, Progress, Replay, Sdt, SdtSettings, TrainingError,
-    log::Log,
-    pretrain::{self, PretrainFolder},
+    Budget, Iteration, Progress, Replay, Sdt, SdtSettings,
     saved::{Identities, Saved, check_same, load_state},
 };
+use crate::training::run::{Log, ROUTER_STATE, TrainingError, check_folder};
 use crate::{
     checkpoint::{self, ModelInfo},
     device::{Engine, Watch},
@@ -26,9 +25,6 @@ use crate::{
     sampler::{Settings, model_identity, run_settings},
     schedule::{PolicyRecord, ScheduleFile},
 };
-
-/// Name of the training state.
-pub(super) const CHECKPOINT: &str = "router.safetensors";
 
 /// Where the files of a run lie.
 #[derive(Debug, Clone, PartialEq)]
@@ -44,7 +40,7 @@ impl RunFolder {
 
     /// The training state.
     pub fn checkpoint(&self) -> PathBuf {
-        self.path.join(CHECKPOINT)
+        self.path.join(ROUTER_STATE)
     }
 
     /// A line an iteration.
@@ -147,14 +143,14 @@ impl<'m> RouterRun<'m> {
         more_targets.iter().try_for_each(Budget::check)?;
         if save_every == 0 {
             return Err(TrainingError::Setting {
-                flag: "save-every",
+                setting: "save-every",
                 value: "0".into(),
                 expected: "at least 1",
             });
         }
         if let Some(share) = max_cache.filter(|share| !(*share > 0.0 && *share <= 1.0)) {
             return Err(TrainingError::Setting {
-                flag: "max-cache",
+                setting: "max-cache",
                 value: share.to_string(),
                 expected: "a number above 0 and at most 1",
             });
@@ -173,24 +169,11 @@ impl<'m> RouterRun<'m> {
             replay: replay.as_ref().map(Replay::identity),
             prompts: prompts.identity(),
         };
-        if PretrainFolder::new(&folder.path).checkpoint().exists() {
-            return Err(TrainingError::OtherRun {
-                path: folder.path,
-                file: pretrain::CHECKPOINT,
-            });
-        }
-        let there = folder.checkpoint().exists();
+        let there = check_folder(&folder.path, ROUTER_STATE, resume)?;
         let mut kept = (targets.clone(), max_cache);
-        let (sdt, history) = match (there, resume) {
-            (true, false) => return Err(TrainingError::Exists { path: folder.path }),
-            (false, true) => {
-                return Err(TrainingError::NothingToResume {
-                    path: folder.path,
-                    file: CHECKPOINT,
-                });
-            }
-            (false, false) => (Sdt::new(model, run, settings, prompts, replay)?, Vec::new()),
-            (true, true) => {
+        let (sdt, history) = match there {
+            false => (Sdt::new(model, run, settings, prompts, replay)?, Vec::new()),
+            true => {
                 let (saved, state) = load_state(checkpoint::open(&folder.checkpoint())?)?;
                 if saved.pass >= settings.passes {
                     // Nothing is steered any more: a finished run makes schedules for any targets, and remembers its own.

@@ -10,7 +10,7 @@
 //!     checkpoint::StoredDtype,
 //!     device::{DeviceChoice, Engine},
 //!     models::dit::DitConfig,
-//!     training::pretrain::{
+//!     training::network::{
 //!         DataOptions, Dataset, Length, PretrainEvent, PretrainFolder, PretrainOptions, PretrainRun,
 //!         PretrainSettings, PretrainStart,
 //!     },
@@ -43,12 +43,12 @@
 //! # }
 //! ```
 
-mod data;
+use super::data;
 mod feeder;
+mod forward;
 mod gradient;
 mod history;
 mod learner;
-mod network;
 mod objective;
 mod optimizer;
 mod order;
@@ -64,6 +64,5 @@ pub use history::PretrainStep;
 pub use learner::{Learned, Learner};
 pub use objective::{Batch, Objective};
 pub use run::{PretrainEvent, PretrainOptions, PretrainRun, PretrainStart};
-pub(super) use saved::CHECKPOINT;
 pub use saved::{PretrainFolder, SavedRun};
 pub use settings::{Length, Optimizer, Precision, PretrainSettings};

@@ -1,0 +1,42 @@
+//! What trainings of routers and of networks share: why they end, logs that are cut back, metadata that is compared, and
+//! folders that hold one of them.
+
+mod error;
+mod log;
+mod metadata;
+
+use std::path::Path;
+
+pub use error::TrainingError;
+pub(super) use log::Log;
+pub(super) use metadata::{difference, read_metadata};
+
+/// Name of a router's training state.
+pub(super) const ROUTER_STATE: &str = "router.safetensors";
+/// Name of a network's training state.
+pub(super) const NETWORK_STATE: &str = "checkpoint.safetensors";
+
+/// Whether a folder holds the run whose state has the name `state`, which must be so exactly when it is to be resumed.
+///
+/// # Errors
+/// [`TrainingError::OtherRun`] where it holds a training of the other kind, whose log has the same name;
+/// [`TrainingError::Exists`]; [`TrainingError::NothingToResume`].
+pub(super) fn check_folder(
+    path: &Path,
+    state: &'static str,
+    resume: bool,
+) -> Result<bool, TrainingError> {
+    let other = match state {
+        ROUTER_STATE => NETWORK_STATE,
+        _ => ROUTER_STATE,
+    };
+    let path = path.to_path_buf();
+    if path.join(other).exists() {
+        return Err(TrainingError::OtherRun { path, file: other });
+    }
+    match (path.join(state).exists(), resume) {
+        (true, false) => Err(TrainingError::Exists { path }),
+        (false, true) => Err(TrainingError::NothingToResume { path, file: state }),
+        (there, _) => Ok(there),
+    }
+}
