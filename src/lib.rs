@@ -68,8 +68,8 @@
 //! | [`pipeline`] | the facade: a model on a device, schedules by name, samplers |
 //! | [`files`] | files that are never half-written |
 //! | [`metrics`], [`report`] | numbers about images; pictures about numbers |
-//! | [`training`] | SDT, IEPO, the budget, resumable runs; [`training::network`]: a DiT from pictures |
-//! | [`cli`] | the command, one file a subcommand |
+//! | [`training`] | [`training::router`]: SDT, IEPO, the budget; [`training::network`]: a DiT from pictures; [`training::run`]: resumable runs |
+//! | `cli` | the command, one file a subcommand, with the feature of that name |
 //! | `capi` | the C interface of `include/harmonica.h`, with the feature of that name |
 #![deny(unsafe_code)]
 
@@ -77,6 +77,7 @@ pub mod cache;
 #[cfg(feature = "capi")]
 pub mod capi;
 pub mod checkpoint;
+#[cfg(feature = "cli")]
 pub mod cli;
 pub mod containers;
 pub mod device;

@@ -1,6 +1,6 @@
 //! The tensors of a network in canonical order, from a file or from a seed.
 
-use std::{collections::HashMap, path::Path, sync::Arc};
+use std::{collections::HashMap, sync::Arc};
 
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -51,7 +51,9 @@ impl Weights {
             }
             ModelSpec::Path(path) => containers::open(path)?,
             #[cfg(feature = "bundled")]
-            ModelSpec::Bundled => containers::open_bytes(Path::new("the bundled model"), BUNDLED)?,
+            ModelSpec::Bundled => {
+                containers::open_bytes(std::path::Path::new("the bundled model"), BUNDLED)?
+            }
             #[cfg(not(feature = "bundled"))]
             ModelSpec::Bundled => {
                 return Err(CheckpointError::UnknownFormat {

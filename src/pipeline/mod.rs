@@ -5,8 +5,7 @@ mod choice;
 mod texts;
 
 pub use choice::{Chosen, choose_schedule, schedule_file};
-pub use texts::read_texts;
-pub(crate) use texts::texts_named;
+pub use texts::{read_texts, texts_named};
 
 use crate::{
     checkpoint::{LoadOptions, ModelInfo, ModelSpec, load_model},

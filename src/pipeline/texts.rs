@@ -34,8 +34,11 @@ fn texts(source: &mut TensorSource, name: &str) -> Result<Option<Vec<Condition>>
     texts_named(source, names)
 }
 
-/// Texts in a tensor `[…, L, width]` with a mask `[…, L]`, one after another.
-pub(crate) fn texts_named(
+/// Texts in a tensor `[…, L, width]` with a mask `[…, L]`, one after another; none where there is no such tensor.
+///
+/// # Errors
+/// [`CheckpointError`]: unreadable, or tensors of other shapes.
+pub fn texts_named(
     source: &mut TensorSource,
     (embeds, mask): (String, String),
 ) -> Result<Option<Vec<Condition>>, CheckpointError> {

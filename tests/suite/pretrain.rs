@@ -411,27 +411,23 @@ fn contradictions_are_refused() {
     refused(
         small(),
         half,
-        "--precision is f16, expected f32: this device does not compute in that type",
+        "setting `precision` is f16, expected f32: this device does not compute in that type",
     );
     let mut wrong = options(&run, 1, false);
     wrong.settings.balance = 2.0;
     refused(
         small(),
         wrong,
-        "--balance is 2, expected a number from 0 to 1",
+        "setting `balance` is 2, expected a number from 0 to 1",
     );
     PretrainRun::open(&data, small(), options(&run, 1, false), engine.device()).unwrap();
-    refused(
-        small(),
-        options(&run, 1, false),
-        "holds a run already; pass --resume",
-    );
+    refused(small(), options(&run, 1, false), "holds a run already");
     let mut other = options(&run, 1, true);
     other.settings.lr = 1.0;
     refused(
         small(),
         other,
-        "was trained with --lr 0.0005, this command says 1.0",
+        "was trained with learning_rate 0.0005, not 1.0",
     );
     of_a_later_format(&run.join("checkpoint.safetensors"));
     refused(
