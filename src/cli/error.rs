@@ -138,7 +138,7 @@ fn of_device(error: &DeviceError) -> Option<&'static str> {
     match error {
         DeviceError::NoAdapter { .. }
         | DeviceError::Unusable { .. }
-        | DeviceError::Driver { .. } => Some("; or pass another --device, auto or cpu"),
+        | DeviceError::Driver { .. } => Some("; pass another --device, or auto or cpu"),
         _ => None,
     }
 }

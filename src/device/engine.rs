@@ -166,7 +166,7 @@ impl Engine {
         let Some(index) = choose(choice, &reports)? else {
             let notice = match reports.iter().find(|a| a.is_software()) {
                 Some(software) => format!(
-                    "no usable GPU here, only the software adapter {}; running on the CPU (device {} by number is that)",
+                    "no usable GPU here, only the software adapter {}; running on the CPU (device {} is the software one, used where asked for)",
                     software.name, software.index
                 ),
                 None => "no usable GPU here; running on the CPU".to_owned(),
