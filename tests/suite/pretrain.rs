@@ -424,11 +424,7 @@ fn contradictions_are_refused() {
     refused(small(), options(&run, 1, false), "holds a run already");
     let mut other = options(&run, 1, true);
     other.settings.lr = 1.0;
-    refused(
-        small(),
-        other,
-        "was trained with learning_rate 0.0005, not 1.0",
-    );
+    refused(small(), other, "was trained with lr 0.0005, not 1.0");
     of_a_later_format(&run.join("checkpoint.safetensors"));
     refused(
         small(),
