@@ -1,4 +1,4 @@
-//! What networks are made of beside their blocks: linear layers, patches, sinusoidal features.
+//! What networks are made of beside their blocks: linear layers, sinusoidal features.
 
 use burn::{
     nn::Linear,
@@ -37,25 +37,6 @@ pub fn bias(layer: &Linear) -> Tensor<1> {
 /// The two-layer embedding of sinusoidal features, `[n, dim]` for `[n, 256]`.
 pub fn embed_features(first: &Linear, second: &Linear, features: Tensor<2>) -> Tensor<2> {
     affine(second, silu(affine(first, features)))
-}
-
-/// Images `[B, C, H, W]` as rows of patches, `[B, tokens, C·p²]`.
-pub fn patches_of(x: Tensor<4>, patch: usize) -> Tensor<3> {
-    let [batch, channels, height, width] = x.dims();
-    let (rows, columns) = (height / patch, width / patch);
-    x.reshape([batch, channels, rows, patch, columns, patch])
-        .permute([0, 2, 4, 1, 3, 5])
-        .reshape([batch, rows * columns, channels * patch * patch])
-}
-
-/// Rows of output patches `[B, tokens, p²·C]` as images `[B, C, H, W]` of `[rows, columns]` patches.
-pub fn images_of(patches: Tensor<3>, [rows, columns]: [usize; 2], patch: usize) -> Tensor<4> {
-    let [batch, _, numbers] = patches.dims();
-    let channels = numbers / (patch * patch);
-    patches
-        .reshape([batch, rows, columns, patch, patch, channels])
-        .permute([0, 5, 1, 3, 2, 4])
-        .reshape([batch, channels, rows * patch, columns * patch])
 }
 
 /// Sinusoidal features, `[values.len(), 256]` row-major: cosines, then sines of frequencies `10000^(−i/(128 − shift))`.

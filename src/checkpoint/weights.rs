@@ -51,9 +51,7 @@ impl Weights {
             }
             ModelSpec::Path(path) => containers::open(path)?,
             #[cfg(feature = "bundled")]
-            ModelSpec::Bundled => {
-                containers::open_bytes(std::path::Path::new("the bundled model"), BUNDLED)?
-            }
+            ModelSpec::Bundled => containers::open_bytes("the bundled model".as_ref(), BUNDLED)?,
             #[cfg(not(feature = "bundled"))]
             ModelSpec::Bundled => {
                 return Err(CheckpointError::UnknownFormat {

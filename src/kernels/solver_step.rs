@@ -7,7 +7,7 @@ use burn::backend::{
 use burn::tensor::Tensor;
 
 use super::{
-    Place, Route,
+    Place, Route, add_bias, images_of,
     lanes::for_rows,
     route,
     sampling::SamplingKernels,
@@ -59,7 +59,6 @@ pub struct Launch {
     runs_network: bool,
     /// Predictions that the history holds.
     kept: usize,
-    has_noise: bool,
 }
 
 /// One step of any solver, as [`Step`] says.
@@ -75,12 +74,19 @@ pub fn solver_step(before: Before, layout: OutputLayout, step: &Step) -> After {
         history,
         noise,
     } = before;
+    let of_step = match (&noise, &output) {
+        (None, _) => StepNoise::None,
+        (_, None) => step.noise.without_network(),
+        _ => step.noise,
+    };
     let launch = Launch {
         layout,
-        step: *step,
+        step: Step {
+            noise: of_step,
+            ..*step
+        },
         runs_network: output.is_some(),
         kept: history.as_ref().map_or(0, |h| h.dims()[0] / x.dims()[0]),
-        has_noise: noise.is_some(),
     };
     // What is absent is stood in for by tensors that are at hand, which nobody reads.
     let (patches, bias) = output.unwrap_or_else(|| {
@@ -138,19 +144,18 @@ pub fn solver_step_of_images(
         None => terms.push(&estimate),
     }
     let mut next = weighed(&step.update, &terms);
-    if let Some(noise) = noise {
-        let deviation = match (step.noise, output) {
-            (StepNoise::None, _) => None,
-            (StepNoise::Learned { log_variances }, Some(output)) => {
-                let v = output.narrow(1, channels, channels);
-                let [low, high] = log_variances.map(|v| 0.5 * v);
-                Some(((v + 1.0) * (0.5 * (high - low)) + low).exp())
-            }
-            (noise_of_step, _) => Some(noise.ones_like() * fixed_deviation(noise_of_step)),
-        };
-        if let Some(deviation) = deviation {
-            next = next + noise * deviation;
+    let of_step = match output {
+        Some(_) => step.noise,
+        None => step.noise.without_network(),
+    };
+    match (noise, of_step, output) {
+        (Some(noise), StepNoise::Deviation(deviation), _) => next = next + noise * deviation,
+        (Some(noise), StepNoise::Learned { log_variances }, Some(output)) => {
+            let v = output.narrow(1, channels, channels);
+            let [low, high] = log_variances.map(|v| 0.5 * v);
+            next = next + noise * ((v + 1.0) * (0.5 * (high - low)) + low).exp();
         }
+        _ => {}
     }
     (next, estimate, prediction)
 }
@@ -165,13 +170,8 @@ fn composed(before: Before, layout: OutputLayout, step: &Step) -> After {
     } = before;
     let [batch, channels, height, width] = x.dims();
     let output = output.map(|(patches, bias)| {
-        let (p, out) = (layout.patch, layout.out_channels);
-        let (rows, columns) = (height / p, width / p);
-        let elements = patches.dims()[0];
-        let images = (patches + bias.unsqueeze())
-            .reshape([elements, rows, columns, p, p, out])
-            .permute([0, 5, 1, 3, 2, 4])
-            .reshape([elements, out, height, width]);
+        let grid = [height, width].map(|side| side / layout.patch);
+        let images = images_of(add_bias(patches, bias), grid, layout.patch);
         match layout.guidance.is_active() {
             true => layout.guidance.guide(images, channels),
             false => images,
@@ -189,17 +189,6 @@ fn composed(before: Before, layout: OutputLayout, step: &Step) -> After {
     }
 }
 
-/// The deviation of noise that the network says nothing of; where it would but did not run, the larger one it could say.
-fn fixed_deviation(noise: StepNoise) -> f64 {
-    match noise {
-        StepNoise::None => 0.0,
-        StepNoise::Deviation(deviation) => deviation,
-        StepNoise::Learned {
-            log_variances: [_, high],
-        } => (0.5 * high).exp(),
-    }
-}
-
 impl Launch {
     /// Whether the history is one, and not a stand-in.
     pub(super) fn keeps_history(&self) -> bool {
@@ -211,18 +200,6 @@ impl Launch {
         match self.layout.guidance.is_active() {
             true => self.layout.guidance.guided_channels(channels),
             false => 0,
-        }
-    }
-
-    /// What the noise is multiplied with: nothing, a number, or what lies between two logarithms of it.
-    fn noise(&self) -> (usize, f64, [f64; 2]) {
-        match self.step.noise {
-            _ if !self.has_noise => (0, 0.0, [0.0; 2]),
-            StepNoise::None => (0, 0.0, [0.0; 2]),
-            StepNoise::Learned { log_variances } if self.runs_network => {
-                (2, 0.0, log_variances.map(|v| 0.5 * v))
-            }
-            other => (1, fixed_deviation(other), [0.0; 2]),
         }
     }
 }
@@ -247,16 +224,20 @@ pub(super) fn solver_step_wgsl(
         0 => nothing(),
         _ => wgsl::owned(history),
     };
-    let noise = match launch.has_noise {
-        true => into_contiguous(noise),
-        false => nothing(),
+    let (kind, deviation, logarithms) = match launch.step.noise {
+        StepNoise::None => (0, 0.0, [0.0; 2]),
+        StepNoise::Deviation(deviation) => (1, deviation, [0.0; 2]),
+        StepNoise::Learned { log_variances } => (2, 0.0, log_variances.map(|v| 0.5 * v)),
+    };
+    let noise = match kind {
+        0 => nothing(),
+        _ => into_contiguous(noise),
     };
     let shader = Shader::flat(
         "solver_step",
         include_str!("../../shaders/solver_step.wgsl"),
     );
     let (layout, step) = (&launch.layout, &launch.step);
-    let (kind, deviation, logarithms) = launch.noise();
     let all = |w: &Weights| {
         [
             w.state,
@@ -354,57 +335,40 @@ pub(super) fn solver_step_cpu(
         });
     }
     let count = x.len();
-    let kept = launch.kept;
-    let newer = usize::from(launch.runs_network);
-    // `H_j`, from this step's prediction on.
-    let earlier = |x0: &[f32], history: &[f32], j: usize, i: usize| match j {
-        0 if newer == 1 => x0[i],
-        j if j - newer < kept => history[(j - newer) * count + i],
-        _ => 0.0,
+    let (kept, fresh) = (launch.kept, usize::from(launch.runs_network));
+    let sum = |weights: &Weights| {
+        let state = weights.state as f32;
+        let [a, b, c] = weights.predictions.map(|w| w as f32);
+        move |x: f32, [h0, h1, h2]: [f32; PREDICTIONS]| x * state + h0 * a + h1 * b + h2 * c
     };
-    let single = |w: &Weights| (w.state as f32, w.predictions.map(|w| w as f32));
-    let ((estimate_state, estimates), (update_state, updates)) =
-        (single(&step.estimate), single(&step.update));
-    let plain = step.estimate == Weights::NEWEST && newer == 1;
-    let (kind, deviation, [low, high]) = launch.noise();
-    let looks_back = kept > 0;
+    let (estimate_of, update_of) = (sum(&step.estimate), sum(&step.update));
     for i in 0..count {
-        let h: [f32; PREDICTIONS] = match looks_back {
-            true => std::array::from_fn(|j| earlier(x0, history, j, i)),
-            false => [x0[i], 0.0, 0.0],
-        };
-        let estimate = match plain {
-            true => h[0],
-            false => {
-                let [a, b, c] = estimates;
-                clip(x[i] * estimate_state + h[0] * a + h[1] * b + h[2] * c)
-            }
-        };
-        let mut result = x[i] * update_state + estimate * updates[0];
-        if looks_back {
-            result += h[1] * updates[1] + h[2] * updates[2];
+        let mut h = [0.0; PREDICTIONS];
+        h[..fresh].fill(x0[i]);
+        for (plane, h) in h[fresh..].iter_mut().take(kept).enumerate() {
+            *h = history[plane * count + i];
         }
-        if kind != 0 {
-            let deviation = match kind {
-                2 => {
+        let prediction = h[0];
+        let estimate = clip(estimate_of(x[i], h));
+        h[0] = estimate;
+        x0[i] = estimate;
+        next[i] = update_of(x[i], h)
+            + match step.noise {
+                StepNoise::None => 0.0,
+                StepNoise::Deviation(deviation) => noise[i] * deviation as f32,
+                StepNoise::Learned { log_variances } => {
                     let (image, channel, row) = position(i / width);
                     let (at, output) = place(row, i % width, channels + channel);
                     let v = patches[image * tokens * outputs + at] + bias[output];
-                    (low as f32 + 0.5 * (v + 1.0) * (high - low) as f32).exp()
+                    let [low, high] = log_variances.map(|v| (0.5 * v) as f32);
+                    noise[i] * (low + 0.5 * (v + 1.0) * (high - low)).exp()
                 }
-                _ => deviation as f32,
             };
-            result += noise[i] * deviation;
-        }
-        next[i] = result;
-        if newer == 1 {
+        if launch.runs_network && kept > 0 {
             for plane in (1..kept).rev() {
                 history[plane * count + i] = history[(plane - 1) * count + i];
             }
-            if kept > 0 {
-                history[i] = h[0];
-            }
+            history[i] = prediction;
         }
-        x0[i] = estimate;
     }
 }

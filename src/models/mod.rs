@@ -23,7 +23,7 @@ pub use family::{
 use crate::{
     diffusion::{GuidedChannels, Prediction},
     graph::Graph,
-    layers::images_of,
+    kernels::images_of,
 };
 
 /// What a network draws.

@@ -12,7 +12,7 @@ use super::{
 use crate::{
     cache::{CacheDtype, FeatureStore},
     device::Engine,
-    diffusion::Step,
+    diffusion::{Step, solvers::kept_predictions},
     kernels::OutputLayout,
     models::{Condition, ConditionError, Latents, Model},
     plan::{Plan, compile},
@@ -64,8 +64,6 @@ impl Sampler {
     ) -> Result<Self, SampleError> {
         let outline = model.outline();
         let steps = settings.numbers(&outline.latents)?;
-        let history = steps.iter().map(|step| step.earlier_predictions(true));
-        let history = history.max().unwrap_or(0);
         let graph = &outline.graph;
         let branches = graph.branches();
         let schedule = match schedule {
@@ -89,8 +87,8 @@ impl Sampler {
                 null: model.null(),
                 model: model.clone(),
                 settings,
+                history: kept_predictions(&steps),
                 steps,
-                history,
                 schedule,
                 plan: Arc::new(plan),
                 cache_dtype: CacheDtype::default(),

@@ -108,6 +108,24 @@ impl Step {
     }
 }
 
+impl StepNoise {
+    /// That of a step that runs no network: where the network would say the deviation, the larger one it could say.
+    pub fn without_network(self) -> Self {
+        match self {
+            Self::Learned {
+                log_variances: [_, high],
+            } => Self::Deviation((0.5 * high).exp()),
+            other => other,
+        }
+    }
+}
+
+/// Earlier predictions that some step of a run reads, all of whose steps run the network.
+pub fn kept_predictions(steps: &[Step]) -> usize {
+    let earlier = steps.iter().map(|step| step.earlier_predictions(true));
+    earlier.max().unwrap_or(0)
+}
+
 impl Prediction {
     /// What the state and the output weigh in the clean image, at a step with `√ᾱ` and `√(1−ᾱ)`.
     fn weights(self, [signal, spread]: [f64; 2]) -> [f64; 2] {

@@ -16,7 +16,8 @@ use super::{
 };
 use crate::{
     kernels::embed_tokens,
-    layers::{NORM_EPS, affine, bias, features_on, images_of, patches_of, product},
+    kernels::{images_of, patches_of},
+    layers::{NORM_EPS, affine, bias, features_on, product},
     models::{At, Condition, Context, Denoiser, Join, Outline, Partial, Supply, Times},
 };
 

@@ -17,8 +17,8 @@ use burn::{
 use super::config::PixArtConfig;
 use crate::{
     graph::SiteKind,
-    kernels::{attention, embed_tokens, gelu},
-    layers::{NORM_EPS, affine, bias, embed_features, features_on, patches_of, product},
+    kernels::{attention, embed_tokens, gelu, patches_of},
+    layers::{NORM_EPS, affine, bias, embed_features, features_on, product},
     models::{
         At, Condition, Context, Denoiser, Join, Outline, Partial, Picture, Supply, TextContext,
         TextEmbedding, Times,

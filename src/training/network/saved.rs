@@ -13,7 +13,9 @@ use super::{
 use crate::{
     checkpoint::{self, CheckpointError, StoredDtype, TensorSource, write_safetensors},
     models::dit::DitConfig,
-    training::run::{NETWORK_STATE, TrainingError, check_folder, difference, read_metadata},
+    training::run::{
+        Difference, NETWORK_STATE, TrainingError, check_folder, difference, read_metadata,
+    },
 };
 
 /// Where the files of a run lie.
@@ -151,27 +153,16 @@ impl SavedRun {
         data: &str,
         settings: &PretrainSettings,
     ) -> Result<(), TrainingError> {
-        let differs = |setting: String, found: String, asked: String| TrainingError::Resume {
-            path: folder.path.clone(),
-            setting,
-            found,
-            asked,
-        };
-        if let Some((key, found, asked)) = difference(&self.config, config, &[]) {
-            let setting = format!("a network ({}) of {key}", self.config.name());
-            return Err(differs(setting, found, asked));
-        }
-        if self.data != data {
-            return Err(differs(
-                "data of identity".into(),
-                self.data.clone(),
-                data.into(),
-            ));
-        }
-        match difference(&self.settings, settings, &["length"]) {
-            Some((key, found, asked)) => Err(differs(key, found, asked)),
-            None => Ok(()),
-        }
+        let other_network = difference(&self.config, config, &[]).map(|other| Difference {
+            setting: format!("a network ({}) of {}", self.config.name(), other.setting),
+            ..other
+        });
+        let other_data = (self.data != data)
+            .then(|| Difference::new("data of identity", self.data.clone(), data.into()));
+        let other = other_network
+            .or(other_data)
+            .or_else(|| difference(&self.settings, settings, &["length"]));
+        other.map_or(Ok(()), |other| Err(other.refuses(&folder.path)))
     }
 
     /// Writes the checkpoint, whole or not at all; one tensor is in memory at a time.

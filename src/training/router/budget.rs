@@ -8,11 +8,11 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::training::run::TrainingError;
 use crate::{
     graph::Graph,
     plan::compile,
     schedule::{Router, Schedule, ScheduleError},
+    training::run::TrainingError,
 };
 
 /// What β is steered to.

@@ -15,7 +15,6 @@ use super::{
     Budget, Iteration, Progress, Replay, Sdt, SdtSettings,
     saved::{Identities, Saved, check_same, load_state},
 };
-use crate::training::run::{Log, ROUTER_STATE, TrainingError, check_folder};
 use crate::{
     checkpoint::{self, ModelInfo},
     device::{Engine, Watch},
@@ -24,6 +23,7 @@ use crate::{
     report::{Curves, draw_schedule},
     sampler::{Settings, model_identity, run_settings},
     schedule::{PolicyRecord, ScheduleFile},
+    training::run::{Log, ROUTER_STATE, TrainingError, check_folder},
 };
 
 /// Where the files of a run lie.

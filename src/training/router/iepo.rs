@@ -10,8 +10,7 @@ use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
 use super::walk::{StepConditions, Treatment, Walk, Walker};
-use crate::training::run::TrainingError;
-use crate::{device::DeviceFault, schedule::Router};
+use crate::{device::DeviceFault, schedule::Router, training::run::TrainingError};
 
 /// What stands for the error in the final image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]

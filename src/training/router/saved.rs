@@ -8,11 +8,11 @@ use super::{
     AdamWParts, Budget, PassSummary, RunFolder, Sdt, SdtSettings, Steering, TrainingState,
     adamw::AdamW,
 };
-use crate::training::run::{TrainingError, difference, read_metadata};
 use crate::{
     checkpoint::{self, CheckpointError, ModelInfo, TensorSource, write_tensors_with_metadata},
     sampler::{Settings, model_identity, run_settings},
     schedule::{ModelIdentity, Router, RunSettings},
+    training::run::{Difference, TrainingError, difference, read_metadata},
 };
 
 /// Version of the metadata.
@@ -63,12 +63,9 @@ impl Identities {
         let none = |identity: &Option<String>| identity.clone().unwrap_or_else(|| "none".into());
         match given.into_iter().find(|(_, found, asked)| found != asked) {
             None => Ok(()),
-            Some((setting, found, asked)) => Err(TrainingError::Resume {
-                path: folder.path.clone(),
-                setting: setting.into(),
-                found: none(found),
-                asked: none(asked),
-            }),
+            Some((setting, found, asked)) => {
+                Err(Difference::new(setting, none(found), none(asked)).refuses(&folder.path))
+            }
         }
     }
 }
@@ -179,36 +176,22 @@ pub(super) fn check_same(
     run: &Settings,
     settings: &SdtSettings,
 ) -> Result<(), TrainingError> {
-    let differs = |setting: String, found: String, asked: String| TrainingError::Resume {
-        path: folder.path.clone(),
-        setting,
-        found,
-        asked,
-    };
-    let (found, asked) = (&saved.model, model_identity(info));
-    if *found != asked {
-        return Err(differs(
-            "a model with fingerprint".into(),
-            format!("{:?}", found.fingerprint),
-            format!("{:?}", asked.fingerprint),
-        ));
-    }
-    if let Some((key, found, asked)) = difference(&saved.run, &run_settings(info, run)?, &[]) {
-        return Err(differs(key, found, asked));
-    }
-    if saved.clip_x0 != run.clip_x0 {
-        let word = |on: bool| if on { "on" } else { "off" }.to_owned();
-        return Err(differs(
-            "clip_x0".into(),
-            word(saved.clip_x0),
-            word(run.clip_x0),
-        ));
-    }
-    // More passes are welcome.
-    match difference(&saved.settings, settings, &["passes"]) {
-        Some((key, found, asked)) => Err(differs(key, found, asked)),
-        None => Ok(()),
-    }
+    let model = model_identity(info);
+    let other_model = (saved.model != model).then(|| {
+        let fingerprint = |of: &ModelIdentity| format!("{:?}", of.fingerprint);
+        let (found, asked) = (fingerprint(&saved.model), fingerprint(&model));
+        Difference::new("a model with fingerprint", found, asked)
+    });
+    let word = |on: bool| if on { "on" } else { "off" }.to_owned();
+    let other_clipping = (saved.clip_x0 != run.clip_x0)
+        .then(|| Difference::new("clip_x0", word(saved.clip_x0), word(run.clip_x0)));
+    let run = run_settings(info, run)?;
+    let other = other_model
+        .or_else(|| difference(&saved.run, &run, &[]))
+        .or(other_clipping)
+        // More passes are welcome.
+        .or_else(|| difference(&saved.settings, settings, &["passes"]));
+    other.map_or(Ok(()), |other| Err(other.refuses(&folder.path)))
 }
 
 /// What a `router.safetensors` of ours holds.

@@ -20,7 +20,6 @@ use super::{
     student::student_step,
     walk::{StepConditions, Treatment, Walk, Walker},
 };
-use crate::training::run::TrainingError;
 use crate::{
     device::DeviceFault,
     diffusion::ImageNoise,
@@ -28,6 +27,7 @@ use crate::{
     models::{Condition, ConditionError, Model, Prompts},
     sampler::{SampleError, Settings},
     schedule::{LOGIT_LIMIT, Router},
+    training::run::TrainingError,
 };
 
 /// Everything that training changes; enough to go on bit for bit.

@@ -3,7 +3,7 @@
 use burn::tensor::{Tensor, TensorData};
 
 use crate::{
-    diffusion::{Step, solvers::PREDICTIONS},
+    diffusion::{Step, solvers::kept_predictions},
     kernels::solver_step_of_images,
     models::{At, Condition, Denoiser, Times, output, walk},
     sampler::Settings,
@@ -163,7 +163,7 @@ impl<'m> Walker<'m> {
             solver_step_of_images(x, output, &walk.history, None, &self.steps[s]);
         walk.x = next;
         walk.history.splice(0..0, prediction);
-        walk.history.truncate(PREDICTIONS - 1);
+        walk.history.truncate(kept_predictions(&self.steps));
     }
 
     /// Forward and advance.

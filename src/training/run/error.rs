@@ -1,6 +1,5 @@
 //! Why a training ends early.
 
-use crate::training::data::DataError;
 use crate::{
     checkpoint::CheckpointError,
     device::{DeviceFault, Watch},
@@ -8,6 +7,7 @@ use crate::{
     report::ReportError,
     sampler::SampleError,
     schedule::ScheduleError,
+    training::data::DataError,
 };
 
 /// Why training could not start or go on.

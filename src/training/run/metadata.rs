@@ -1,6 +1,10 @@
 //! What a checkpoint of a training says of itself.
 
+use std::path::Path;
+
 use serde::{Serialize, de::DeserializeOwned};
+
+use super::TrainingError;
 
 use crate::checkpoint::{CheckpointError, METADATA_KEY, TensorSource};
 
@@ -28,12 +32,45 @@ pub(in crate::training) fn read_metadata<T: DeserializeOwned>(
     }
 }
 
-/// The first field that two settings differ in, but for those in `free`: its name, and its values as JSON.
+/// What a run and the command to resume it disagree about: a setting, and its values on both sides.
+#[derive(Debug)]
+pub(in crate::training) struct Difference {
+    pub setting: String,
+    pub found: String,
+    pub asked: String,
+}
+
+impl Difference {
+    pub fn new(setting: impl Into<String>, found: String, asked: String) -> Self {
+        Self {
+            setting: setting.into(),
+            found,
+            asked,
+        }
+    }
+
+    /// That the run in this folder cannot go on so.
+    pub fn refuses(self, path: &Path) -> TrainingError {
+        let Self {
+            setting,
+            found,
+            asked,
+        } = self;
+        TrainingError::Resume {
+            path: path.into(),
+            setting,
+            found,
+            asked,
+        }
+    }
+}
+
+/// The first field that two settings differ in, but for those in `free`, with its values as JSON.
 pub(in crate::training) fn difference<T: Serialize>(
     found: &T,
     asked: &T,
     free: &[&str],
-) -> Option<(String, String, String)> {
+) -> Option<Difference> {
     let fields = |settings: &T| serde_json::to_value(settings).unwrap_or_default();
     let (found, asked) = (fields(found), fields(asked));
     let (found, asked) = (found.as_object()?, asked.as_object()?);
@@ -43,5 +80,5 @@ pub(in crate::training) fn difference<T: Serialize>(
     let value = |of: &serde_json::Map<String, serde_json::Value>| {
         of.get(key).map_or("none".to_owned(), ToString::to_string)
     };
-    Some((key.clone(), value(found), value(asked)))
+    Some(Difference::new(key, value(found), value(asked)))
 }

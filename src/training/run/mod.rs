@@ -9,7 +9,7 @@ use std::path::Path;
 
 pub use error::TrainingError;
 pub(super) use log::Log;
-pub(super) use metadata::{difference, read_metadata};
+pub(super) use metadata::{Difference, difference, read_metadata};
 
 /// Name of a router's training state.
 pub(super) const ROUTER_STATE: &str = "router.safetensors";
