@@ -194,7 +194,8 @@ hm_status hm_model_class_by_name(const hm_model *model, const char *name, uint32
  * model is null, or came from hm_model_load and is not used again. */
 void hm_model_free(hm_model *model);
 
-/* A schedule for a model and settings: a .schedule.json file, none, fora:N, taylor:N[:ORDER], random:CUR[:SEED], or learned:
+/* A schedule for a model and settings: a .schedule.json file, none, fora:N, taylor:N[:ORDER], random:CUR[:SEED],
+   fb:THRESHOLD, or learned:
  * the bundled router that fits, and where none does, nothing is reused.
  * Expects:
  * model is loaded, settings points to settings, spec is a string, schedule may be written to. */

@@ -202,6 +202,41 @@ impl FeatureStore {
         }
     }
 
+    /// Keeps `[B, tokens, dim]` that joins the stream without a gate.
+    ///
+    /// # Errors
+    /// [`CacheError`] for a slot that the store has not.
+    pub fn keep(&mut self, slot: Slot, feature: Tensor<3>) -> Result<(), CacheError> {
+        let join = Join::ungated(&feature);
+        self.write(slot, feature.clone(), &join, feature.into())?;
+        Ok(())
+    }
+
+    /// `x + weight·feature` of what was kept without a gate, and stays.
+    ///
+    /// # Errors
+    /// As [`Self::reuse`].
+    pub fn add(&mut self, x: Tensor<3>, slot: Slot, weight: f32) -> Result<Tensor<3>, CacheError> {
+        let read = Read {
+            branch: 0,
+            weight,
+            slot,
+            last: false,
+        };
+        let join = Join::ungated(&x);
+        self.reuse(x, &[(join, read)])
+    }
+
+    /// `mean|x − kept| / mean|kept|`, `[1]`.
+    ///
+    /// # Errors
+    /// As [`Self::reuse`].
+    pub fn change(&mut self, x: Tensor<3>, slot: Slot) -> Result<Tensor<1>, CacheError> {
+        let kept = self.add(x.zeros_like(), slot, 1.0)?;
+        let difference = self.add(x, slot, -1.0)?;
+        Ok(difference.abs().mean() / kept.abs().mean())
+    }
+
     /// `x + Σ gate ⊙ w·feature` over a span: one dispatch where its slots lie in one arena and its gates in one slab.
     ///
     /// # Errors

@@ -150,7 +150,7 @@ pub unsafe extern "C" fn hm_sample(
         // SAFETY: the caller's promise.
         let given = unsafe { arguments::shared(settings, "settings") }?;
         // SAFETY: the caller's promise.
-        let schedule = unsafe { hm_schedule::table(schedule) }?;
+        let schedule = unsafe { hm_schedule::reuse(schedule) }?;
         // SAFETY: the caller's promise.
         let labels = unsafe { arguments::slice(labels, count, "labels") }?;
         // SAFETY: the caller's promise.

@@ -10,17 +10,18 @@ use super::{
 };
 use crate::{
     pipeline::choose_schedule,
-    plan::{Accounting, compile},
-    schedule::Schedule,
+    plan::{Accounting, Plan},
+    schedule::{Reuse, Schedule},
 };
 
 /// A schedule that fits a model and a number of steps.
 pub struct hm_schedule {
-    pub(super) schedule: Schedule,
+    reuse: Reuse,
     figures: Accounting,
 }
 
-/// What a schedule costs and saves, for one image and one half of the guidance batch.
+/// What a schedule costs and saves, for one image and one half of the guidance batch. One that decides while a run goes on
+/// (`fb:THRESHOLD`) counts as computing everything.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct hm_figures {
@@ -36,7 +37,8 @@ pub struct hm_figures {
     pub cache_bytes: u64,
 }
 
-/// A schedule for a model and settings: a .schedule.json file, `none`, `fora:N`, `taylor:N[:ORDER]`, `random:CUR[:SEED]`, or `learned`:
+/// A schedule for a model and settings: a .schedule.json file, `none`, `fora:N`, `taylor:N[:ORDER]`, `random:CUR[:SEED]`,
+/// `fb:THRESHOLD`, or `learned`:
 /// the bundled router that fits, and where none does, nothing is reused.
 ///
 /// # Safety
@@ -59,7 +61,7 @@ pub unsafe extern "C" fn hm_schedule_open(
         let spec = unsafe { arguments::text(spec, "spec") }?;
         let info = &model.pipeline.info;
         let chosen = choose_schedule(&spec.parse()?, false, info, &settings)?;
-        out.set(hm_schedule::new(chosen.schedule, model));
+        out.set(hm_schedule::new(chosen.reuse, model));
         Ok(())
     })
 }
@@ -88,7 +90,7 @@ pub unsafe extern "C" fn hm_schedule_from_table(
             model.pipeline.info.outline.graph.branches(),
             compute.iter().map(|c| *c != 0).collect(),
         )?;
-        out.set(hm_schedule::new(table, model));
+        out.set(hm_schedule::new(table.into(), model));
         Ok(())
     })
 }
@@ -106,11 +108,11 @@ pub unsafe extern "C" fn hm_schedule_get_figures(
         // SAFETY: the caller's promise.
         let out = unsafe { Out::new(figures, "figures") }?;
         // SAFETY: the caller's promise.
-        let hm_schedule { schedule, figures } = unsafe { arguments::shared(schedule, "schedule") }?;
+        let hm_schedule { reuse, figures } = unsafe { arguments::shared(schedule, "schedule") }?;
         out.set(hm_figures {
-            steps: schedule.steps() as u32,
-            branches: schedule.branches() as u32,
-            cur: schedule.cur(),
+            steps: reuse.steps() as u32,
+            branches: reuse.branches() as u32,
+            cur: reuse.table().map_or(0.0, Schedule::cur),
             macs_ratio: figures.macs_full as f64 / figures.macs as f64,
             macs: figures.macs,
             macs_full: figures.macs_full,
@@ -133,17 +135,18 @@ pub unsafe extern "C" fn hm_schedule_free(schedule: *mut hm_schedule) {
 }
 
 impl hm_schedule {
-    fn new(schedule: Schedule, model: &hm_model) -> *mut Self {
-        let figures = compile(&schedule, &model.pipeline.info.outline.graph).accounting();
-        Box::into_raw(Box::new(Self { schedule, figures }))
+    fn new(reuse: Reuse, model: &hm_model) -> *mut Self {
+        let graph = &model.pipeline.info.outline.graph;
+        let figures = Plan::of(&reuse, graph).accounting();
+        Box::into_raw(Box::new(Self { reuse, figures }))
     }
 
-    /// The table of a schedule that may be absent.
+    /// What a schedule reuses that may be absent.
     ///
     /// # Safety
     /// `schedule` is null or open.
-    pub(super) unsafe fn table(schedule: *const Self) -> Result<Option<Schedule>, Failure> {
+    pub(super) unsafe fn reuse(schedule: *const Self) -> Result<Option<Reuse>, Failure> {
         // SAFETY: the caller's promise.
-        Ok(unsafe { schedule.as_ref() }.map(|s| s.schedule.clone()))
+        Ok(unsafe { schedule.as_ref() }.map(|s| s.reuse.clone()))
     }
 }

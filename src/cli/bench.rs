@@ -19,7 +19,7 @@ use crate::{
     checkpoint::ModelInfo,
     device::LaunchCount,
     metrics::{max_abs_error, median, peak_memory_bytes, reset_peak_memory},
-    sampler::{Part, PartTotal, Request, Sampler},
+    sampler::{Part, PartTotal, Request, Sampler, Totals},
 };
 
 #[derive(clap::Args, Debug)]
@@ -57,6 +57,8 @@ pub(super) struct Args {
 struct Row {
     name: String,
     sampler: Sampler,
+    /// What a run does.
+    totals: Totals,
     seconds: Vec<f64>,
     dispatches: u64,
     peak_host_bytes: Option<u64>,
@@ -93,9 +95,10 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
     let mut first_image = None;
     let mut reference: Option<Vec<f32>> = None;
     for row in &mut rows {
-        let images = timed(&row.sampler, &request, &bar, context)?.1;
+        let (images, totals) = timed(&row.sampler, &request, &bar, context)?.1;
+        row.totals = totals;
         first_image.get_or_insert(context.started.elapsed().as_secs_f64());
-        if row.sampler.schedule().cur() == 0.0 {
+        if totals.reused == 0 {
             // Whatever the order of the work, the timing is of the same thing.
             let reference = reference.get_or_insert_with(|| images.clone());
             row.off = Some(max_abs_error(reference, &images));
@@ -143,10 +146,11 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
 
 /// The uncached run first, then what was asked for.
 fn rows(args: &Args, session: &Session) -> Result<Vec<Row>, CliError> {
-    let sampler = |schedule| session.pipeline.sampler(session.settings, schedule);
+    let sampler = |reuse| session.pipeline.sampler(session.settings, reuse);
     let row = |name: String, sampler: Sampler| Row {
         name,
         sampler: sampler.with_cache_dtype(args.cache.cache_dtype),
+        totals: Totals::default(),
         seconds: Vec::new(),
         dispatches: 0,
         peak_host_bytes: None,
@@ -160,26 +164,26 @@ fn rows(args: &Args, session: &Session) -> Result<Vec<Row>, CliError> {
     }
     for spec in args.schedules.iter().filter(|spec| *spec != "none") {
         let chosen = resolve(spec, args.force, &session.pipeline.info, &session.settings)?;
-        rows.push(row(chosen.name, sampler(Some(chosen.schedule))?));
+        rows.push(row(chosen.name, sampler(Some(chosen.reuse))?));
     }
     Ok(rows)
 }
 
-/// One whole run: seconds until its images are here, and the images.
+/// One whole run: seconds until its images are here, the images, and what was done.
 fn timed(
     sampler: &Sampler,
     request: &Request,
     bar: &ProgressBar,
     context: &Context,
-) -> Result<(f64, Vec<f32>), CliError> {
+) -> Result<(f64, (Vec<f32>, Totals)), CliError> {
     let started = Instant::now();
-    let images = draw(sampler.run(request.clone())?, bar, |_| 1, context)?;
-    Ok((started.elapsed().as_secs_f64(), images))
+    let drawn = draw(sampler.run(request.clone())?, bar, |_| 1, context)?;
+    Ok((started.elapsed().as_secs_f64(), drawn))
 }
 
 fn figures(row: &Row, uncached: &Row, info: &ModelInfo, batch: usize) -> Value {
     let plan = row.sampler.plan().accounting();
-    let macs_ratio = plan.macs_full as f64 / plan.macs as f64;
+    let macs_ratio = row.totals.macs_ratio();
     // Runs that stood next to each other in time are compared with each other.
     let ratios: Vec<f64> = uncached
         .seconds
@@ -202,7 +206,7 @@ fn figures(row: &Row, uncached: &Row, info: &ModelInfo, batch: usize) -> Value {
         .map(|(part, total)| (part.name().into(), json!(total)))
         .collect();
     json!({
-        "schedule": row.name, "cur": row.sampler.schedule().cur(), "macs_ratio": macs_ratio,
+        "schedule": row.name, "cur": row.totals.cur(), "macs_ratio": macs_ratio,
         "median_s": median(&row.seconds), "min_s": min, "max_s": max,
         "speedup": speedup, "speedup_min": speedup_min, "speedup_max": speedup_max, "efficiency": speedup / macs_ratio,
         "dispatches_per_run": row.dispatches,
@@ -210,8 +214,8 @@ fn figures(row: &Row, uncached: &Row, info: &ModelInfo, batch: usize) -> Value {
         "all_features_bytes": info.outline.graph.branches() * features,
         "max_abs_error_uncached": row.off, "adaln_bytes_read": row.sampler.adaln_bytes_read(batch),
         "plan": {
-            "macs": plan.macs * copies as u64, "macs_full": plan.macs_full * copies as u64,
-            "computed": plan.computed, "reused": plan.reused, "spans": plan.spans, "slots": plan.slots,
+            "macs": row.totals.macs, "macs_full": row.totals.macs_full,
+            "computed": row.totals.computed / copies as u64, "reused": row.totals.reused / copies as u64, "spans": plan.spans, "slots": plan.slots,
             "cache_bytes_written": cache_bytes / plan.slots.max(1) * plan.writes,
             "cache_bytes_read": cache_bytes / plan.slots.max(1) * plan.reads,
         },

@@ -18,7 +18,7 @@ use crate::{
     checkpoint::ModelInfo,
     metrics::{mean_and_error, mse, psnr_from_mse},
     sampler::{BATCH_BYTES, Request, Settings, batch_for},
-    schedule::Schedule,
+    schedule::{Reuse, Schedule},
 };
 
 #[derive(clap::Args, Debug)]
@@ -48,7 +48,7 @@ pub(super) struct Args {
 struct Entry {
     name: String,
     settings: Settings,
-    schedule: Schedule,
+    reuse: Reuse,
 }
 
 pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
@@ -72,8 +72,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
         entries.push(entry(spec, args.force, info, &settings)?);
     }
 
-    let graph = &info.outline.graph;
-    let full = (settings.steps as u64 * graph.full_step_macs()) as f64;
+    let mut full = None;
     let conditions = pipeline.prompts.in_turn(args.count);
     let total: usize = entries.iter().map(|e| e.settings.steps * args.count).sum();
     let bar = progress(context, total as u64, "image steps");
@@ -82,7 +81,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
     for entry in &entries {
         let started = Instant::now();
         let sampler = pipeline
-            .sampler(entry.settings, Some(entry.schedule.clone()))?
+            .sampler(entry.settings, Some(entry.reuse.clone()))?
             .with_cache_dtype(args.cache.cache_dtype);
         let guided = entry.settings.guidance.is_active();
         let request = Request {
@@ -91,7 +90,8 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
             noise: None,
             batch: batch_for(&info.outline, guided, BATCH_BYTES).min(conditions.len()),
         };
-        let images = draw(sampler.run(request)?, &bar, |images| images as u64, context)?;
+        let run = sampler.run(request)?;
+        let (images, totals) = draw(run, &bar, |images| images as u64, context)?;
         let seconds = started.elapsed().as_secs_f64();
         if reference.is_empty() {
             reference.clone_from(&images);
@@ -104,8 +104,8 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
             .collect();
         let (mean, error) = mean_and_error(&errors);
         rows.push(json!({
-            "schedule": entry.name, "steps": entry.settings.steps, "cur": entry.schedule.cur(),
-            "macs_ratio": full / entry.schedule.macs(graph) as f64, "mse": mean, "mse_standard_error": error,
+            "schedule": entry.name, "steps": entry.settings.steps, "cur": totals.cur(),
+            "macs_ratio": full.get_or_insert(totals.macs).to_owned() as f64 / totals.macs as f64, "mse": mean, "mse_standard_error": error,
             "psnr": psnr_from_mse(mean), "seconds": seconds,
         }));
     }
@@ -143,14 +143,14 @@ fn entry(
         return Ok(Entry {
             name: spec.into(),
             settings,
-            schedule,
+            reuse: schedule.into(),
         });
     }
     let chosen = resolve(spec, force, info, settings)?;
     Ok(Entry {
         name: chosen.name,
         settings: *settings,
-        schedule: chosen.schedule,
+        reuse: chosen.reuse,
     })
 }
 

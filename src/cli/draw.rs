@@ -5,19 +5,19 @@ use indicatif::ProgressBar;
 use super::{Context, error::CliError};
 use crate::sampler::{Event, Run, Totals};
 
-/// All images of a run; a step of so many images moves the bar by `advance` of them.
+/// All images of a run, and what it did; a step of so many images moves the bar by `advance` of them.
 pub(super) fn draw(
     run: Run,
     bar: &ProgressBar,
     advance: impl Fn(usize) -> u64,
     context: &Context,
-) -> Result<Vec<f32>, CliError> {
+) -> Result<(Vec<f32>, Totals), CliError> {
     let mut all = Vec::new();
-    draw_each(run, bar, advance, context, |_, x0| {
+    let totals = draw_each(run, bar, advance, context, |_, x0| {
         all.extend(x0);
         Ok(())
     })?;
-    Ok(all)
+    Ok((all, totals))
 }
 
 /// The same, giving images away batch by batch, with the number of the first; returns what the run did.

@@ -22,6 +22,7 @@ use crate::{
     pipeline::Pipeline,
     report::{ReportError, Tile, columns_for, grid, image_from_values, write_png},
     sampler::{BATCH_BYTES, Request, batch_for},
+    schedule::Reuse,
 };
 
 /// More images than a run keeps in memory.
@@ -118,7 +119,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
     });
     let chosen = args.schedule.resolve(info, &settings)?;
     let sampler = pipeline
-        .sampler(settings, Some(chosen.schedule))?
+        .sampler(settings, Some(chosen.reuse))?
         .with_cache_dtype(args.cache.cache_dtype);
     let request = Request {
         conditions: conditions.clone(),
@@ -192,19 +193,25 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
         1000.0 * seconds / (conditions.len() * settings.steps) as f64,
         conditions.len() as f64 / seconds,
     ));
-    let macs_ratio = totals.macs_full as f64 / totals.macs as f64;
     context.say(format!(
-        "schedule {}: CUR {:.1} %, MACs ratio {macs_ratio:.2}×, cache {:.1} MB",
+        "schedule {}: CUR {:.1} %, MACs ratio {:.2}×, cache {:.1} MB",
         chosen.name,
-        100.0 * sampler.schedule().cur(),
+        100.0 * totals.cur(),
+        totals.macs_ratio(),
         totals.peak_cache_bytes as f64 / 1e6,
     ));
+    if matches!(sampler.reuse(), Reuse::AtRunTime(_)) && totals.reused == 0 {
+        context.say(format!(
+            "warning: {} never reused anything: a higher threshold would",
+            chosen.name
+        ));
+    }
     if args.json {
         print_json(&json!({
             "device": report.device, "backend": report.backend, "model": info.outline.name,
             "steps": settings.steps, "images": conditions.len(), "batch": batch,
             "seconds_load": seconds_load, "seconds_sampling": seconds,
-            "schedule": chosen.name, "cur": sampler.schedule().cur(), "macs_full": totals.macs_full, "macs": totals.macs,
+            "schedule": chosen.name, "cur": totals.cur(), "macs_full": totals.macs_full, "macs": totals.macs,
             "peak_cache_bytes": totals.peak_cache_bytes, "cache_dtype": args.cache.cache_dtype.to_string(), "dispatches": dispatches, "out": args.out,
         }));
     }

@@ -149,6 +149,19 @@ pub struct Join {
 }
 
 impl Join {
+    /// That of what joins streams like `x` `[B, tokens, dim]` as it is.
+    pub fn ungated(x: &Tensor<3>) -> Self {
+        let dim = x.dims()[2];
+        Self {
+            slab: Tensor::ones([1, 1, dim], &x.device()),
+            gate: VectorAt {
+                start: 0,
+                stride: dim,
+                count: 1,
+            },
+        }
+    }
+
     /// `x + gate ⊙ feature`, `[B, tokens, dim]`.
     pub fn add(&self, x: Tensor<3>, partial: Partial) -> Tensor<3> {
         gated_residual(x, &self.slab, self.gate, partial.feature, partial.bias)

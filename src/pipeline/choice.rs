@@ -1,18 +1,16 @@
-//! From what a user names to a table that fits model and run.
+//! From what a user names to what fits model and run.
 
 use crate::{
     checkpoint::ModelInfo,
     policy::{Policy, PolicyError, ScheduleChoice},
     sampler::{Settings, model_identity, run_settings},
-    schedule::{
-        ModelIdentity, PolicyRecord, Schedule, ScheduleError, ScheduleFile, bundled_schedule,
-    },
+    schedule::{ModelIdentity, PolicyRecord, Reuse, ScheduleError, ScheduleFile, bundled_schedule},
 };
 
-/// A table and where it came from.
+/// What is reused, and where that came from.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Chosen {
-    pub schedule: Schedule,
+    pub reuse: Reuse,
     /// For people: `none`, `fora:2`, a file's name.
     pub name: String,
     /// Why a schedule that was forced does not fit.
@@ -30,21 +28,21 @@ pub fn choose_schedule(
     info: &ModelInfo,
     settings: &Settings,
 ) -> Result<Chosen, PolicyError> {
-    let chosen = |schedule, name| Chosen {
-        schedule,
+    let chosen = |reuse, name| Chosen {
+        reuse,
         name,
         misfit: None,
     };
     let of_policy = |policy: &Policy| -> Result<Chosen, PolicyError> {
-        let table = policy.schedule(settings.steps, &info.outline.graph)?;
-        Ok(chosen(table, policy.to_string()))
+        let reuse = policy.reuse(settings.steps, &info.outline.graph)?;
+        Ok(chosen(reuse, policy.to_string()))
     };
     let path = match choice {
         ScheduleChoice::Policy(policy) => return of_policy(policy),
         ScheduleChoice::Learned => {
             let run = run_settings(info, settings)?;
             return match bundled_schedule(&model_identity(info), &run) {
-                Some(file) => Ok(chosen(file.schedule()?, "the bundled router".into())),
+                Some(file) => Ok(chosen(file.schedule()?.into(), "the bundled router".into())),
                 None => of_policy(&Policy::None),
             };
         }
@@ -64,7 +62,7 @@ pub fn choose_schedule(
     };
     Ok(Chosen {
         misfit,
-        ..chosen(file.schedule()?, path.display().to_string())
+        ..chosen(file.schedule()?.into(), path.display().to_string())
     })
 }
 

@@ -13,7 +13,7 @@ use crate::{
     diffusion::{Guidance, Solver},
     models::{Model, Prompts},
     sampler::{SampleError, Sampler, Settings},
-    schedule::Schedule,
+    schedule::Reuse,
 };
 
 /// Steps of a run that names none.
@@ -93,16 +93,20 @@ impl Pipeline {
         }
     }
 
-    /// A sampler on this device; `schedule` `None` computes everything.
+    /// A sampler on this device; `reuse` `None` computes everything.
     ///
     /// # Errors
     /// As [`Sampler::new`].
     pub fn sampler(
         &self,
         settings: Settings,
-        schedule: Option<Schedule>,
+        reuse: Option<Reuse>,
     ) -> Result<Sampler, SampleError> {
-        let sampler = Sampler::new(&self.model, settings, schedule)?.with_engine(&self.engine);
+        let sampler = match reuse {
+            Some(reuse) => Sampler::reusing(&self.model, settings, reuse),
+            None => Sampler::new(&self.model, settings, None),
+        };
+        let sampler = sampler?.with_engine(&self.engine);
         Ok(match &self.prompts.null {
             Some(null) => sampler.with_null(null.clone()),
             None => sampler,

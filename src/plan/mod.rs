@@ -6,14 +6,16 @@
 use std::collections::{HashMap, VecDeque};
 
 mod liveness;
+mod probed;
 mod text;
 
 use crate::{
     graph::Graph,
-    schedule::{MAX_HISTORY, Schedule},
+    schedule::{MAX_HISTORY, Reuse, Schedule, Threshold},
 };
 
 pub use liveness::{LiveRange, live_ranges};
+pub use probed::compile_probed;
 
 /// A place in the cache, numbered from 0.
 pub type Slot = usize;
@@ -30,6 +32,40 @@ pub enum Op {
     },
     /// `x ← x + Σ gate_i ⊙ w_i·f_i` over neighbouring reused branches; a branch may read several features.
     Reuse(Vec<Read>),
+    /// A segment of the stream begins here.
+    Open,
+    /// The segment opened last ends: keep what it added to the stream.
+    Close {
+        /// Where to keep it.
+        write: Slot,
+    },
+    /// The segment opened last ends: compare what it added with what is kept at `probe`, and go on with one of two rows.
+    Decide {
+        /// What it added when the first row was taken last; kept anew where that row is taken.
+        probe: Slot,
+        threshold: Threshold,
+        /// Taken where the change is large.
+        compute: Vec<Op>,
+        /// Taken where it is small.
+        reuse: Vec<Op>,
+    },
+    /// Add what a segment added when it was closed last.
+    Again {
+        /// Where it is kept.
+        slot: Slot,
+    },
+}
+
+impl Op {
+    /// The op, or those of the row that computes, where it decides.
+    fn computing(&self) -> Box<dyn Iterator<Item = &Op> + '_> {
+        match self {
+            Self::Decide { compute, .. } => {
+                Box::new(std::iter::once(self).chain(compute.iter().flat_map(Self::computing)))
+            }
+            op => Box::new(std::iter::once(op)),
+        }
+    }
 }
 
 /// A stored feature that is read.
@@ -55,7 +91,8 @@ pub struct Plan {
     macs_full: u64,
 }
 
-/// A plan's figures for one image and one half of the guidance batch.
+/// A plan's figures for one image and one half of the guidance batch. Where a run decides while it goes on, those of
+/// computing at every step; the cache is the same whatever it decides.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Accounting {
     /// Multiply-accumulates of the run.
@@ -146,6 +183,16 @@ pub fn compile(schedule: &Schedule, graph: &Graph) -> Plan {
 }
 
 impl Plan {
+    /// The plan of a run from its first step on.
+    ///
+    /// Reuse and graph must have the same number of branches; the sampler checks that before.
+    pub fn of(reuse: &Reuse, graph: &Graph) -> Self {
+        match reuse {
+            Reuse::Ahead(schedule) => compile(schedule, graph),
+            Reuse::AtRunTime(probed) => compile_probed(probed, graph, 0),
+        }
+    }
+
     /// The ops of every step.
     pub fn steps(&self) -> &[Vec<Op>] {
         &self.steps
@@ -163,17 +210,22 @@ impl Plan {
 
     /// Exact figures.
     pub fn accounting(&self) -> Accounting {
-        let ops = || self.steps.iter().flatten();
+        let ops = || self.steps.iter().flatten().flat_map(Op::computing);
         let spans = || {
             ops().filter_map(|op| match op {
                 Op::Reuse(span) => Some(span),
-                Op::Compute { .. } => None,
+                _ => None,
             })
         };
         let branches = |span: &Vec<Read>| span.chunk_by(|a, b| a.branch == b.branch).count();
         let computed = ops().filter(|op| matches!(op, Op::Compute { .. })).count();
         let writes = ops()
-            .filter(|op| matches!(op, Op::Compute { write: Some(_), .. }))
+            .filter(|op| {
+                matches!(
+                    op,
+                    Op::Compute { write: Some(_), .. } | Op::Close { .. } | Op::Decide { .. }
+                )
+            })
             .count();
         Accounting {
             macs: self.macs,
@@ -248,6 +300,9 @@ mod tests {
                                 prop_assert_eq!(slots[*slot], None, "slot {} clobbered", slot);
                                 slots[*slot] = Some((s, *branch));
                             }
+                        }
+                        Op::Open | Op::Close { .. } | Op::Decide { .. } | Op::Again { .. } => {
+                            prop_assert!(false, "a table decides nothing")
                         }
                         Op::Reuse(span) => for of_branch in span.chunk_by(|a, b| a.branch == b.branch) {
                             let n = of_branch[0].branch;

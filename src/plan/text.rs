@@ -8,15 +8,43 @@ use crate::graph::Graph;
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (s, ops) in self.steps().iter().enumerate() {
-            let ops: Vec<String> = ops.iter().map(|op| op_text(op, self.graph())).collect();
-            writeln!(f, "step {s:>2}  {}", ops.join(" · "))?;
+            writeln!(f, "step {s:>2}  {}", row_text(ops, self.graph()))?;
         }
         Ok(())
     }
 }
 
+fn row_text(ops: &[Op], graph: &Graph) -> String {
+    let mut text = String::new();
+    let mut opened = true;
+    for op in ops {
+        let closes = matches!(op, Op::Close { .. } | Op::Decide { .. });
+        text.push_str(match (opened, closes) {
+            (true, _) => "",
+            (false, true) => " ",
+            (false, false) => " · ",
+        });
+        text.push_str(&op_text(op, graph));
+        opened = matches!(op, Op::Open);
+    }
+    text
+}
+
 fn op_text(op: &Op, graph: &Graph) -> String {
     match op {
+        Op::Open => "{ ".into(),
+        Op::Close { write } => format!("}} → s{write}"),
+        Op::Decide {
+            probe,
+            compute,
+            reuse,
+            ..
+        } => format!(
+            "}} ? s{probe}: {} | {}",
+            row_text(compute, graph),
+            row_text(reuse, graph)
+        ),
+        Op::Again { slot } => format!("[← s{slot}]"),
         Op::Compute {
             branch,
             write: Some(slot),

@@ -2,6 +2,7 @@
 //!
 //! A policy is named on the command line as `NAME[:ARGS]`; learned schedules come from files instead.
 
+mod first_block;
 mod fora;
 mod random;
 mod taylor;
@@ -15,7 +16,7 @@ use std::{
 use crate::{
     diffusion::DiffusionError,
     graph::Graph,
-    schedule::{Schedule, ScheduleError},
+    schedule::{Reuse, Schedule, ScheduleError},
 };
 
 /// A named policy with its arguments.
@@ -29,6 +30,8 @@ pub enum Policy {
     Taylor { interval: usize, order: usize },
     /// A random table of a given CUR: the control that any clever policy must beat.
     Random { cur: f64, seed: u64 },
+    /// Reuse all blocks but the first while that one changes little (First Block Cache); decided step by step.
+    FirstBlock { threshold: f64 },
 }
 
 /// A policy that cannot be made.
@@ -40,6 +43,9 @@ pub enum PolicyError {
         name: String,
         expected: &'static str,
     },
+    /// A table is needed, and the policy has none ahead of the run.
+    #[error("policy `{policy}` decides while a run goes on and has no table")]
+    NoTable { policy: String },
     /// Arguments out of range.
     #[error("policy `{spec}`: {problem}")]
     Arguments { spec: String, problem: String },
@@ -72,7 +78,7 @@ impl FromStr for ScheduleChoice {
             Err(_) if is_file() => Ok(Self::File(path.into())),
             Err(PolicyError::Unknown { name, .. }) => Err(PolicyError::Unknown {
                 name,
-                expected: "none, fora:N, taylor:N[:ORDER], random:CUR[:SEED], learned, or a *.schedule.json file that exists",
+                expected: "none, fora:N, taylor:N[:ORDER], fb:THRESHOLD, random:CUR[:SEED], learned, or a *.schedule.json file that exists",
             }),
             Err(bad) => Err(bad),
         }
@@ -80,19 +86,35 @@ impl FromStr for ScheduleChoice {
 }
 
 impl Policy {
-    /// The table for a run of `steps` steps of a network.
+    /// What a run of `steps` steps of a network reuses.
     ///
     /// # Errors
-    /// [`PolicyError::Arguments`] where the run is too short for the arguments.
-    pub fn schedule(&self, steps: usize, graph: &Graph) -> Result<Schedule, PolicyError> {
+    /// [`PolicyError::Arguments`] where the run is too short for the arguments, [`PolicyError::Schedule`] where the network is.
+    pub fn reuse(&self, steps: usize, graph: &Graph) -> Result<Reuse, PolicyError> {
         let branches = graph.branches();
-        match *self {
-            Self::None => Ok(Schedule::full(steps, branches)?),
-            Self::Fora { interval } => Ok(fora::schedule(interval, steps, branches)?),
+        Ok(match *self {
+            Self::None => Schedule::full(steps, branches)?.into(),
+            Self::Fora { interval } => fora::schedule(interval, steps, branches)?.into(),
             Self::Taylor { interval, order } => {
-                Ok(taylor::schedule(interval, order, steps, branches)?)
+                taylor::schedule(interval, order, steps, branches)?.into()
             }
-            Self::Random { cur, seed } => random::schedule(cur, seed, steps, branches),
+            Self::Random { cur, seed } => random::schedule(cur, seed, steps, branches)?.into(),
+            Self::FirstBlock { threshold } => {
+                Reuse::AtRunTime(first_block::probed(threshold, steps, graph)?)
+            }
+        })
+    }
+
+    /// The table of a policy that has one.
+    ///
+    /// # Errors
+    /// As [`Self::reuse`], and [`PolicyError::NoTable`].
+    pub fn schedule(&self, steps: usize, graph: &Graph) -> Result<Schedule, PolicyError> {
+        match self.reuse(steps, graph)? {
+            Reuse::Ahead(schedule) => Ok(schedule),
+            Reuse::AtRunTime(_) => Err(PolicyError::NoTable {
+                policy: self.to_string(),
+            }),
         }
     }
 
@@ -103,6 +125,7 @@ impl Policy {
             Self::Fora { .. } => "fora",
             Self::Taylor { .. } => "taylor",
             Self::Random { .. } => "random",
+            Self::FirstBlock { .. } => "fb",
         }
     }
 }
@@ -147,9 +170,16 @@ impl FromStr for Policy {
                 }
             }
             ("random", _) => Err(bad("expected random:CUR[:SEED]")),
+            ("fb", [threshold]) => match threshold.parse::<f64>() {
+                Ok(threshold) if threshold > 0.0 && threshold.is_finite() => {
+                    Ok(Self::FirstBlock { threshold })
+                }
+                _ => Err(bad("expected fb:THRESHOLD with a number above 0")),
+            },
+            ("fb", _) => Err(bad("expected fb:THRESHOLD")),
             _ => Err(PolicyError::Unknown {
                 name: spec.into(),
-                expected: "none, fora:N, taylor:N[:ORDER], or random:CUR[:SEED]",
+                expected: "none, fora:N, taylor:N[:ORDER], fb:THRESHOLD, or random:CUR[:SEED]",
             }),
         }
     }
@@ -162,6 +192,7 @@ impl fmt::Display for Policy {
             Self::Fora { interval } => write!(f, "fora:{interval}"),
             Self::Taylor { interval, order } => write!(f, "taylor:{interval}:{order}"),
             Self::Random { cur, seed } => write!(f, "random:{cur}:{seed}"),
+            Self::FirstBlock { threshold } => write!(f, "fb:{threshold}"),
         }
     }
 }
@@ -197,7 +228,7 @@ mod tests {
 
     #[test]
     fn specs_round_trip_and_bad_ones_are_refused() {
-        for spec in ["none", "fora:2", "taylor:4:2", "random:0.25:7"] {
+        for spec in ["none", "fora:2", "taylor:4:2", "random:0.25:7", "fb:0.05"] {
             assert_eq!(spec.parse::<Policy>().unwrap().to_string(), spec);
         }
         for spec in [
@@ -211,6 +242,9 @@ mod tests {
             "taylor:0",
             "taylor:2:9",
             "teacache:0.1",
+            "fb",
+            "fb:0",
+            "fb:nan",
         ] {
             assert!(spec.parse::<Policy>().is_err(), "{spec}");
         }
@@ -220,6 +254,19 @@ mod tests {
     fn fora_2_reuses_every_other_step() {
         let table = Policy::Fora { interval: 2 }.schedule(4, &graph(2)).unwrap();
         assert_eq!(table.to_rows(), ["##", "..", "##", ".."]);
+    }
+
+    #[test]
+    fn a_policy_that_decides_at_run_time_has_no_table() {
+        let first_block = Policy::FirstBlock { threshold: 0.1 };
+        let reuse = first_block.reuse(4, &graph(4)).unwrap();
+        assert!(matches!(reuse, Reuse::AtRunTime(_)));
+        assert!(matches!(
+            first_block.schedule(4, &graph(4)),
+            Err(PolicyError::NoTable { .. })
+        ));
+        // A network of one block has nothing behind the first.
+        assert!(first_block.reuse(4, &graph(2)).is_err());
     }
 
     #[test]

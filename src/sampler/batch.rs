@@ -6,7 +6,7 @@ use burn::tensor::{Tensor, TensorData};
 
 use super::{
     SampleError,
-    execute::planned_tokens,
+    execute::Pass,
     parts::{Part, PartTimes},
     setup::Setup,
 };
@@ -35,6 +35,8 @@ pub(super) struct Batch {
     pub step: usize,
     pub plan: Arc<Plan>,
     pub store: FeatureStore,
+    /// Whether the step before decided to reuse.
+    pub reused: bool,
     /// adaLN vectors, and the steps that they are of.
     pub ahead: Option<(Range<usize>, At)>,
 }
@@ -48,15 +50,10 @@ impl Batch {
     ) -> Result<Tensor<4>, SampleError> {
         let at = self.at(setup, parts.as_deref_mut());
         let model = &*setup.model;
-        let tokens = planned_tokens(
-            model,
-            &self.plan.steps()[self.step],
-            self.x.clone(),
-            setup.copies(),
-            &at,
-            &mut self.store,
-            parts.as_deref_mut(),
-        )?;
+        let pass = Pass::new(model, &at, &mut self.store, parts.as_deref_mut());
+        let ops = &self.plan.steps()[self.step];
+        let (tokens, reused) = pass.tokens(ops, self.x.clone(), setup.copies())?;
+        self.reused = reused;
         let step = &setup.steps[self.step];
         let before = Before {
             x: self.x.clone(),

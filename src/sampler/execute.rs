@@ -8,50 +8,137 @@ use super::{
 };
 use crate::{
     cache::FeatureStore,
+    device::DeviceFault,
     models::{At, Denoiser},
     plan::Op,
 };
 
-/// The tokens after the last block, `[copies·B, tokens, dim]`, for `x` `[B, C, H, W]` under one step's ops.
-///
-/// A reused branch issues no work but its part of `x + Σ gate ⊙ w·feature`.
-pub(super) fn planned_tokens(
-    model: &dyn Denoiser,
-    ops: &[Op],
-    x: Tensor<4>,
-    copies: usize,
-    at: &At,
-    store: &mut FeatureStore,
-    mut parts: Option<&mut PartTimes>,
-) -> Result<Tensor<3>, SampleError> {
-    let mut mark = |part: Part| {
-        if let Some(parts) = &mut parts {
-            parts.mark(part, &model.device());
+/// A pass in progress.
+pub(super) struct Pass<'a> {
+    pub model: &'a dyn Denoiser,
+    pub at: &'a At,
+    pub store: &'a mut FeatureStore,
+    pub parts: Option<&'a mut PartTimes>,
+    /// The stream where each open segment begins.
+    opened: Vec<Tensor<3>>,
+    /// Whether it decided to reuse.
+    reused: bool,
+}
+
+impl<'a> Pass<'a> {
+    pub fn new(
+        model: &'a dyn Denoiser,
+        at: &'a At,
+        store: &'a mut FeatureStore,
+        parts: Option<&'a mut PartTimes>,
+    ) -> Self {
+        Self {
+            model,
+            at,
+            store,
+            parts,
+            opened: Vec::new(),
+            reused: false,
         }
-    };
-    let sites = model.outline().graph.sites();
-    let mut x = model.begin(x, copies);
-    mark(Part::Embedding);
-    for op in ops {
+    }
+
+    /// The tokens after the last block, `[copies·B, tokens, dim]`, for `x` `[B, C, H, W]` under one step's ops, and whether the
+    /// step decided to reuse.
+    ///
+    /// A reused branch issues no work but its part of `x + Σ gate ⊙ w·feature`.
+    pub fn tokens(
+        mut self,
+        ops: &[Op],
+        x: Tensor<4>,
+        copies: usize,
+    ) -> Result<(Tensor<3>, bool), SampleError> {
+        let x = self.model.begin(x, copies);
+        self.mark(Part::Embedding);
+        Ok((self.row(ops, x)?, self.reused))
+    }
+
+    fn row(&mut self, ops: &[Op], x: Tensor<3>) -> Result<Tensor<3>, SampleError> {
+        ops.iter().try_fold(x, |x, op| self.op(op, x))
+    }
+
+    fn op(&mut self, op: &Op, x: Tensor<3>) -> Result<Tensor<3>, SampleError> {
+        let (model, at) = (self.model, self.at);
         match op {
             Op::Compute { branch, write } => {
                 let partial = model.compute(*branch, x.clone(), at);
                 let join = model.join(*branch, at);
-                x = match write {
-                    Some(slot) => store.write(*slot, x, &join, partial)?,
+                let x = match write {
+                    Some(slot) => self.store.write(*slot, x, &join, partial)?,
                     None => join.add(x, partial),
                 };
-                mark(Part::Branch(sites[*branch].kind));
+                self.mark(Part::Branch(model.outline().graph.sites()[*branch].kind));
+                Ok(x)
             }
             Op::Reuse(reads) => {
                 let joins: Vec<_> = reads
                     .iter()
                     .map(|read| (model.join(read.branch, at), *read))
                     .collect();
-                x = store.reuse(x, &joins)?;
-                mark(Part::Reuse);
+                let x = self.store.reuse(x, &joins)?;
+                self.mark(Part::Reuse);
+                Ok(x)
+            }
+            Op::Open => {
+                self.opened.push(x.clone());
+                Ok(x)
+            }
+            Op::Close { write } => {
+                let added = self.added(&x);
+                self.store.keep(*write, added)?;
+                self.mark(Part::Decision);
+                Ok(x)
+            }
+            Op::Decide {
+                probe,
+                threshold,
+                compute,
+                reuse,
+            } => {
+                let added = self.added(&x);
+                let change = read_one(self.store.change(added.clone(), *probe)?)?;
+                self.reused = !threshold.is_exceeded_by(change);
+                let row = if self.reused {
+                    reuse
+                } else {
+                    self.store.keep(*probe, added)?;
+                    compute
+                };
+                self.mark(Part::Decision);
+                self.row(row, x)
+            }
+            Op::Again { slot } => {
+                let x = self.store.add(x, *slot, 1.0)?;
+                self.mark(Part::Reuse);
+                Ok(x)
             }
         }
     }
-    Ok(x)
+
+    /// What the segment opened last added to the stream.
+    fn added(&mut self, x: &Tensor<3>) -> Tensor<3> {
+        match self.opened.pop() {
+            Some(start) => x.clone() - start,
+            None => x.clone(),
+        }
+    }
+
+    fn mark(&mut self, part: Part) {
+        if let Some(parts) = &mut self.parts {
+            parts.mark(part, &self.model.device());
+        }
+    }
+}
+
+/// The number that a decision waits for.
+fn read_one(number: Tensor<1>) -> Result<f32, SampleError> {
+    let data = number.try_into_data();
+    let data = data.map_err(|e| DeviceFault::from_execution(&e))?;
+    let numbers = data.try_into_vec::<f32>();
+    let numbers = numbers.map_err(|e| DeviceFault::failed(format!("{e:?}")))?;
+    Ok(numbers.first().copied().unwrap_or(f32::NAN))
 }

@@ -18,19 +18,22 @@ pub enum Part {
     Branch(SiteKind),
     /// Spans of reused branches.
     Reuse,
+    /// Whether to reuse, where that is decided step by step, and what the decision is about.
+    Decision,
     /// Last layer, guidance and the solver's step.
     Solver,
 }
 
 impl Part {
     /// All parts, in the order of a step.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Conditioning,
         Self::Embedding,
         Self::Branch(SiteKind::SelfAttention),
         Self::Branch(SiteKind::CrossAttention),
         Self::Branch(SiteKind::Mlp),
         Self::Reuse,
+        Self::Decision,
         Self::Solver,
     ];
 
@@ -47,6 +50,7 @@ impl Part {
             Self::Branch(SiteKind::CrossAttention) => "cross-attention",
             Self::Branch(SiteKind::Mlp) => "mlp",
             Self::Reuse => "reuse",
+            Self::Decision => "decision",
             Self::Solver => "solver",
         }
     }
@@ -55,7 +59,7 @@ impl Part {
 /// Time and dispatches a part, measured with a wait for the device after each: slower in sum than an undisturbed run.
 #[derive(Debug)]
 pub struct PartTimes {
-    parts: [PartTotal; 7],
+    parts: [PartTotal; Part::ALL.len()],
     launches: LaunchCount,
     last: Instant,
     last_launches: u64,

@@ -14,6 +14,7 @@ use crate::{
     diffusion::ImageNoise,
     models::Condition,
     plan::Plan,
+    schedule::Reuse,
 };
 
 /// What to sample.
@@ -36,8 +37,24 @@ pub struct Totals {
     pub macs: u64,
     /// Multiply-accumulates of the same images without reuse.
     pub macs_full: u64,
+    /// Branch evaluations that were computed, those of both halves counted.
+    pub computed: u64,
+    /// Branch evaluations that were reused.
+    pub reused: u64,
     /// Bytes of the slots that features were kept in.
     pub peak_cache_bytes: usize,
+}
+
+impl Totals {
+    /// Cache utilization ratio: reused branch evaluations over all.
+    pub fn cur(&self) -> f64 {
+        self.reused as f64 / (self.computed + self.reused).max(1) as f64
+    }
+
+    /// Multiply-accumulates without reuse over those that were done.
+    pub fn macs_ratio(&self) -> f64 {
+        self.macs_full as f64 / self.macs.max(1) as f64
+    }
 }
 
 /// What happened in a poll.
@@ -51,6 +68,8 @@ pub enum Event {
         first_image: usize,
         images: usize,
         step: usize,
+        /// Whether it was decided to reuse, where that is decided step by step.
+        reused: bool,
         /// The clean images as predicted at this step, `[images, C, H, W]` on the device; with
         /// [`super::Sampler::with_preview`] only.
         x0: Option<Tensor<4>>,
@@ -77,6 +96,8 @@ pub struct Run {
     batch: Option<Batch>,
     phase: Phase,
     peak_cache_bytes: usize,
+    /// Passes of an image and half whose step decided to reuse.
+    reused_passes: u64,
     state: Option<RunState>,
     watch: Option<Watch>,
 }
@@ -99,28 +120,43 @@ impl Run {
             batch: None,
             phase: Phase::Fresh,
             peak_cache_bytes: 0,
+            reused_passes: 0,
             state: None,
         }
     }
 
     /// The same run in its middle: with this batch at hand, or before that of image `next_image`.
-    pub(super) fn going_on(self, next_image: usize, batch: Option<Batch>) -> Self {
+    pub(super) fn going_on(
+        self,
+        next_image: usize,
+        batch: Option<Batch>,
+        reused_passes: u64,
+    ) -> Self {
         Self {
             next_image,
             batch,
+            reused_passes,
             phase: Phase::Running,
             ..self
         }
     }
 
     /// What the whole request costs, and the cache it has needed so far. A run that was resumed is counted as if it had not
-    /// been disturbed.
+    /// been disturbed; one that decides step by step is known when it is done.
     pub fn totals(&self) -> Totals {
         let figures = self.setup.plan.accounting();
         let passes = (self.request.conditions.len() * self.setup.copies()) as u64;
+        let (mut branches, mut macs) = (0, 0);
+        if let Reuse::AtRunTime(probed) = &self.setup.reuse {
+            let skipped = &self.setup.model.outline().graph.sites()[probed.middle()];
+            branches = self.reused_passes * skipped.len() as u64;
+            macs = self.reused_passes * skipped.iter().map(|site| site.macs).sum::<u64>();
+        }
         Totals {
-            macs: passes * figures.macs,
+            macs: passes * figures.macs - macs,
             macs_full: passes * figures.macs_full,
+            computed: passes * figures.computed as u64 - branches,
+            reused: passes * figures.reused as u64 + branches,
             peak_cache_bytes: self.peak_cache_bytes,
         }
     }
@@ -178,6 +214,7 @@ impl Run {
             step: 0,
             plan,
             store,
+            reused: false,
             ahead: None,
         }
     }
@@ -264,7 +301,12 @@ impl Run {
             self.next_image += batch.conditions.len();
             return self.finish(batch).map(Some);
         }
-        let x0 = batch.advance(&self.setup, parts)?;
+        let x0 = batch
+            .advance(&self.setup, parts)
+            .map_err(|error| self.explained(error))?;
+        if batch.reused {
+            self.reused_passes += (batch.conditions.len() * self.setup.copies()) as u64;
+        }
         if self.setup.recovery {
             self.state = Some(RunState {
                 request: self.request.clone(),
@@ -277,12 +319,14 @@ impl Run {
                     None => Vec::new(),
                 },
                 noise: batch.noise.clone(),
+                reused_passes: self.reused_passes,
             });
         }
         let event = Event::Step {
             first_image: batch.first,
             images: batch.conditions.len(),
             step: batch.step - 1,
+            reused: batch.reused,
             x0: self.setup.preview.then_some(x0),
         };
         self.batch = Some(batch);
@@ -301,6 +345,14 @@ impl Run {
             self.phase = Phase::Over;
         }
         polled.transpose()
+    }
+
+    /// What the engine says of an error of its device.
+    fn explained(&self, error: SampleError) -> SampleError {
+        match (error, &self.watch) {
+            (SampleError::Device(fault), Some(watch)) => watch.explained(fault).into(),
+            (error, _) => error,
+        }
     }
 
     /// What ended a poll.

@@ -15,8 +15,8 @@ use crate::{
     diffusion::{Step, solvers::kept_predictions},
     kernels::OutputLayout,
     models::{Condition, ConditionError, Latents, Model},
-    plan::{Plan, compile},
-    schedule::{Schedule, ScheduleError},
+    plan::Plan,
+    schedule::{Reuse, Schedule, ScheduleError},
 };
 
 /// Bytes of adaLN vectors that are computed ahead of the steps that use them.
@@ -40,7 +40,7 @@ pub(super) struct Setup {
     pub steps: Vec<Step>,
     /// Earlier predictions that some step reads.
     pub history: usize,
-    pub schedule: Schedule,
+    pub reuse: Reuse,
     pub plan: Arc<Plan>,
     pub cache_dtype: CacheDtype,
     conditioning_bytes: usize,
@@ -62,26 +62,35 @@ impl Sampler {
         settings: Settings,
         schedule: Option<Schedule>,
     ) -> Result<Self, SampleError> {
+        let schedule = match schedule {
+            Some(schedule) => schedule,
+            None => Schedule::full(settings.steps, model.outline().graph.branches())?,
+        };
+        Self::reusing(model, settings, schedule.into())
+    }
+
+    /// A sampler that reuses by a table or decides while it goes on. What decides reads one number a step from the device and
+    /// is about a whole batch, so its images depend on who else is in it.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn reusing(model: &Model, settings: Settings, reuse: Reuse) -> Result<Self, SampleError> {
         let outline = model.outline();
         let steps = settings.numbers(&outline.latents)?;
         let graph = &outline.graph;
         let branches = graph.branches();
-        let schedule = match schedule {
-            Some(schedule) => schedule,
-            None => Schedule::full(settings.steps, branches)?,
-        };
-        if (schedule.steps(), schedule.branches()) != (settings.steps, branches) {
+        if (reuse.steps(), reuse.branches()) != (settings.steps, branches) {
             return Err(ScheduleError::Shape {
                 reason: format!(
                     "its table is {}×{} (steps×branches), the run's is {}×{branches}",
-                    schedule.steps(),
-                    schedule.branches(),
+                    reuse.steps(),
+                    reuse.branches(),
                     settings.steps
                 ),
             }
             .into());
         }
-        let plan = compile(&schedule, graph);
+        let plan = Plan::of(&reuse, graph);
         Ok(Self {
             setup: Arc::new(Setup {
                 null: model.null(),
@@ -89,7 +98,7 @@ impl Sampler {
                 settings,
                 history: kept_predictions(&steps),
                 steps,
-                schedule,
+                reuse,
                 plan: Arc::new(plan),
                 cache_dtype: CacheDtype::default(),
                 conditioning_bytes: CONDITIONING_BYTES,
@@ -143,9 +152,9 @@ impl Sampler {
         self.with(|setup| setup.engine = Some(engine.clone()))
     }
 
-    /// The schedule in use.
-    pub fn schedule(&self) -> &Schedule {
-        &self.setup.schedule
+    /// What is reused.
+    pub fn reuse(&self) -> &Reuse {
+        &self.setup.reuse
     }
 
     /// What the run will do, op by op.

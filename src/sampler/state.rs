@@ -8,7 +8,11 @@ use super::{
     run::{Request, Run},
     setup::Sampler,
 };
-use crate::{diffusion::ImageNoise, plan::compile};
+use crate::{
+    diffusion::ImageNoise,
+    plan::{compile, compile_probed},
+    schedule::Reuse,
+};
 
 /// Where a run stood after its last finished step, on the host: all that [`Sampler::resume`] needs, on any device.
 #[derive(Debug, Clone)]
@@ -23,6 +27,7 @@ pub struct RunState {
     /// Earlier predictions that the solver reads, `[kept·B, C, H, W]`.
     pub(super) history: Vec<f32>,
     pub(super) noise: Vec<ImageNoise>,
+    pub(super) reused_passes: u64,
 }
 
 impl RunState {
@@ -57,15 +62,18 @@ impl Sampler {
             return Err(SampleError::State);
         }
         if state.noise.is_empty() {
-            return Ok(run.going_on(state.first, None));
+            return Ok(run.going_on(state.first, None, state.reused_passes));
         }
-        let resumed = setup.schedule.resumed_at(state.step)?;
-        let plan = compile(&resumed, &setup.model.outline().graph);
+        let graph = &setup.model.outline().graph;
+        let plan = match &setup.reuse {
+            Reuse::Ahead(schedule) => compile(&schedule.resumed_at(state.step)?, graph),
+            Reuse::AtRunTime(probed) => compile_probed(probed, graph, state.step),
+        };
         let batch = Batch {
             step: state.step,
             history: run.history(state.history, images),
             ..run.batch(state.first, state.x, state.noise, Arc::new(plan))
         };
-        Ok(run.going_on(state.first, Some(batch)))
+        Ok(run.going_on(state.first, Some(batch), state.reused_passes))
     }
 }

@@ -4,7 +4,7 @@
     python tests/golden/make.py solver router    # only these
     python tests/golden/make.py bundled          # needs assets/dit-emoji32.safetensors
 
-Needs torch, numpy and safetensors, and diffusers for `diffusers` and `multistep`. Files are written beside this
+Needs torch, numpy and safetensors, and diffusers for `diffusers`, `multistep` and `hooks`. Files are written beside this
 script, always the same ones: seeds are fixed, the CPU is used, and everything is float32 unless said otherwise.
 Nothing here is shared with the Rust code: it is a second reading of the same formulas, written to be obvious, not fast.
 
@@ -38,6 +38,9 @@ Parts
   router     router files as other projects release them, and router.io.safetensors: `logits`, `l2c_logits` [10,4] f32
              and `schedule`, `l2c_schedule` [10,4] u8 (1 computes), all in execution order.
   bundled    bundled.safetensors: DDIM samples and one forward pass of the model in assets/.
+  hooks      hooks/transformer (4 blocks) and hooks.safetensors: DDIM runs of it under diffusers' own FirstBlockCache hook,
+             `noise` [2,C,H,W], `labels` [2] i64, and for each threshold `computed.<threshold>` [T] u8, whether a step ran
+             the blocks after the first, and `image.<threshold>` [2,C,H,W].
 PixArt has parts of its own, in make_pixart.py, and the training of networks in make_train.py.
 
 How part `sdt` reads what could be read in two ways
@@ -70,6 +73,7 @@ import argparse
 import json
 import math
 import pathlib
+import re
 from collections import OrderedDict
 from dataclasses import dataclass
 from unittest import mock
@@ -660,6 +664,8 @@ def part_sdt():
 # ---------------------------------------------------------------------------------------------------------------------
 # Cached sampling runs
 
+HOOK_THRESHOLDS = [0.0, 0.3, 0.5, 0.8]
+
 STORED = {"f32": lambda f: f.clone(), "f16": lambda f: f.clamp(-65504, 65504).half().to(f.dtype)}
 
 
@@ -813,6 +819,63 @@ def part_cached():
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# Run-time policies
+
+
+class OfDiffusers:
+    """A network of diffusers as `guided` calls it."""
+
+    def __init__(self, model):
+        self.model, self.null = model, model.config.num_embeds_ada_norm
+
+    def both(self, labels):
+        return [torch.cat([labels, torch.full_like(labels, self.null)])]
+
+    def __call__(self, x, t, y, feature=None):
+        return self.model(x, timestep=t, class_labels=y).sample
+
+
+def part_hooks():
+    from diffusers import DiTTransformer2DModel
+    from diffusers.hooks import FirstBlockCacheConfig, apply_first_block_cache
+    from diffusers.models.cache_utils import CacheMixin
+
+    steps, guidance, folder = 20, 1.5, HERE / "hooks" / "transformer"
+    shape = dict(num_layers=4, num_attention_heads=2, attention_head_dim=8, in_channels=4, out_channels=8)
+    model = DiTTransformer2DModel(**shape, sample_size=8, patch_size=2, num_embeds_ada_norm=5).eval()
+    generator = torch.Generator().manual_seed(900)
+    state = {k: alive(k, v.shape, generator) for k, v in model.state_dict().items()}
+    embedder = re.compile(r"blocks\.\d\.norm1\.emb")
+    model.load_state_dict({k: state[embedder.sub("blocks.0.norm1.emb", k)] for k in state})
+    model.save_pretrained(folder, safe_serialization=True)
+    noise, labels = normal(901, 2, 4, 8, 8), torch.tensor([1, 4])
+    tensors = {"noise": noise, "labels": labels}
+    for threshold in HOOK_THRESHOLDS:
+        hooked = DiTTransformer2DModel(**shape, sample_size=8, patch_size=2, num_embeds_ada_norm=5).eval()
+        hooked.load_state_dict(model.state_dict())
+        tail = []
+        hooked.transformer_blocks[-1].ff.register_forward_hook(lambda *_: tail.append(True))
+        network, computed = OfDiffusers(hooked), []
+
+        def counted(*args, **kwargs):
+            tail.clear()
+            out = network(*args, **kwargs)
+            computed.append(bool(tail))
+            return out
+
+        counted.both = network.both
+        if threshold > 0:
+            apply_first_block_cache(hooked, FirstBlockCacheConfig(threshold=threshold))
+        with CacheMixin.cache_context(hooked, "run"):
+            image = ddim_samples(counted, noise, labels, steps=steps, guidance=guidance)
+        assert torch.isfinite(image).all() and len(computed) == steps
+        print(f"  {threshold}: {''.join('.#'[c] for c in computed)}")
+        tensors[f"image.{threshold}"] = image
+        tensors[f"computed.{threshold}"] = torch.tensor(computed, dtype=torch.uint8)
+    write("hooks.safetensors", tensors, {"steps": str(steps), "guidance": repr(guidance)})
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # Router files
 
 
@@ -906,6 +969,7 @@ PARTS = {
     "multistep": part_multistep,
     "sdt": part_sdt,
     "cached": part_cached,
+    "hooks": part_hooks,
     "router": part_router,
     "bundled": part_bundled,
 }

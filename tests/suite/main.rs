@@ -16,6 +16,7 @@ mod large_model;
 mod pixart;
 mod pretrain;
 mod pretrain_data;
+mod run_time;
 mod sampling;
 mod schedules;
 mod solver;

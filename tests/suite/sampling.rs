@@ -213,7 +213,8 @@ fn a_run_pauses_cancels_and_refuses_bad_requests() {
             first_image: 0,
             images: 2,
             step: 2,
-            x0: None
+            x0: None,
+            reused: false,
         }
     ));
     assert!(matches!(

@@ -1,0 +1,145 @@
+//! Runs that decide while they go on, against diffusers' own hooks on the same network.
+
+use harmonica::{
+    cache::CacheDtype,
+    checkpoint::{self, LoadOptions, ModelSpec, load_model},
+    device::Engine,
+    diffusion::{Guidance, GuidedChannels, Solver},
+    metrics::max_abs_error,
+    models::{Condition, Model},
+    policy::Policy,
+    sampler::{Event, Request, Run, Sampler, Settings, Totals},
+};
+
+use crate::common::{engines, golden, integers, tensor};
+
+const FILE: &str = "hooks.safetensors";
+
+fn model(engine: &Engine) -> Model {
+    let spec = ModelSpec::Path(golden("hooks"));
+    load_model(&spec, LoadOptions::default(), engine.device())
+        .unwrap()
+        .0
+}
+
+fn setting(name: &str) -> f64 {
+    checkpoint::open(&golden(FILE)).unwrap().metadata()[name]
+        .parse()
+        .unwrap()
+}
+
+fn settings() -> Settings {
+    Settings {
+        steps: setting("steps") as usize,
+        solver: Solver::ddim(0.0).unwrap(),
+        guidance: Guidance::new(setting("guidance"), GuidedChannels::Three).unwrap(),
+        clip_x0: false,
+    }
+}
+
+fn sampler(model: &Model, threshold: f64) -> Sampler {
+    let policy = Policy::FirstBlock { threshold };
+    let reuse = policy.reuse(settings().steps, &model.outline().graph);
+    Sampler::reusing(model, settings(), reuse.unwrap())
+        .unwrap()
+        .with_poisoned_cache()
+}
+
+fn request() -> Request {
+    Request {
+        conditions: Condition::classes(&integers(FILE, "labels")),
+        seed: 0,
+        noise: Some(tensor(FILE, "noise").1),
+        batch: 2,
+    }
+}
+
+/// Images, the steps that were computed, and what was done.
+fn drawn(run: Run) -> (Vec<f32>, Vec<usize>, Totals) {
+    let (mut images, mut computed, mut totals) = (Vec::new(), Vec::new(), Totals::default());
+    for event in run {
+        match event.unwrap() {
+            Event::Step { reused, .. } => computed.push(usize::from(!reused)),
+            Event::Images { x0, .. } => images.extend(x0),
+            Event::Done(done) => totals = done,
+            _ => {}
+        }
+    }
+    (images, computed, totals)
+}
+
+#[test]
+fn the_first_block_decides_as_in_diffusers() {
+    for (device, engine) in engines() {
+        let model = model(&engine);
+        let graph = &model.outline().graph;
+        for threshold in ["0.3", "0.5", "0.8"] {
+            let sampler = sampler(&model, threshold.parse().unwrap());
+            let (images, computed, totals) = drawn(sampler.run(request()).unwrap());
+            let expected = integers(FILE, &format!("computed.{threshold}"));
+            assert_eq!(computed, expected, "{device}, {threshold}");
+            // Three of four blocks of two images and halves.
+            let skipped = 4 * expected.iter().filter(|c| **c == 0).count() as u64;
+            assert_eq!(totals.reused, 6 * skipped);
+            let middle: u64 = graph.sites()[2..].iter().map(|site| site.macs).sum();
+            assert_eq!(totals.macs_full - totals.macs, skipped * middle);
+            assert_eq!(totals.peak_cache_bytes, sampler.cache_bytes(2));
+
+            let expected = tensor(FILE, &format!("image.{threshold}")).1;
+            let largest = expected.iter().fold(0.0f32, |most, v| most.max(v.abs()));
+            let error = max_abs_error(&images, &expected) / largest;
+            println!("{device}, {threshold}: {error:.1e}");
+            assert!(error <= 3e-6, "{device}, {threshold}: {error}");
+        }
+    }
+}
+
+#[test]
+fn what_never_engages_is_the_uncached_run() {
+    for (device, engine) in engines() {
+        let model = model(&engine);
+        let plain = Sampler::new(&model, settings(), None).unwrap();
+        let (expected, ..) = drawn(plain.run(request()).unwrap());
+        let (images, computed, totals) = drawn(sampler(&model, 1e-9).run(request()).unwrap());
+        assert_eq!(images, expected, "{device}");
+        assert!(computed.iter().all(|c| *c == 1) && totals.macs == totals.macs_full);
+    }
+}
+
+/// A step that computes writes everything that later ones read: a run resumed there is the undisturbed one.
+#[test]
+fn a_run_that_decides_resumes_where_it_computes() {
+    for (device, engine) in engines() {
+        let model = model(&engine);
+        let sampler = sampler(&model, 0.5).with_recovery(true);
+        let (expected, computed, totals) = drawn(sampler.run(request()).unwrap());
+        let at = (4..20)
+            .find(|s| computed[*s] == 1 && computed[*s - 1] == 0)
+            .unwrap();
+        let mut run = sampler.run(request()).unwrap();
+        // The start, and the steps before.
+        for _ in 0..1 + at {
+            run.next().unwrap().unwrap();
+        }
+        let state = run.state().unwrap().clone();
+        let (images, resumed, again) = drawn(sampler.resume(state).unwrap());
+        assert_eq!(images, expected, "{device}");
+        assert_eq!(resumed, computed[at..], "{device}");
+        assert_eq!(again, totals, "{device}");
+    }
+}
+
+#[test]
+fn features_kept_in_half_decide_alike() {
+    for (device, engine) in engines() {
+        let model = model(&engine);
+        let sampler = sampler(&model, 0.5).with_cache_dtype(CacheDtype::F16);
+        let (images, computed, _) = drawn(sampler.run(request()).unwrap());
+        assert_eq!(computed, integers(FILE, "computed.0.5"), "{device}");
+        let expected = tensor(FILE, "image.0.5").1;
+        let largest = expected.iter().fold(0.0f32, |most, v| most.max(v.abs()));
+        let error = max_abs_error(&images, &expected) / largest;
+        println!("{device}: {error:.1e}");
+        assert!(error <= 1e-5 && error > 1e-6, "{device}: {error}");
+    }
+}
