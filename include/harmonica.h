@@ -34,6 +34,9 @@ extern "C" {
 /* hm_settings.solver: ancestral DDPM. */
 #define HM_SOLVER_DDPM 1
 
+/* hm_settings.solver: DPM-Solver++ (2M). */
+#define HM_SOLVER_DPM2M 2
+
 /* hm_settings.guidance_channels: the first three, as the public DiT release. */
 #define HM_GUIDE_THREE 0
 
@@ -86,7 +89,8 @@ typedef struct hm_model_info {
   uint64_t parameters;
 } hm_model_info;
 
-/* What a schedule costs and saves, for one image and one half of the guidance batch. */
+/* What a schedule costs and saves, for one image and one half of the guidance batch. One that decides while a run goes on
+ * (fb:THRESHOLD) counts as computing everything. */
 typedef struct hm_figures {
   uint32_t steps;
   uint32_t branches;
@@ -195,7 +199,7 @@ hm_status hm_model_class_by_name(const hm_model *model, const char *name, uint32
 void hm_model_free(hm_model *model);
 
 /* A schedule for a model and settings: a .schedule.json file, none, fora:N, taylor:N[:ORDER], random:CUR[:SEED],
-   fb:THRESHOLD, or learned:
+ * fb:THRESHOLD, or learned:
  * the bundled router that fits, and where none does, nothing is reused.
  * Expects:
  * model is loaded, settings points to settings, spec is a string, schedule may be written to. */

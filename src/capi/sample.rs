@@ -22,6 +22,8 @@ use crate::{
 pub const HM_SOLVER_DDIM: u32 = 0;
 /// [`hm_settings::solver`]: ancestral DDPM.
 pub const HM_SOLVER_DDPM: u32 = 1;
+/// [`hm_settings::solver`]: DPM-Solver++ (2M).
+pub const HM_SOLVER_DPM2M: u32 = 2;
 /// [`hm_settings::guidance_channels`]: the first three, as the public DiT release.
 pub const HM_GUIDE_THREE: u32 = 0;
 /// [`hm_settings::guidance_channels`]: all.
@@ -68,28 +70,29 @@ pub type hm_progress_fn =
 
 impl hm_settings {
     pub(super) fn to_settings(self) -> Result<Settings, Failure> {
-        let unknown = |name: &str, value: u32| {
-            Failure::Argument(format!("settings.{name} is {value}, expected 0 or 1"))
+        let unknown = |name: &str, value: u32, most: u32| {
+            Failure::Argument(format!("settings.{name} is {value}, expected 0 to {most}"))
         };
         Ok(Settings {
             steps: self.steps as usize,
             solver: match self.solver {
                 HM_SOLVER_DDIM => Solver::ddim(self.eta)?,
                 HM_SOLVER_DDPM => Solver::Ddpm,
-                other => return Err(unknown("solver", other)),
+                HM_SOLVER_DPM2M => Solver::Dpm2m,
+                other => return Err(unknown("solver", other, HM_SOLVER_DPM2M)),
             },
             guidance: Guidance::new(
                 self.guidance,
                 match self.guidance_channels {
                     HM_GUIDE_THREE => GuidedChannels::Three,
                     HM_GUIDE_ALL => GuidedChannels::All,
-                    other => return Err(unknown("guidance_channels", other)),
+                    other => return Err(unknown("guidance_channels", other, 1)),
                 },
             )?,
             clip_x0: match self.clip_x0 {
                 0 => false,
                 1 => true,
-                other => return Err(unknown("clip_x0", other)),
+                other => return Err(unknown("clip_x0", other, 1)),
             },
         })
     }

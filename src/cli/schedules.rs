@@ -13,7 +13,7 @@ use crate::{
 #[derive(Args, Debug)]
 pub(super) struct ScheduleArgs {
     /// What to reuse: a *.schedule.json file, none, fora:N (reuse all but every N-th step), random:CUR[:SEED], taylor:N[:ORDER]
-    /// (forecast them instead), or learned: the bundled router that fits model and run, and none where there is none
+    /// (forecast them instead), fb:THRESHOLD (all blocks but the first, while that one changes little), or learned: the bundled router that fits model and run, and none where there is none
     /// [default: none; learned for the bundled model]
     #[arg(long, value_name = "FILE|none|learned|POLICY[:ARGS]")]
     pub schedule: Option<String>,

@@ -62,6 +62,8 @@ impl Sampler {
         settings: Settings,
         schedule: Option<Schedule>,
     ) -> Result<Self, SampleError> {
+        // Impossible settings are told as such, not as a table of their size.
+        settings.trajectory()?;
         let schedule = match schedule {
             Some(schedule) => schedule,
             None => Schedule::full(settings.steps, model.outline().graph.branches())?,

@@ -31,6 +31,17 @@ pub fn engines() -> [(&'static str, Engine); 2] {
     [("cpu", Engine::cpu()), ("vulkan", vulkan().clone())]
 }
 
+/// Asserts a bound that is three to five times the largest error measured, and tells both: `cargo test -- --nocapture` lists them.
+#[track_caller]
+pub fn within(what: impl std::fmt::Display, error: impl Into<f64>, bound: f64) {
+    let error = error.into();
+    println!("measured: {what}: {error:.1e} (bound {bound:.0e})");
+    assert!(
+        error <= bound,
+        "{what}: {error:.3e}, expected at most {bound:.0e}"
+    );
+}
+
 pub fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("tests/golden")

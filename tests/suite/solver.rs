@@ -7,7 +7,7 @@ use harmonica::{
     metrics::max_abs_error,
 };
 
-use crate::common::{engines, tensor};
+use crate::common::{engines, tensor, within};
 
 #[test]
 fn every_step_of_every_solver() {
@@ -50,7 +50,7 @@ fn every_step_of_every_solver() {
             let expected: Vec<f32> = at(&expected, s).into_data().try_into_vec().unwrap();
             let scale = expected.iter().fold(1.0f32, |m, v| m.max(v.abs()));
             let error = max_abs_error(&next, &expected) / scale;
-            assert!(error <= 2e-5, "{name}, step {s}: relative error {error}");
+            within(format!("solver {name}, step {s}"), error, 1e-6);
         }
     }
 }
@@ -103,9 +103,10 @@ fn multistep_runs_are_those_of_diffusers() {
                 for found in [&composed, &x] {
                     let found: Vec<f32> = found.clone().into_data().try_into_vec().unwrap();
                     let error = max_abs_error(&found, expected) / scale;
-                    assert!(
-                        error <= 2e-5,
-                        "{device_name}, {steps} steps, step {s}: {error}"
+                    within(
+                        format!("multistep, {steps} steps, {device_name}"),
+                        error,
+                        5e-6,
                     );
                 }
             }

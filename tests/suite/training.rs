@@ -8,7 +8,9 @@ use harmonica::{
     schedule::ScheduleFile,
 };
 
-use crate::common::{golden, harmonica, harmonica_json, kill_ten_times, of_a_later_format, tensor};
+use crate::common::{
+    golden, harmonica, harmonica_json, kill_ten_times, of_a_later_format, tensor, within,
+};
 
 fn train(out: &Path, flags: &[&str]) -> Vec<String> {
     let tiny = golden("tiny-a.pt");
@@ -81,7 +83,8 @@ fn an_independent_trace_is_reproduced() {
             ],
         ));
         let (worst, rows) = compare_trace(&path, &out);
-        assert!(rows == 540 && worst < 2e-4, "{file}: {rows} rows, {worst}");
+        assert_eq!(rows, 540);
+        within(format!("training trace, {file}"), worst, 5e-5);
         let logits = read_named_tensors(&out.join("router.safetensors"), &["logits"])
             .unwrap()
             .remove(0)
@@ -90,8 +93,7 @@ fn an_independent_trace_is_reproduced() {
             &logits,
             &tensor(&format!("{file}.safetensors"), "router_final").1,
         );
-        println!("{file}: trace within {worst:.1e} relative, logits within {off:.1e}");
-        assert!(off < 0.002, "{file}: {off}");
+        within(format!("trained logits, {file}"), off, 2e-5);
         assert_eq!(
             std::fs::read(&extra).unwrap(),
             std::fs::read(out.join("train.jsonl")).unwrap()
