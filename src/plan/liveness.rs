@@ -38,6 +38,9 @@ pub fn live_ranges(schedule: &Schedule) -> Vec<LiveRange> {
         // Steps that computed the branch, oldest first, and where each feature is read last.
         let mut computed: Vec<(usize, Option<usize>)> = Vec::new();
         for s in 0..schedule.steps() {
+            if !schedule.runs_network(s) {
+                continue;
+            }
             if schedule.computes(s, branch) {
                 computed.push((s, None));
                 continue;

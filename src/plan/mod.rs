@@ -101,7 +101,7 @@ pub struct Accounting {
     pub macs_full: u64,
     /// Branch evaluations that are computed.
     pub computed: usize,
-    /// Branch evaluations that are reused.
+    /// Branch evaluations that are reused, or skipped with all of their step.
     pub reused: usize,
     /// Features read for them: as many where reuse is plain, more where features are forecast.
     pub reads: usize,
@@ -147,6 +147,9 @@ pub fn compile(schedule: &Schedule, graph: &Graph) -> Plan {
     let steps = (0..schedule.steps())
         .map(|s| {
             let mut ops: Vec<Op> = Vec::new();
+            if !schedule.runs_network(s) {
+                return ops;
+            }
             for (n, computed) in computed.iter_mut().enumerate() {
                 if schedule.computes(s, n) {
                     let write = slot_of.get(&(s, n)).copied();
@@ -193,9 +196,14 @@ impl Plan {
         }
     }
 
-    /// The ops of every step.
+    /// The ops of every step; none of a step that runs no network.
     pub fn steps(&self) -> &[Vec<Op>] {
         &self.steps
+    }
+
+    /// Whether a step runs the network.
+    pub fn runs_network(&self, s: usize) -> bool {
+        !self.steps[s].is_empty()
     }
 
     /// The network it was compiled for.
@@ -218,6 +226,8 @@ impl Plan {
             })
         };
         let branches = |span: &Vec<Read>| span.chunk_by(|a, b| a.branch == b.branch).count();
+        let empty = self.steps.iter().filter(|ops| ops.is_empty()).count();
+        let skipped = empty * self.graph.branches();
         let computed = ops().filter(|op| matches!(op, Op::Compute { .. })).count();
         let writes = ops()
             .filter(|op| {
@@ -231,7 +241,7 @@ impl Plan {
             macs: self.macs,
             macs_full: self.macs_full,
             computed,
-            reused: spans().map(branches).sum(),
+            reused: spans().map(branches).sum::<usize>() + skipped,
             reads: spans().map(Vec::len).sum(),
             spans: spans().count(),
             slots: self.slots,
@@ -246,14 +256,14 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::graph::SiteKind;
+    use crate::{graph::SiteKind, schedule::Forecast};
 
     fn graph(branches: usize) -> Graph {
         let pattern = [(SiteKind::SelfAttention, 3), (SiteKind::Mlp, 5)];
         Graph::uniform(branches / 2, &pattern, [4, 8], 2).unwrap()
     }
 
-    /// Tables whose reuses weigh up to three features.
+    /// Tables whose reuses weigh up to three features, some of whose idle steps run no network.
     fn forecasts() -> impl Strategy<Value = Schedule> {
         (schedules(), prop::collection::vec(1usize..4, 64)).prop_map(|(schedule, depths)| {
             let table = schedule.clone();
@@ -261,8 +271,15 @@ mod tests {
                 let computed = (0..s).filter(|k| table.computes(*k, n)).count();
                 depths[(7 * s + n) % 64].min(computed)
             };
+            let idle = |s: &usize| !table.row(*s).contains(&true) && depths[*s] > 1;
+            let forecast = Forecast {
+                skipped: (0..table.steps()).filter(idle).collect(),
+                ..Forecast::default()
+            };
             schedule
                 .with_reads(|s, n| (0..depth(s, n)).map(|k| 1.5 - k as f32).collect())
+                .unwrap()
+                .with_forecast(forecast)
                 .unwrap()
         })
     }
@@ -319,7 +336,8 @@ mod tests {
                         }
                     }
                 }
-                prop_assert_eq!(order, (0..schedule.branches()).collect::<Vec<_>>());
+                let all = if schedule.runs_network(s) { schedule.branches() } else { 0 };
+                prop_assert_eq!(order, (0..all).collect::<Vec<_>>());
                 // No two spans touch: they would have been one.
                 prop_assert!(!ops.windows(2).any(|w| matches!(w, [Op::Reuse(_), Op::Reuse(_)])));
             }

@@ -8,7 +8,11 @@ use crate::graph::Graph;
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (s, ops) in self.steps().iter().enumerate() {
-            writeln!(f, "step {s:>2}  {}", row_text(ops, self.graph()))?;
+            let text = match ops.is_empty() {
+                true => "forecast".into(),
+                false => row_text(ops, self.graph()),
+            };
+            writeln!(f, "step {s:>2}  {text}")?;
         }
         Ok(())
     }

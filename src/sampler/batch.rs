@@ -1,6 +1,6 @@
 //! The denoising of a batch, step by step.
 
-use std::{ops::Range, sync::Arc};
+use std::sync::Arc;
 
 use burn::tensor::{Tensor, TensorData};
 
@@ -38,7 +38,7 @@ pub(super) struct Batch {
     /// Whether the step before decided to reuse.
     pub reused: bool,
     /// adaLN vectors, and the steps that they are of.
-    pub ahead: Option<(Range<usize>, At)>,
+    pub ahead: Option<(Vec<usize>, At)>,
 }
 
 impl Batch {
@@ -48,16 +48,14 @@ impl Batch {
         setup: &Setup,
         mut parts: Option<&mut PartTimes>,
     ) -> Result<Tensor<4>, SampleError> {
-        let at = self.at(setup, parts.as_deref_mut());
-        let model = &*setup.model;
-        let pass = Pass::new(model, &at, &mut self.store, parts.as_deref_mut());
-        let ops = &self.plan.steps()[self.step];
-        let (tokens, reused) = pass.tokens(ops, self.x.clone(), setup.copies())?;
-        self.reused = reused;
+        let output = match self.plan.runs_network(self.step) {
+            true => Some(self.output(setup, parts.as_deref_mut())?),
+            false => None,
+        };
         let step = &setup.steps[self.step];
         let before = Before {
             x: self.x.clone(),
-            output: Some(model.end(tokens, &at).apart()),
+            output,
             history: self.history.take(),
             noise: self.noise_of(step),
         };
@@ -70,28 +68,44 @@ impl Batch {
         Ok(after.x0)
     }
 
+    /// The last layer's output before its bias, and the bias.
+    fn output(
+        &mut self,
+        setup: &Setup,
+        mut parts: Option<&mut PartTimes>,
+    ) -> Result<(Tensor<3>, Tensor<1>), SampleError> {
+        let at = self.at(setup, parts.as_deref_mut());
+        let pass = Pass::new(&*setup.model, &at, &mut self.store, parts);
+        let ops = &self.plan.steps()[self.step];
+        let (tokens, reused) = pass.tokens(ops, self.x.clone(), setup.copies())?;
+        self.reused = reused;
+        Ok(setup.model.end(tokens, &at).apart())
+    }
+
     /// The adaLN vectors of the step at hand.
     fn at(&mut self, setup: &Setup, parts: Option<&mut PartTimes>) -> At {
         let ready = self.ahead.take();
         let (steps, at) = ready
             .filter(|(steps, _)| steps.contains(&self.step))
             .unwrap_or_else(|| self.ahead(setup, parts));
-        let of_step = at.step(self.step - steps.start);
+        let place = steps.iter().position(|s| *s == self.step);
+        let of_step = at.step(place.unwrap_or(0));
         self.ahead = Some((steps, at));
         of_step
     }
 
     /// The adaLN vectors of as many steps as the memory bound allows, from the one at hand on.
-    fn ahead(&self, setup: &Setup, parts: Option<&mut PartTimes>) -> (Range<usize>, At) {
+    fn ahead(&self, setup: &Setup, parts: Option<&mut PartTimes>) -> (Vec<usize>, At) {
         let ahead = setup.steps_ahead(self.conditions.len());
-        let end = setup.settings.steps.min(self.step.saturating_add(ahead));
-        let steps = &setup.steps[self.step..end];
-        let timesteps: Vec<_> = steps.iter().map(|s| s.timestep as f32).collect();
+        let later = (self.step..setup.settings.steps).filter(|s| self.plan.runs_network(*s));
+        let steps: Vec<usize> = later.take(ahead).collect();
+        let time = |s: &usize| setup.steps[*s].timestep as f32;
+        let timesteps: Vec<_> = steps.iter().map(time).collect();
         let at = setup.model.prepare(Times::Steps(&timesteps), &self.context);
         if let Some(parts) = parts {
             parts.mark(Part::Conditioning, &setup.model.device());
         }
-        (self.step..end, at)
+        (steps, at)
     }
 
     /// Fresh noise for a step that adds some, from the images' own streams.

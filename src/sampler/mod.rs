@@ -9,11 +9,13 @@ mod parts;
 mod run;
 mod setup;
 mod state;
+mod stepper;
 
 pub use parts::{Part, PartTimes, PartTotal};
 pub use run::{Event, Request, Run, Totals};
 pub use setup::Sampler;
 pub use state::RunState;
+pub(crate) use stepper::{Stand, Stepper, Uncorrected};
 
 use crate::{
     cache::CacheError,

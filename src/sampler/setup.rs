@@ -12,7 +12,7 @@ use super::{
 use crate::{
     cache::{CacheDtype, FeatureStore},
     device::Engine,
-    diffusion::{Step, solvers::kept_predictions},
+    diffusion::{Step, Weights, solvers::kept_predictions},
     kernels::OutputLayout,
     models::{Condition, ConditionError, Latents, Model},
     plan::Plan,
@@ -78,7 +78,7 @@ impl Sampler {
     /// As [`Self::new`].
     pub fn reusing(model: &Model, settings: Settings, reuse: Reuse) -> Result<Self, SampleError> {
         let outline = model.outline();
-        let steps = settings.numbers(&outline.latents)?;
+        let mut steps = settings.numbers(&outline.latents)?;
         let graph = &outline.graph;
         let branches = graph.branches();
         if (reuse.steps(), reuse.branches()) != (settings.steps, branches) {
@@ -93,12 +93,20 @@ impl Sampler {
             .into());
         }
         let plan = Plan::of(&reuse, graph);
+        let forecast = reuse.table().map(Schedule::forecast);
+        for (s, estimate) in forecast.iter().flat_map(|f| &f.estimates) {
+            steps[*s].estimate = Weights {
+                state: estimate.state,
+                predictions: estimate.predictions,
+            };
+        }
+        let history = kept_predictions(&steps, |s| plan.runs_network(s));
         Ok(Self {
             setup: Arc::new(Setup {
                 null: model.null(),
                 model: model.clone(),
                 settings,
-                history: kept_predictions(&steps),
+                history,
                 steps,
                 reuse,
                 plan: Arc::new(plan),

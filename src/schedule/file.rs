@@ -6,13 +6,13 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{
-    ModelIdentity, Router, Schedule, ScheduleError,
+    ForecastRecord, ModelIdentity, Router, Schedule, ScheduleError, forecast,
     reads::{self, StepReads},
     router::check_tau,
 };
 use crate::{files::write_bytes_atomically, graph::Graph};
 
-/// Version of the files that are written: 2 knows the model by its graph, and weights of reads.
+/// Version of the files that are written: 2 knows the model by its graph, weights of reads, and forecasts.
 pub const FORMAT: u32 = 2;
 
 /// Denoising steps at most: one a training timestep.
@@ -39,6 +39,9 @@ pub struct ScheduleFile {
     /// What reused cells weigh, a row a step; absent where all reuse is plain.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reads: Option<Vec<StepReads>>,
+    /// Clean images that are made of earlier ones; absent where there are none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub forecast: Option<ForecastRecord>,
     /// Router logits `[T, N]`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub logits: Option<Vec<Vec<f32>>>,
@@ -130,9 +133,13 @@ impl ScheduleFile {
             .flat_map(|row| row.bytes().map(|b| b == b'#'))
             .collect();
         let table = Schedule::new(self.run.steps, branches, table)?;
-        match &self.reads {
+        let table = match &self.reads {
+            None => table,
+            Some(rows) => reads::apply(table, rows)?,
+        };
+        match &self.forecast {
             None => Ok(table),
-            Some(rows) => reads::apply(table, rows),
+            Some(record) => forecast::apply(table, record),
         }
     }
 
@@ -152,6 +159,7 @@ impl ScheduleFile {
             threshold: None,
             compute: schedule.to_rows(),
             reads: reads::of(schedule),
+            forecast: forecast::of(schedule),
             logits: None,
             lambda: None,
             training: None,

@@ -4,6 +4,7 @@
 
 mod bundled;
 mod file;
+mod forecast;
 mod identity;
 mod import;
 mod probed;
@@ -13,6 +14,7 @@ mod table;
 
 pub use bundled::bundled_schedule;
 pub use file::{FORMAT, GuidanceRecord, Measured, PolicyRecord, RunSettings, ScheduleFile};
+pub use forecast::{Estimate, FORECAST_DEPTH, Forecast, ForecastRecord};
 pub use identity::ModelIdentity;
 pub use import::{ReleasedKind, router_from_release};
 pub use probed::{Probed, Reuse, Threshold};
@@ -50,6 +52,9 @@ pub enum ScheduleError {
         weights: Vec<f32>,
         most: usize,
     },
+    /// A step whose forecast cannot be made.
+    #[error("step {step} of the forecast {problem}")]
+    Forecast { step: usize, problem: String },
     /// Rows of weights that do not fit the table.
     #[error(
         "its `reads` are not a row for each of {steps} steps, each a list of weights or {branches} such lists"

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::ScheduleError;
+use super::{Forecast, ScheduleError};
 use crate::graph::Graph;
 
 /// Features of a branch that a read may weigh at most.
@@ -12,7 +12,8 @@ pub const MAX_HISTORY: usize = 8;
 /// everything.
 ///
 /// What is reused is a weighted sum of the branch's features, that of the step computed last first: plain reuse is
-/// one weight of 1, a forecast has several ([`Schedule::with_reads`]).
+/// one weight of 1, a forecast has several ([`Schedule::with_reads`]). What a step takes for the clean image may be weighed
+/// of earlier ones, with the network or without ([`Schedule::with_forecast`]).
 #[derive(Debug, Clone, PartialEq)]
 pub struct Schedule {
     steps: usize,
@@ -20,6 +21,7 @@ pub struct Schedule {
     compute: Vec<bool>,
     /// Weights of reused cells `s·N + n` that are no plain reuse, newest feature first.
     reads: BTreeMap<usize, Vec<f32>>,
+    forecast: Forecast,
 }
 
 impl Schedule {
@@ -44,6 +46,7 @@ impl Schedule {
                 branches,
                 compute,
                 reads: BTreeMap::new(),
+                forecast: Forecast::default(),
             }),
         }
     }
@@ -108,6 +111,27 @@ impl Schedule {
         Ok(self)
     }
 
+    /// The same table with a forecast of clean images.
+    ///
+    /// # Errors
+    /// [`ScheduleError::Forecast`] for weights that are not finite or of more predictions than there are, and for steps without
+    /// the network that compute something.
+    pub fn with_forecast(mut self, forecast: Forecast) -> Result<Self, ScheduleError> {
+        forecast.check(&self)?;
+        self.forecast = forecast;
+        Ok(self)
+    }
+
+    /// What is forecast.
+    pub fn forecast(&self) -> &Forecast {
+        &self.forecast
+    }
+
+    /// Whether step `s` runs the network. Where it does not, [`Self::computes`] is false of all its branches, and none is read.
+    pub fn runs_network(&self, s: usize) -> bool {
+        self.forecast.runs_network(s)
+    }
+
     /// Whether every reuse is that of the feature computed last.
     pub fn is_plain(&self) -> bool {
         self.reads.is_empty()
@@ -121,15 +145,21 @@ impl Schedule {
         }
     }
 
-    /// The same schedule with all of step `s` computed, for a run that begins there with an empty cache. Reads that would
+    /// The same schedule with all of step `s`, or of the next one that runs the network, computed, for a run that begins there
+    /// with an empty cache. Reads that would
     /// reach back before it weigh what there is.
     ///
     /// # Errors
     /// None that a valid schedule can meet.
     pub fn resumed_at(&self, s: usize) -> Result<Self, ScheduleError> {
-        let table = Self::from_rule(self.steps, self.branches, |step, n| {
+        let s = (s..self.steps)
+            .find(|s| self.runs_network(*s))
+            .unwrap_or(self.steps);
+        let mut table = Self::from_rule(self.steps, self.branches, |step, n| {
             step == s || self.computes(step, n)
         })?;
+        // Predictions are part of a run's state, features are not.
+        table.forecast = self.forecast.clone();
         // From there on only what was computed since is at hand.
         let since =
             |step: usize, n: usize| (s..step).filter(|k| table.computes(*k, n)).count().max(1);
@@ -145,7 +175,8 @@ impl Schedule {
 
     /// Multiply-accumulates of a whole run for one image and one half of the guidance batch.
     pub fn macs(&self, graph: &Graph) -> u64 {
-        (0..self.steps).map(|s| graph.step_macs(self.row(s))).sum()
+        let network = (0..self.steps).filter(|s| self.runs_network(*s));
+        network.map(|s| graph.step_macs(self.row(s))).sum()
     }
 
     /// Multiply-accumulates of as many steps that reuse nothing.
@@ -180,10 +211,11 @@ impl Schedule {
 
     /// Whether a feature of branch `n`, present after step `s`, is read before it is overwritten.
     pub fn is_reused_after(&self, s: usize, n: usize) -> bool {
-        s + 1 < self.steps && !self.computes(s + 1, n)
+        let mut later = (s + 1..self.steps).filter(|s| self.runs_network(*s));
+        later.next().is_some_and(|s| !self.computes(s, n))
     }
 
-    /// Cache utilization ratio: reused branch evaluations over all.
+    /// Cache utilization ratio: branch evaluations that are reused or skipped over all.
     pub fn cur(&self) -> f64 {
         let reused = self.compute.iter().filter(|c| !**c).count();
         reused as f64 / self.compute.len() as f64

@@ -2,10 +2,12 @@
 //! that, training the network itself.
 //!
 //! - [`router`]: SDT and IEPO, budgets, resumable runs in a folder
+//! - [`forecast`]: clean images made of earlier ones, fitted so that a run that skips lands where the uncached one does
 //! - [`network`]: a DiT from pictures, with the public release's objective
 //! - [`run`]: what both share: errors, logs, metadata of checkpoints
 
 pub mod data;
+pub mod forecast;
 pub mod network;
 pub mod router;
 pub mod run;

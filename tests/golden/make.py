@@ -38,6 +38,10 @@ Parts
   router     router files as other projects release them, and router.io.safetensors: `logits`, `l2c_logits` [10,4] f32
              and `schedule`, `l2c_schedule` [10,4] u8 (1 computes), all in execution order.
   bundled    bundled.safetensors: DDIM samples and one forward pass of the model in assets/.
+  forecast   forecast.safetensors: what a fit of forecasts finds for tiny-a on `noise` [6,C,H,W], `labels` [6] i64: for two sets
+             of `skipped` steps, `<set>.skipped` [S] i64, `<set>.estimates` [T,4] (weights of the newest predictions, then of
+             the state; row 0 is plain), `<set>.image` [6,C,H,W] under them, and `uncached` [6,C,H,W].
+             `clipped.*` is the same where clean images are clipped to [-1, 1].
   hooks      hooks/transformer (4 blocks) and hooks.safetensors: DDIM runs of it under diffusers' own FirstBlockCache hook,
              `noise` [2,C,H,W], `labels` [2] i64, and for each threshold `computed.<threshold>` [T] u8, whether a step ran
              the blocks after the first, and `image.<threshold>` [2,C,H,W].
@@ -819,6 +823,70 @@ def part_cached():
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# Forecasts
+
+
+def forecast_run(dit, noise, labels, steps, guidance, skipped, clip, reference=None):
+    """Walks DDIM, skipping the network at `skipped` steps; with a `reference` (states of the uncached run) every step after
+    the first takes for the clean image what ridge least squares says lands on it. -> states, estimates [steps, 4]"""
+    run = Respaced(steps)
+    x = torch.cat([noise, noise])
+    n, states, history, estimates = len(noise), [noise], [], np.zeros((steps, 4))
+    estimates[:, 0] = 1
+    bounded = (lambda value: value.clamp(-1, 1)) if clip else (lambda value: value)
+    for s in range(steps):
+        signal, noise_share = math.sqrt(run.alpha_bar[s]), math.sqrt(1 - run.alpha_bar[s])
+        after = run.previous[s].item()
+        if s not in skipped:
+            out = guided(dit, x, run.timesteps[s], labels, guidance, 3)[:n, :4]
+            history = ([bounded((x[:n] - noise_share * out) / signal)] + history)[:3]
+        clean = history[0]
+
+        def moved(clean):
+            direction = (x[:n] - signal * clean) / noise_share
+            return math.sqrt(after) * clean + math.sqrt(1 - after) * direction
+
+        if reference is not None and s > 0:
+            # The clean image that lands where the uncached run does.
+            b = math.sqrt(1 - after) / noise_share
+            wanted = (reference[s + 1].double() - b * x[:n].double()) / (math.sqrt(after) - signal * b)
+            terms = torch.stack([h.double().flatten() for h in history + [x[:n]]], dim=1).numpy()
+            size = 4  # zeros for the predictions that are not there yet
+            ridge = 1e-6 * (terms**2).sum() / size
+            prior = np.eye(terms.shape[1])[0]
+            left = terms.T @ terms + ridge * np.eye(terms.shape[1])
+            weights = np.linalg.solve(left, terms.T @ wanted.flatten().numpy() + ridge * prior)
+            clean = sum(float(w) * h for w, h in zip(weights, history + [x[:n]]))
+            clean = bounded(clean)
+            estimates[s] = 0
+            estimates[s, : len(history)] = weights[:-1]
+            estimates[s, 3] = weights[-1]
+        x = torch.cat([moved(clean)] * 2)
+        states.append(x[:n])
+    return states, torch.from_numpy(estimates)
+
+
+def part_forecast():
+    dit, steps, guidance = load_tiny("a").to(torch.float64), 10, 1.5
+    noise, labels = normal(950, 6, 4, 8, 8).double(), torch.tensor([0, 1, 2, 3, 4, 6])
+    tensors = {"noise": noise.float(), "labels": labels}
+    for prefix, clip in [("", False), ("clipped.", True)]:
+        uncached, _ = forecast_run(dit, noise, labels, steps, guidance, [], clip)
+        expected = ddim_samples(dit, noise, labels, steps=steps, guidance=guidance, clip=clip)
+        torch.testing.assert_close(uncached[-1], expected, atol=1e-9, rtol=1e-9)
+        tensors[f"{prefix}uncached"] = uncached[-1].float()
+        for name, skipped in {"even": [1, 3, 5, 7, 9], "some": [2, 3, 6]}.items():
+            states, estimates = forecast_run(dit, noise, labels, steps, guidance, skipped, clip, uncached)
+            plain, _ = forecast_run(dit, noise, labels, steps, guidance, skipped, clip)
+            off = [((image - uncached[-1]) ** 2).mean() for image in (states[-1], plain[-1])]
+            print(f"  {prefix}{name}: error {off[0]:.3e} fitted, {off[1]:.3e} plain")
+            assert off[0] < 0.7 * off[1]
+            tensors |= {f"{prefix}{name}.skipped": torch.tensor(skipped), f"{prefix}{name}.estimates": estimates}
+            tensors[f"{prefix}{name}.image"] = states[-1].float()
+    write("forecast.safetensors", tensors, {"steps": str(steps), "guidance": repr(guidance)})
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # Run-time policies
 
 
@@ -969,6 +1037,7 @@ PARTS = {
     "multistep": part_multistep,
     "sdt": part_sdt,
     "cached": part_cached,
+    "forecast": part_forecast,
     "hooks": part_hooks,
     "router": part_router,
     "bundled": part_bundled,

@@ -9,6 +9,7 @@ mod capi;
 mod common;
 mod devices;
 mod embedding;
+mod forecast;
 mod forward;
 mod header;
 mod kernels;

@@ -120,9 +120,10 @@ impl StepNoise {
     }
 }
 
-/// Earlier predictions that some step of a run reads, all of whose steps run the network.
-pub fn kept_predictions(steps: &[Step]) -> usize {
-    let earlier = steps.iter().map(|step| step.earlier_predictions(true));
+/// Earlier predictions that some step of a run reads; `runs_network` of a step's number.
+pub fn kept_predictions(steps: &[Step], runs_network: impl Fn(usize) -> bool) -> usize {
+    let steps = steps.iter().enumerate();
+    let earlier = steps.map(|(s, step)| step.earlier_predictions(runs_network(s)));
     earlier.max().unwrap_or(0)
 }
 

@@ -163,7 +163,8 @@ impl<'m> Walker<'m> {
             solver_step_of_images(x, output, &walk.history, None, &self.steps[s]);
         walk.x = next;
         walk.history.splice(0..0, prediction);
-        walk.history.truncate(kept_predictions(&self.steps));
+        walk.history
+            .truncate(kept_predictions(&self.steps, |_| true));
     }
 
     /// Forward and advance.

@@ -1,0 +1,392 @@
+//! Weights of a forecast, step by step along the run's own path.
+//!
+//! A step takes `X̂ = clip(Σ_j w_j·H_j + v·x)` for the clean image. Its target is the `Y` that lands on the uncached trajectory:
+//! with `x'` where the step leads from its newest prediction `H_0`, and `p` what the clean image weighs in its update,
+//! `Y = H_0 + (x_ref − x')/p`, where `x_ref` is the uncached run's next state from the same noise. `w` and `v` are ridge
+//! least squares over all pixels of all draws, drawn to plain reuse of `H_0`; then the run moves on with what was fitted.
+
+use std::sync::Arc;
+
+use crate::{
+    diffusion::ImageNoise,
+    metrics::mse,
+    models::{Condition, Model, Prompts},
+    plan::compile,
+    sampler::{Sampler, Settings, Stand, Stepper, Uncorrected},
+    schedule::{Estimate, FORECAST_DEPTH, Forecast, Schedule},
+    training::run::TrainingError,
+};
+
+/// How strongly weights are drawn to plain reuse, as a share of the mean diagonal of the normal equations.
+const RIDGE: f64 = 1e-6;
+/// A step whose update weighs the clean image less is left alone.
+const LEAST_WEIGHT: f64 = 1e-6;
+/// Unknowns of a step: predictions, and the state.
+const UNKNOWNS: usize = FORECAST_DEPTH + 1;
+
+/// What draws are for: each purpose has noise and conditions of its own, and none those of a sampled image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// Weights are fitted to them, and tables compared on them.
+    Fit,
+    /// What was found is judged on them.
+    Validation,
+}
+
+impl Purpose {
+    fn stream(self) -> &'static str {
+        match self {
+            Self::Fit => "harmonica forecast fit",
+            Self::Validation => "harmonica forecast validation",
+        }
+    }
+}
+
+/// Draws of noise and conditions, and the uncached trajectories from them.
+pub struct Draws {
+    stepper: Stepper,
+    /// What the clean image weighs in each step's update.
+    weights: Vec<f64>,
+    clip: bool,
+    /// `x` of the uncached run before each step and after the last, `[images, C, H, W]` each.
+    reference: Vec<Vec<f32>>,
+    images: usize,
+}
+
+/// A table with its forecast, and how the draws fared under it.
+#[derive(Debug, Clone)]
+pub struct Fit {
+    pub schedule: Schedule,
+    /// Mean squared error to the uncached image, one an image.
+    pub errors: Vec<f64>,
+    /// Where the images stood before each step.
+    stands: Vec<Stand>,
+}
+
+impl Fit {
+    /// The mean of the errors.
+    pub fn error(&self) -> f64 {
+        self.errors.iter().sum::<f64>() / self.errors.len().max(1) as f64
+    }
+}
+
+impl Draws {
+    /// Draws `images` of them and walks the uncached run.
+    ///
+    /// # Errors
+    /// [`TrainingError`] of the device, for settings that cannot be run, or where there is nothing to draw.
+    pub fn new(
+        model: &Model,
+        settings: Settings,
+        prompts: &Prompts,
+        purpose: Purpose,
+        seed: u64,
+        images: usize,
+        batch: usize,
+    ) -> Result<Self, TrainingError> {
+        if images == 0 || batch == 0 {
+            return Err(TrainingError::Setting {
+                setting: "draws",
+                value: images.min(batch).to_string(),
+                expected: "at least 1",
+            });
+        }
+        if prompts.pool.is_empty() {
+            return Err(TrainingError::Setting {
+                setting: "texts",
+                value: "missing".into(),
+                expected: "embedded texts to draw from, since the model has no classes",
+            });
+        }
+        let size = model.outline().latents.numbers();
+        let (mut streams, mut conditions, mut noise) = (Vec::new(), Vec::new(), Vec::new());
+        for number in 0..images {
+            let mut stream = ImageNoise::with_purpose(purpose.stream(), seed, number as u64);
+            conditions.push(prompts.pool[stream.below(prompts.pool.len())].clone());
+            stream.fill(size, &mut noise);
+            streams.push(stream);
+        }
+        let null = prompts.null.as_ref();
+        Self::walked(model, settings, null, &conditions, (noise, streams), batch)
+    }
+
+    /// Draws that are given: `noise` `[images, C, H, W]` for as many conditions; `null` stands for none of them.
+    ///
+    /// # Errors
+    /// [`TrainingError`] of the device, for settings that cannot be run, or for noise of another size.
+    pub fn given(
+        model: &Model,
+        settings: Settings,
+        null: Option<&Condition>,
+        conditions: &[Condition],
+        noise: Vec<f32>,
+    ) -> Result<Self, TrainingError> {
+        let streams = (0..conditions.len() as u64)
+            .map(|number| ImageNoise::with_purpose(Purpose::Fit.stream(), 0, number))
+            .collect();
+        let batch = conditions.len();
+        Self::walked(model, settings, null, conditions, (noise, streams), batch)
+    }
+
+    fn walked(
+        model: &Model,
+        settings: Settings,
+        null: Option<&Condition>,
+        conditions: &[Condition],
+        (noise, streams): (Vec<f32>, Vec<ImageNoise>),
+        batch: usize,
+    ) -> Result<Self, TrainingError> {
+        let sampler = Sampler::new(model, settings, None)?;
+        let sampler = match null {
+            Some(null) => sampler.with_null(null.clone()),
+            None => sampler,
+        };
+        let steps = settings.numbers(&model.outline().latents)?;
+        let mut stepper = Stepper::new(&sampler, conditions, noise, streams, batch)?;
+        let mut stand = stepper.start();
+        let mut reference = vec![stand.x.clone()];
+        for s in 0..steps.len() {
+            let mut after = stepper.step(s, &stand)?;
+            let x = std::mem::take(&mut after.x);
+            reference.push(x.clone());
+            stand = after.moved_to(x);
+        }
+        Ok(Self {
+            stepper,
+            weights: steps.iter().map(|s| s.update.predictions[0]).collect(),
+            clip: settings.clip_x0,
+            reference,
+            images: conditions.len(),
+        })
+    }
+
+    /// How many there are.
+    pub fn images(&self) -> usize {
+        self.images
+    }
+
+    /// The forecast of a table whose `skipped` steps run no network. The steps before `from` are those of `before`, whose table
+    /// must be the same there, and compute everything or nothing: features are not kept.
+    ///
+    /// # Errors
+    /// [`TrainingError`] of the device, or for steps that cannot be skipped.
+    pub fn fit(
+        &mut self,
+        table: &Schedule,
+        skipped: &[usize],
+        before: Option<(&Fit, usize)>,
+    ) -> Result<Fit, TrainingError> {
+        let mut forecast = Forecast {
+            skipped: skipped.to_vec(),
+            ..Forecast::default()
+        };
+        let bare = table.clone().with_forecast(forecast.clone())?;
+        let plan = Arc::new(compile(&bare, self.stepper.graph()));
+        self.stepper.follow(&plan);
+        let (mut stands, mut stand, from) = match before {
+            Some((fit, from)) => {
+                let known = fit.schedule.forecast().estimates.range(..from);
+                forecast.estimates = known.map(|(s, estimate)| (*s, *estimate)).collect();
+                let stand = fit.stands[from].clone();
+                (fit.stands[..from].to_vec(), stand, from)
+            }
+            None => (Vec::new(), self.stepper.start(), 0),
+        };
+        for s in from..table.steps() {
+            let after = self.stepper.step(s, &stand)?;
+            let weight = self.weights[s];
+            let mut x = after.x.clone();
+            if s > 0 && weight.abs() > LEAST_WEIGHT {
+                let basis = Basis {
+                    history: &after.history,
+                    state: &stand.x,
+                };
+                let target = |i: usize| {
+                    let off = f64::from(self.reference[s + 1][i]) - f64::from(after.x[i]);
+                    f64::from(after.x0[i]) + off / weight
+                };
+                let estimate = basis.fitted(target);
+                x = self.corrected(s, &estimate, &basis, &after);
+                forecast.estimates.insert(s, estimate);
+            }
+            stands.push(std::mem::replace(&mut stand, after.moved_to(x)));
+        }
+        Ok(Fit {
+            schedule: table.clone().with_forecast(forecast)?,
+            errors: self.errors(&stand),
+            stands,
+        })
+    }
+
+    /// Errors to the uncached images under a schedule as it is, one an image.
+    ///
+    /// # Errors
+    /// [`TrainingError`] of the device.
+    pub fn judge(&mut self, schedule: &Schedule) -> Result<Vec<f64>, TrainingError> {
+        let plan = Arc::new(compile(schedule, self.stepper.graph()));
+        self.stepper.follow(&plan);
+        let mut stand = self.stepper.start();
+        for s in 0..schedule.steps() {
+            let after = self.stepper.step(s, &stand)?;
+            let x = match schedule.forecast().estimates.get(&s) {
+                None => after.x.clone(),
+                Some(estimate) => {
+                    let basis = Basis {
+                        history: &after.history,
+                        state: &stand.x,
+                    };
+                    self.corrected(s, estimate, &basis, &after)
+                }
+            };
+            stand = after.moved_to(x);
+        }
+        Ok(self.errors(&stand))
+    }
+
+    /// Where step `s` leads with this estimate instead of the newest prediction.
+    fn corrected(
+        &self,
+        s: usize,
+        estimate: &Estimate,
+        basis: &Basis<'_>,
+        after: &Uncorrected,
+    ) -> Vec<f32> {
+        let of_pixel = |i: usize| {
+            let mut clean = basis.weighed(estimate, i);
+            if self.clip {
+                clean = clean.clamp(-1.0, 1.0);
+            }
+            let moved = self.weights[s] * (clean - f64::from(after.x0[i]));
+            (f64::from(after.x[i]) + moved) as f32
+        };
+        (0..after.x.len()).map(of_pixel).collect()
+    }
+
+    /// Mean squared error to the uncached image, one an image.
+    fn errors(&self, stand: &Stand) -> Vec<f64> {
+        let size = self.stepper.image_numbers();
+        let last = self.reference.last().map_or(&[][..], Vec::as_slice);
+        let images = stand.x.chunks(size).zip(last.chunks(size));
+        images
+            .map(|(found, expected)| mse(found, expected))
+            .collect()
+    }
+}
+
+/// What a step may weigh.
+struct Basis<'a> {
+    /// Predictions, newest first.
+    history: &'a [Vec<f32>],
+    state: &'a [f32],
+}
+
+impl Basis<'_> {
+    /// The terms of pixel `i`, those that are not there yet as zeros.
+    fn terms(&self, i: usize) -> [f64; UNKNOWNS] {
+        let mut terms = [0.0; UNKNOWNS];
+        for (term, plane) in terms.iter_mut().zip(self.history) {
+            *term = f64::from(plane[i]);
+        }
+        terms[FORECAST_DEPTH] = f64::from(self.state[i]);
+        terms
+    }
+
+    fn weighed(&self, estimate: &Estimate, i: usize) -> f64 {
+        let terms = self.terms(i);
+        let predictions = estimate.predictions.iter().zip(terms);
+        estimate.state * terms[FORECAST_DEPTH] + predictions.map(|(w, h)| w * h).sum::<f64>()
+    }
+
+    /// Ridge least squares: `min Σ (w·terms − target)² + μ·|w − e_0|²`.
+    fn fitted(&self, target: impl Fn(usize) -> f64) -> Estimate {
+        let (mut normal, mut right) = ([[0.0; UNKNOWNS]; UNKNOWNS], [0.0; UNKNOWNS]);
+        for i in 0..self.state.len() {
+            let (terms, y) = (self.terms(i), target(i));
+            for (row, a) in terms.iter().enumerate() {
+                right[row] += a * y;
+                for (column, b) in terms.iter().enumerate() {
+                    normal[row][column] += a * b;
+                }
+            }
+        }
+        let ridge = RIDGE * (0..UNKNOWNS).map(|k| normal[k][k]).sum::<f64>() / UNKNOWNS as f64;
+        let ridge = ridge.max(f64::MIN_POSITIVE);
+        for (k, row) in normal.iter_mut().enumerate() {
+            row[k] += ridge;
+        }
+        right[0] += ridge;
+        let mut predictions = [0.0; FORECAST_DEPTH];
+        let solution = solved(normal, right);
+        predictions.copy_from_slice(&solution[..FORECAST_DEPTH]);
+        // What is not there yet has no weight, to the last bit.
+        predictions[self.history.len()..].fill(0.0);
+        Estimate {
+            state: solution[FORECAST_DEPTH],
+            predictions,
+        }
+    }
+}
+
+/// Gaussian elimination with pivots of a small symmetric positive system.
+fn solved(mut matrix: [[f64; UNKNOWNS]; UNKNOWNS], mut right: [f64; UNKNOWNS]) -> [f64; UNKNOWNS] {
+    for k in 0..UNKNOWNS {
+        let pivot = (k..UNKNOWNS)
+            .max_by(|a, b| matrix[*a][k].abs().total_cmp(&matrix[*b][k].abs()))
+            .unwrap_or(k);
+        matrix.swap(k, pivot);
+        right.swap(k, pivot);
+        for row in k + 1..UNKNOWNS {
+            let factor = matrix[row][k] / matrix[k][k];
+            for column in k..UNKNOWNS {
+                matrix[row][column] -= factor * matrix[k][column];
+            }
+            right[row] -= factor * right[k];
+        }
+    }
+    for k in (0..UNKNOWNS).rev() {
+        let known: f64 = (k + 1..UNKNOWNS).map(|c| matrix[k][c] * right[c]).sum();
+        right[k] = (right[k] - known) / matrix[k][k];
+    }
+    right
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fit_finds_the_weights_that_made_its_target() {
+        let plane = |k: usize| -> Vec<f32> {
+            (0..200)
+                .map(|i| ((i * (2 * k + 3) + k) as f32).sin())
+                .collect()
+        };
+        let history = [plane(0), plane(1)];
+        let state = plane(5);
+        let basis = Basis {
+            history: &history,
+            state: &state,
+        };
+        let made = Estimate {
+            state: 0.25,
+            predictions: [1.5, -0.5, 0.0],
+        };
+        let found = basis.fitted(|i| basis.weighed(&made, i));
+        assert_eq!(found.predictions[2], 0.0);
+        for (found, made) in found.predictions.iter().zip(made.predictions) {
+            assert!((found - made).abs() < 1e-5, "{found}");
+        }
+        assert!((found.state - 0.25).abs() < 1e-5);
+    }
+
+    #[test]
+    fn where_nothing_is_known_plain_reuse_stays() {
+        let nothing = [vec![0.0f32; 10]];
+        let basis = Basis {
+            history: &nothing,
+            state: &nothing[0],
+        };
+        let found = basis.fitted(|_| 0.0);
+        assert_eq!(found, Estimate::NEWEST);
+    }
+}

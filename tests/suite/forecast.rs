@@ -1,0 +1,230 @@
+//! Runs whose steps make clean images of earlier ones, and the fit of their weights, against an independent program.
+
+use harmonica::{
+    checkpoint::{self, LoadOptions, ModelSpec, load_model},
+    device::Engine,
+    diffusion::{Guidance, GuidedChannels, Solver},
+    metrics::{max_abs_error, mse},
+    models::{Condition, Model, Prompts},
+    sampler::{Event, Request, Sampler, Settings},
+    schedule::{Estimate, Forecast, Schedule},
+    training::forecast::{Draws, Purpose},
+};
+
+use crate::common::{engines, golden, integers, tensor, within};
+
+const FILE: &str = "forecast.safetensors";
+
+fn tiny(engine: &Engine) -> Model {
+    let options = LoadOptions {
+        heads: Some(4),
+        input_size: None,
+    };
+    let spec = ModelSpec::Path(golden("tiny-a.pt"));
+    load_model(&spec, options, engine.device()).unwrap().0
+}
+
+fn settings(clip_x0: bool) -> Settings {
+    let setting = |name: &str| checkpoint::open(&golden(FILE)).unwrap().metadata()[name].clone();
+    Settings {
+        steps: setting("steps").parse().unwrap(),
+        solver: Solver::ddim(0.0).unwrap(),
+        guidance: Guidance::new(setting("guidance").parse().unwrap(), GuidedChannels::Three)
+            .unwrap(),
+        clip_x0,
+    }
+}
+
+fn table(set: &str) -> (Schedule, Vec<usize>) {
+    let skipped = integers(FILE, &format!("{set}.skipped"));
+    let table = Schedule::from_rule(10, 4, |s, _| !skipped.contains(&s)).unwrap();
+    (table, skipped)
+}
+
+/// The weights that the independent program found.
+fn expected(set: &str) -> Schedule {
+    let (table, skipped) = table(set);
+    let rows = tensor(FILE, &format!("{set}.estimates")).1;
+    let estimates = rows.chunks(4).enumerate().skip(1).map(|(s, row)| {
+        let row: Vec<f64> = row.iter().map(|w| f64::from(*w)).collect();
+        let estimate = Estimate {
+            state: row[3],
+            predictions: [row[0], row[1], row[2]],
+        };
+        (s, estimate)
+    });
+    let estimates = estimates.collect();
+    table
+        .with_forecast(Forecast { estimates, skipped })
+        .unwrap()
+}
+
+fn conditions() -> Vec<Condition> {
+    Condition::classes(&integers(FILE, "labels"))
+}
+
+fn request() -> Request {
+    Request {
+        conditions: conditions(),
+        seed: 0,
+        noise: Some(tensor(FILE, "noise").1),
+        batch: 4,
+    }
+}
+
+const SETS: [(&str, bool); 4] = [
+    ("even", false),
+    ("some", false),
+    ("clipped.even", true),
+    ("clipped.some", true),
+];
+
+/// Relative to the largest value: without clipping these images are not within [-1, 1].
+fn off(found: &[f32], expected: &[f32]) -> f32 {
+    let largest = expected.iter().fold(0.0f32, |most, v| most.max(v.abs()));
+    max_abs_error(found, expected) / largest
+}
+
+#[test]
+fn forecast_runs_are_those_of_the_naive_program() {
+    for (device, engine) in engines() {
+        let model = tiny(&engine);
+        for (set, clip) in SETS {
+            let schedule = expected(set);
+            let skipped = schedule.forecast().skipped.len() as u64;
+            let sampler = Sampler::new(&model, settings(clip), Some(schedule))
+                .unwrap()
+                .with_poisoned_cache();
+            let mut run = sampler.run(request()).unwrap();
+            let mut images = Vec::new();
+            for event in run.by_ref() {
+                if let Event::Images { x0, .. } = event.unwrap() {
+                    images.extend(x0);
+                }
+            }
+            let totals = run.totals();
+            // Ten steps, of which those without the network cost nothing and keep nothing.
+            assert_eq!(totals.macs * 10, totals.macs_full * (10 - skipped));
+            assert_eq!(
+                (totals.peak_cache_bytes, totals.reused),
+                (0, skipped * 4 * 12)
+            );
+            let image = tensor(FILE, &format!("{set}.image")).1;
+            within(
+                format!("forecast {set}, {device}"),
+                off(&images, &image),
+                2e-5,
+            );
+        }
+    }
+}
+
+#[test]
+fn the_fit_finds_what_the_independent_one_finds() {
+    for (device, engine) in engines() {
+        let model = tiny(&engine);
+        for (set, clip) in SETS {
+            let null = model.null();
+            let noise = tensor(FILE, "noise").1;
+            let mut draws =
+                Draws::given(&model, settings(clip), null.as_ref(), &conditions(), noise).unwrap();
+            let (table, skipped) = table(set);
+            let fit = draws.fit(&table, &skipped, None).unwrap();
+            let prefix = if clip { "clipped." } else { "" };
+            let uncached = tensor(FILE, &format!("{prefix}uncached")).1;
+            let image = tensor(FILE, &format!("{set}.image")).1;
+            let error = mse(&image, &uncached);
+            within(
+                format!("error of a fit, {set}, {device}"),
+                (fit.error() / error - 1.0).abs(),
+                5e-5,
+            );
+            let weights = |schedule: &Schedule| -> Vec<f32> {
+                let estimates = schedule.forecast().estimates.values();
+                let of = |e: &Estimate| [e.predictions[0] as f32, e.state as f32];
+                estimates.flat_map(of).collect()
+            };
+            within(
+                format!("fitted weights, {set}, {device}"),
+                max_abs_error(&weights(&fit.schedule), &weights(&expected(set))),
+                8e-5,
+            );
+            // What the fit walked is what the sampler draws.
+            let sampler = Sampler::new(&model, settings(clip), Some(fit.schedule.clone())).unwrap();
+            let found = sampler.sample(request()).unwrap();
+            let judged = draws.judge(&fit.schedule).unwrap();
+            let sampled = mse(&found, &uncached);
+            let mean = judged.iter().sum::<f64>() / judged.len() as f64;
+            within(
+                format!("judged and sampled, {set}, {device}"),
+                (mean / sampled - 1.0).abs(),
+                1.5e-4,
+            );
+        }
+    }
+}
+
+/// A suffix that is fitted anew from kept states is what a fit from the start finds.
+#[test]
+fn a_suffix_is_fitted_from_where_the_run_stood() {
+    let engine = Engine::cpu();
+    let model = tiny(&engine);
+    let prompts = Prompts::of(&*model);
+    for solver in ["ddim", "ddim:1", "ddpm", "dpm++2m"] {
+        let settings = Settings {
+            solver: solver.parse().unwrap(),
+            ..settings(true)
+        };
+        let mut draws = Draws::new(&model, settings, &prompts, Purpose::Fit, 3, 5, 2).unwrap();
+        let table =
+            |skipped: &[usize]| Schedule::from_rule(10, 4, |s, _| !skipped.contains(&s)).unwrap();
+        let (first, second) = ([2, 4, 7], [2, 4, 8]);
+        let before = draws.fit(&table(&first), &first, None).unwrap();
+        let whole = draws.fit(&table(&second), &second, None).unwrap();
+        let suffix = draws
+            .fit(&table(&second), &second, Some((&before, 7)))
+            .unwrap();
+        assert_eq!(suffix.schedule, whole.schedule, "{solver}");
+        assert_eq!(suffix.errors, whole.errors, "{solver}");
+        // What is fitted beats plain reuse of the newest prediction, whatever the solver.
+        let plain = Forecast {
+            skipped: second.to_vec(),
+            ..Forecast::default()
+        };
+        let plain = table(&second).with_forecast(plain).unwrap();
+        let plain = draws.judge(&plain).unwrap().iter().sum::<f64>() / 5.0;
+        println!("{solver}: {:.2e} fitted, {plain:.2e} plain", whole.error());
+        assert!(
+            whole.error() < 0.9 * plain,
+            "{solver}: {} {plain}",
+            whole.error()
+        );
+    }
+}
+
+/// Predictions are part of a run's state: without features to lose, a resumed run is the undisturbed one.
+#[test]
+fn a_forecast_run_resumes_to_the_last_bit() {
+    for (device, engine) in engines() {
+        let model = tiny(&engine);
+        let sampler = Sampler::new(&model, settings(true), Some(expected("clipped.even")))
+            .unwrap()
+            .with_recovery(true);
+        let whole = sampler.sample(request()).unwrap();
+        for at in [3, 4] {
+            let mut run = sampler.run(request()).unwrap();
+            // The start, and the steps before.
+            for _ in 0..1 + at {
+                run.next().unwrap().unwrap();
+            }
+            let state = run.state().unwrap().clone();
+            let mut images = Vec::new();
+            for event in sampler.resume(state).unwrap() {
+                if let Event::Images { x0, .. } = event.unwrap() {
+                    images.extend(x0);
+                }
+            }
+            assert_eq!(images, whole, "{device}, step {at}");
+        }
+    }
+}
