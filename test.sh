@@ -27,6 +27,7 @@ run=""; command -v mold >/dev/null && run="mold -run"
 if [ "${1:-}" = --all ]; then
   cargo fmt --check
   cargo clippy --release --all-targets --features capi --quiet -- -D warnings
+  cargo clippy --release --features viewer --example viewer --quiet -- -D warnings
   # What a program that embeds the library compiles.
   cargo clippy --release --lib --no-default-features --quiet -- -D warnings
   RUSTDOCFLAGS="-D warnings" cargo doc --release --no-deps --features capi --quiet

@@ -9,7 +9,7 @@ use harmonica::{
     policy::Policy,
     sampler::{Settings, model_identity, run_settings},
     schedule::{
-        Measured, PolicyRecord, Router, Schedule, ScheduleError, ScheduleFile, bundled_schedule,
+        Measured, PolicyRecord, Router, Schedule, ScheduleError, ScheduleFile, bundled_schedules,
     },
 };
 
@@ -179,8 +179,12 @@ impl State {
     fn load_router(&mut self) {
         let found = self.settings().ok().and_then(|settings| {
             let run = run_settings(&self.info, &settings).ok()?;
-            let file = bundled_schedule(&model_identity(&self.info), &run)?;
-            Some((file.router().ok()??, file.threshold.unwrap_or(0.1)))
+            let files = bundled_schedules(&model_identity(&self.info), &run);
+            let mut routers = files
+                .iter()
+                .filter_map(|file| Some((file.router().ok()??, file)));
+            let (router, file) = routers.next()?;
+            Some((router, file.threshold.unwrap_or(0.1)))
         });
         if let Some((_, tau)) = &found {
             self.controls.tau = *tau;
@@ -200,7 +204,7 @@ impl State {
             (Source::Fora, _) => Policy::Fora {
                 interval: self.controls.interval.max(1),
             }
-            .schedule(steps, branches)
+            .schedule(steps, &self.info.outline.graph)
             .map_err(|e| e.to_string()),
             _ => Schedule::full(steps, branches).map_err(|e| e.to_string()),
         };
@@ -301,27 +305,19 @@ impl State {
             images: self.psnr().map(|_| 1),
             ..Measured::of(schedule, &self.info.outline.graph)
         };
+        let parameters = format!(
+            "{}, {} cells by hand",
+            self.controls.source.name(),
+            self.forced.len()
+        );
+        let policy = PolicyRecord {
+            name: "viewer".into(),
+            parameters: Some(parameters.into()),
+        };
+        let run = run_settings(&self.info, &self.settings()?)?;
         Ok(ScheduleFile {
-            format: 1,
-            policy: PolicyRecord {
-                name: "viewer".into(),
-                parameters: Some(
-                    format!(
-                        "{}, {} cells by hand",
-                        self.controls.source.name(),
-                        self.forced.len()
-                    )
-                    .into(),
-                ),
-            },
-            model: model_identity(&self.info),
-            run: run_settings(&self.info, &self.settings()?)?,
-            threshold: None,
-            compute: schedule.to_rows(),
-            logits: None,
-            lambda: None,
-            training: None,
             measured: Some(measured),
+            ..ScheduleFile::of(schedule, policy, model_identity(&self.info), run)
         })
     }
 }

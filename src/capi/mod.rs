@@ -40,8 +40,8 @@ pub use model::{
     hm_model_info, hm_model_load,
 };
 pub use sample::{
-    HM_GUIDE_ALL, HM_GUIDE_THREE, HM_SOLVER_DDIM, HM_SOLVER_DDPM, hm_progress, hm_progress_fn,
-    hm_rgb8, hm_sample, hm_settings, hm_settings_init, hm_write_png,
+    HM_GUIDE_ALL, HM_GUIDE_THREE, HM_SOLVER_DDIM, HM_SOLVER_DDPM, HM_SOLVER_DPM2M, hm_progress,
+    hm_progress_fn, hm_rgb8, hm_sample, hm_settings, hm_settings_init, hm_write_png,
 };
 pub use schedule::{
     hm_figures, hm_schedule, hm_schedule_free, hm_schedule_from_table, hm_schedule_get_figures,

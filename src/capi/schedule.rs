@@ -38,8 +38,8 @@ pub struct hm_figures {
 }
 
 /// A schedule for a model and settings: a .schedule.json file, `none`, `fora:N`, `taylor:N[:ORDER]`, `random:CUR[:SEED]`,
-/// `fb:THRESHOLD`, or `learned`:
-/// the bundled router that fits, and where none does, nothing is reused.
+/// `fb:THRESHOLD`, a folder of schedule files, or
+/// `learned[:SPEED]`: of those that come with the bundled model the one of that MACs ratio.
 ///
 /// # Safety
 /// `model` is loaded, `settings` points to settings, `spec` is a string, `schedule` may be written to.
@@ -61,6 +61,12 @@ pub unsafe extern "C" fn hm_schedule_open(
         let spec = unsafe { arguments::text(spec, "spec") }?;
         let info = &model.pipeline.info;
         let chosen = choose_schedule(&spec.parse()?, false, info, &settings)?;
+        if chosen.settings.steps != settings.steps {
+            return Err(Failure::Argument(format!(
+                "`{spec}` is another number of steps: set settings.steps to {} and pass no schedule",
+                chosen.settings.steps
+            )));
+        }
         out.set(hm_schedule::new(chosen.reuse, model));
         Ok(())
     })

@@ -164,7 +164,10 @@ fn rows(args: &Args, session: &Session) -> Result<Vec<Row>, CliError> {
     }
     for spec in args.schedules.iter().filter(|spec| *spec != "none") {
         let chosen = resolve(spec, args.force, &session.pipeline.info, &session.settings)?;
-        rows.push(row(chosen.name, sampler(Some(chosen.reuse))?));
+        let sampler = session
+            .pipeline
+            .sampler(chosen.settings, Some(chosen.reuse))?;
+        rows.push(row(chosen.name, sampler));
     }
     Ok(rows)
 }

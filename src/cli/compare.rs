@@ -16,9 +16,9 @@ use super::{
 };
 use crate::{
     checkpoint::ModelInfo,
-    metrics::{mean_and_error, mse, psnr_from_mse},
+    metrics::{mean_and_error, median, mse, psnr_from_mse, ssim},
     sampler::{BATCH_BYTES, Request, Settings, batch_for},
-    schedule::{Reuse, Schedule},
+    schedule::Reuse,
 };
 
 #[derive(clap::Args, Debug)]
@@ -27,7 +27,7 @@ pub(super) struct Args {
     session: SessionArgs,
     #[command(flatten)]
     cache: CacheArgs,
-    /// Schedules to compare with the uncached run: files, policies, or steps:K (no reuse, K steps)
+    /// Schedules to compare with the uncached run: files, policies, learned[:SPEED], or steps:K (no reuse, K steps)
     #[arg(long, value_name = "A,B,…", value_delimiter = ',', required = true)]
     schedules: Vec<String>,
     /// Images, of all classes in turn
@@ -72,7 +72,8 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
         entries.push(entry(spec, args.force, info, &settings)?);
     }
 
-    let mut full = None;
+    let (mut full, mut uncached_seconds) = (None, None);
+    let shape = info.outline.latents.shape();
     let conditions = pipeline.prompts.in_turn(args.count);
     let total: usize = entries.iter().map(|e| e.settings.steps * args.count).sum();
     let bar = progress(context, total as u64, "image steps");
@@ -102,11 +103,19 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
             .zip(reference.chunks(size))
             .map(|(a, b)| mse(a, b))
             .collect();
+        let likeness: Vec<f64> = images
+            .chunks(size)
+            .zip(reference.chunks(size))
+            .map(|(a, b)| ssim(a, b, shape))
+            .collect();
         let (mean, error) = mean_and_error(&errors);
         rows.push(json!({
             "schedule": entry.name, "steps": entry.settings.steps, "cur": totals.cur(),
             "macs_ratio": full.get_or_insert(totals.macs).to_owned() as f64 / totals.macs as f64, "mse": mean, "mse_standard_error": error,
-            "psnr": psnr_from_mse(mean), "seconds": seconds,
+            "mse_median": median(&errors), "mse_max": errors.iter().copied().fold(0.0, f64::max),
+            "psnr": psnr_from_mse(mean), "ssim": mean_and_error(&likeness).0,
+            "seconds": seconds, "speedup": uncached_seconds.get_or_insert(seconds).to_owned() / seconds,
+            "peak_cache_bytes": totals.peak_cache_bytes,
         }));
     }
     bar.finish_and_clear();
@@ -133,23 +142,10 @@ fn entry(
     info: &ModelInfo,
     settings: &Settings,
 ) -> Result<Entry, CliError> {
-    if let Some(steps) = spec.strip_prefix("steps:") {
-        let steps = steps.parse().map_err(|_| {
-            CliError::Usage(format!("`{spec}`: expected steps:K with a whole number K"))
-        })?;
-        let settings = Settings { steps, ..*settings };
-        settings.trajectory()?;
-        let schedule = Schedule::full(steps, info.outline.graph.branches())?;
-        return Ok(Entry {
-            name: spec.into(),
-            settings,
-            reuse: schedule.into(),
-        });
-    }
     let chosen = resolve(spec, force, info, settings)?;
     Ok(Entry {
         name: chosen.name,
-        settings: *settings,
+        settings: chosen.settings,
         reuse: chosen.reuse,
     })
 }
@@ -161,32 +157,33 @@ fn table(rows: &[Value]) -> Table {
         "CUR %",
         "MACs ratio",
         "MSE ×1000",
+        "median",
+        "worst",
         "PSNR dB",
-        "seconds",
+        "SSIM",
+        "speed-up",
+        "cache MB",
     ];
     let cells = rows.iter().map(|row| {
         let number = |key: &str| row[key].as_f64().unwrap_or(f64::NAN);
+        let thousand = |key: &str| format!("{:.2}", 1e3 * number(key));
         let exact = number("mse") == 0.0;
+        let unless_exact = |text: String| if exact { "–".into() } else { text };
         vec![
             row["schedule"].as_str().unwrap_or_default().to_owned(),
             row["steps"].to_string(),
             format!("{:.1}", 100.0 * number("cur")),
             format!("{:.2}", number("macs_ratio")),
-            if exact {
-                "0".into()
-            } else {
-                format!(
-                    "{:.2} ± {:.2}",
-                    1e3 * number("mse"),
-                    1e3 * number("mse_standard_error")
-                )
+            match exact {
+                true => "0".into(),
+                false => format!("{} ± {}", thousand("mse"), thousand("mse_standard_error")),
             },
-            if exact {
-                "–".into()
-            } else {
-                format!("{:.2}", number("psnr"))
-            },
-            format!("{:.1}", number("seconds")),
+            unless_exact(thousand("mse_median")),
+            unless_exact(thousand("mse_max")),
+            unless_exact(format!("{:.2}", number("psnr"))),
+            format!("{:.4}", number("ssim")),
+            format!("{:.2}", number("speedup")),
+            format!("{:.1}", number("peak_cache_bytes") / 1e6),
         ]
     });
     markdown_table(&header, cells)

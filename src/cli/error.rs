@@ -80,6 +80,9 @@ impl CliError {
             | Self::Open(OpenError::Sample(error))
             | Self::Training(TrainingError::Sample(error)) => of_sample(error),
             Self::Training(error) => of_training(error),
+            Self::Policy(PolicyError::NotLearned { .. }) => Some(
+                "; `harmonica train router` with the same --model, --steps, --solver and --guidance makes some (--schedule DIR --speed X takes them)",
+            ),
             _ => None,
         }
     }

@@ -22,6 +22,7 @@ mod schedules;
 mod signals;
 mod table;
 mod train_dit;
+mod train_ladder;
 mod train_router;
 
 use std::{
@@ -79,7 +80,7 @@ enum Command {
 enum Train {
     /// Train a DiT from a folder of pictures; resumable
     Dit(Box<train_dit::Args>),
-    /// Learn which branches may be reused at which step (HarmoniCa); image-free, resumable
+    /// Learn what may be reused or forecast at which step, from noise alone; resumable
     Router(Box<train_router::Args>),
 }
 

@@ -118,7 +118,7 @@ pub(super) struct RunArgs {
     /// Denoising steps [default: 20]
     #[arg(long, value_name = "T")]
     pub steps: Option<usize>,
-    /// ddim, ddim:ETA or ddpm
+    /// ddim, ddim:ETA, ddpm or dpm++2m
     #[arg(long, default_value = "ddim")]
     pub solver: String,
     /// DDIM's eta: 0 deterministic, 1 as noisy as DDPM

@@ -18,7 +18,9 @@ use crate::{
     policy::Policy,
     report::draw_schedule,
     sampler::{Settings, model_identity, run_settings},
-    schedule::{Measured, PolicyRecord, ReleasedKind, Schedule, ScheduleFile, router_from_release},
+    schedule::{
+        Estimate, Measured, PolicyRecord, ReleasedKind, Schedule, ScheduleFile, router_from_release,
+    },
 };
 
 #[derive(clap::Args, Debug)]
@@ -43,7 +45,7 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Write the schedule of a policy: none, fora:N, taylor:N[:ORDER], random:CUR[:SEED]
+    /// Write the schedule of a policy that is known before the run: none, fora:N, taylor:N[:ORDER], random:CUR[:SEED]
     Make {
         /// The policy
         policy: String,
@@ -211,7 +213,7 @@ pub(super) fn show(
     if let Some(plan) = as_json {
         let mut document = json!({
             "policy": file.policy, "model": file.model, "run": file.run, "cur": schedule.cur(), "macs_ratio": ratio,
-            "compute": file.compute,
+            "compute": file.compute, "forecast": file.forecast,
         });
         if plan {
             let text = compile(&schedule, graph).to_string();
@@ -274,7 +276,7 @@ fn show_plan(path: &Path) -> Result<(), CliError> {
     Ok(())
 }
 
-/// `█` compute, `·` reuse, `∿` forecast; a column a kind of branch.
+/// `█` compute, `·` reuse, `∿` forecast of features; a column a kind of branch. Steps that run no network are blank.
 fn picture(file: &ScheduleFile, schedule: &Schedule) -> String {
     let graph = &file.model.graph;
     let kinds = graph.kinds();
@@ -298,6 +300,7 @@ fn picture(file: &ScheduleFile, schedule: &Schedule) -> String {
         for kind in &kinds {
             let cell = |n: usize| match schedule.computes(s, n) {
                 true => '█',
+                false if !schedule.runs_network(s) => ' ',
                 false if schedule.weights(s, n).len() > 1 => '∿',
                 false => '·',
             };
@@ -307,11 +310,34 @@ fn picture(file: &ScheduleFile, schedule: &Schedule) -> String {
         }
         let computed = schedule.row(s).iter().filter(|computes| **computes).count();
         out.push_str(&format!("  {computed:>4}/{}", schedule.branches()));
+        if let Some(estimate) = schedule.forecast().estimates.get(&s) {
+            out.push_str(&format!("  {}", estimate_text(estimate)));
+        }
         if let Some(lambda) = &file.lambda {
             out.push_str(&format!("  {:.2e}", lambda[s]));
         }
     }
     out
+}
+
+/// What a step takes for the clean image: `1.54·H0 - 0.08·H1 - 0.05·x`.
+fn estimate_text(estimate: &Estimate) -> String {
+    let predictions = estimate.predictions.iter().enumerate();
+    let mut terms: Vec<(f64, String)> = predictions
+        .map(|(j, weight)| (*weight, format!("H{j}")))
+        .collect();
+    terms.push((estimate.state, "x".into()));
+    let mut text = String::new();
+    for (weight, name) in terms.into_iter().filter(|(weight, _)| *weight != 0.0) {
+        let sign = match (text.is_empty(), weight < 0.0) {
+            (true, false) => "",
+            (true, true) => "-",
+            (false, false) => " + ",
+            (false, true) => " - ",
+        };
+        text.push_str(&format!("{sign}{:.3}·{name}", weight.abs()));
+    }
+    text
 }
 
 fn diff(a: &Path, b: &Path) -> Result<(), CliError> {

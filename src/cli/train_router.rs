@@ -12,6 +12,7 @@ use super::{
     Context,
     error::CliError,
     options::{Session, SessionArgs, print_json, progress},
+    train_ladder::{self, Asked},
 };
 use crate::{
     checkpoint::{self, CheckpointError},
@@ -22,7 +23,7 @@ use crate::{
     schedule::Router,
     training::{
         Budget, Progress, Proxy, Replay, RouterRun, RouterRunOptions, RunFolder, SdtSettings,
-        TrainingSummary, router::budget::TOLERANCE,
+        TrainingSummary, forecast::LadderSettings, router::budget::TOLERANCE,
     },
 };
 
@@ -35,9 +36,20 @@ const MICRO_BATCH_BUDGET: u64 = 256 << 20;
 pub(super) struct Args {
     #[command(flatten)]
     session: SessionArgs,
-    /// Folder of the run: router.safetensors, *.schedule.json, train.jsonl, router.png
+    /// How to learn. forecast: which steps to run the network at, and how the others make their images of earlier ones, a
+    /// schedule for every speed. harmonica: which branches to reuse at which step (SDT and IEPO, as published)
+    /// [default: forecast, or harmonica where a flag of its own is given]
+    #[arg(long, value_name = "RECIPE")]
+    recipe: Option<Recipe>,
+    /// Folder of the run: *.schedule.json, train.jsonl, router.png, and what it is resumed from
     #[arg(long, value_name = "DIR", default_value = "router")]
     out: PathBuf,
+    /// forecast: images that weights are fitted to, and as many more that they are judged on [default: 96]
+    #[arg(long, value_name = "N")]
+    draws: Option<usize>,
+    /// forecast: sweeps over all moves of computed steps, at most; 0 computes even steps [default: 3]
+    #[arg(long, value_name = "N")]
+    sweeps: Option<usize>,
     /// Passes over the whole trajectory [default: 80, or all of --replay]
     #[arg(long, value_name = "N")]
     passes: Option<usize>,
@@ -50,7 +62,7 @@ pub(super) struct Args {
     /// Weight of the computed branches in the loss, fixed
     #[arg(long, conflicts_with_all = ["target_cur", "target_speedup"])]
     beta: Option<f64>,
-    /// Steer beta to this cache utilization ratio; several make a schedule each, the first one steers [default: 0.4]
+    /// Save this share of all branch evaluations; several make a schedule each (harmonica: the first one steers beta)
     #[arg(
         long,
         value_name = "X,…",
@@ -58,7 +70,7 @@ pub(super) struct Args {
         conflicts_with = "target_speedup"
     )]
     target_cur: Vec<f64>,
-    /// Steer beta to this MACs ratio; several make a schedule each, the first one steers
+    /// Save work by this factor; several make a schedule each [default of forecast: 1.25 to 4]
     #[arg(long, value_name = "X,…", value_delimiter = ',')]
     target_speedup: Vec<f64>,
     /// Let the schedules keep at most this share of all features at a time: 0.5 halves the cache. Training does not
@@ -105,11 +117,92 @@ pub(super) struct Args {
     json: bool,
 }
 
+/// How a router is learned.
+#[derive(clap::ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
+enum Recipe {
+    Harmonica,
+    Forecast,
+}
+
+impl Args {
+    /// A flag that only the published recipe knows, if one was given.
+    fn of_harmonica(&self) -> Option<&'static str> {
+        [
+            ("passes", self.passes.is_some()),
+            ("batch", self.batch.is_some()),
+            ("micro-batch", self.micro_batch.is_some()),
+            ("beta", self.beta.is_some()),
+            ("max-cache", self.max_cache.is_some()),
+            ("lr", self.lr.is_some()),
+            ("tau", self.tau.is_some()),
+            ("lambda-every", self.lambda_every.is_some()),
+            ("proxy", self.proxy.is_some()),
+            ("gradient-checkpointing", self.gradient_checkpointing),
+            ("replay", self.replay.is_some()),
+            ("log", self.log.is_some()),
+        ]
+        .into_iter()
+        .find_map(|(flag, given)| given.then_some(flag))
+    }
+
+    /// The recipe, by name, by flags, or by what is to be resumed.
+    fn recipe(&self) -> Result<Recipe, CliError> {
+        let own = self.of_harmonica();
+        let of_forecast = self.draws.is_some() || self.sweeps.is_some();
+        let contradicts = |flag: &str, recipe: &str| {
+            Err(CliError::Usage(format!(
+                "--{flag} does not belong to the recipe {recipe}"
+            )))
+        };
+        let begun = self.resume && RunFolder::new(&self.out).checkpoint().exists();
+        match (self.recipe, own) {
+            (Some(Recipe::Forecast), Some(flag)) => contradicts(flag, "forecast"),
+            (Some(Recipe::Harmonica), _) if of_forecast => {
+                contradicts("draws or --sweeps", "harmonica")
+            }
+            (None, Some(flag)) if of_forecast => {
+                contradicts(flag, "forecast, which --draws and --sweeps ask for")
+            }
+            (Some(recipe), _) => Ok(recipe),
+            (None, None) if !begun => Ok(Recipe::Forecast),
+            (None, _) => Ok(Recipe::Harmonica),
+        }
+    }
+
+    fn targets(&self) -> Vec<Budget> {
+        let speedups = self.target_speedup.iter().copied();
+        let shares = self.target_cur.iter().copied();
+        speedups
+            .map(Budget::TargetSpeedup)
+            .chain(shares.map(Budget::TargetCur))
+            .collect()
+    }
+}
+
 pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
+    if args.recipe()? == Recipe::Forecast {
+        let usual = LadderSettings::default();
+        let draws = args.draws.unwrap_or(usual.draws);
+        let asked = Asked {
+            targets: args.targets(),
+            settings: LadderSettings {
+                draws,
+                glance: usual.glance.min(draws),
+                validation: draws,
+                sweeps: args.sweeps.unwrap_or(usual.sweeps),
+                seed: args.seed.unwrap_or(usual.seed),
+            },
+            out: args.out,
+            resume: args.resume,
+            json: args.json,
+        };
+        return train_ladder::run(asked, args.session.open(context)?, context);
+    }
     let (replay, texts) = match args.replay.as_deref().map(read_replay).transpose()? {
         Some((replay, texts)) => (Some(replay), texts),
         None => (None, None),
     };
+    let asked = args.targets();
     let mut session = args.session;
     if let Some(replay) = &replay {
         let steps = replay.router.steps();
@@ -150,16 +243,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
     };
     let mut targets: Vec<Budget> = match args.beta {
         Some(beta) => vec![Budget::Beta(beta)],
-        None if !args.target_speedup.is_empty() => args
-            .target_speedup
-            .iter()
-            .map(|x| Budget::TargetSpeedup(*x))
-            .collect(),
-        None if !args.target_cur.is_empty() => args
-            .target_cur
-            .iter()
-            .map(|x| Budget::TargetCur(*x))
-            .collect(),
+        None if !asked.is_empty() => asked,
         None => match &before {
             Some(before) => before.targets.clone(),
             None => vec![Budget::TargetCur(DEFAULT_TARGET_CUR)],

@@ -17,6 +17,56 @@ pub fn psnr_from_mse(mse: f64) -> f64 {
     10.0 * (4.0 / mse).log10()
 }
 
+/// Structural similarity (Wang et al. 2004) of two images `[C, H, W]` in [-1, 1]: mean over channels and all places of a Gaussian
+/// window, 11 wide with deviation 1.5, that lie within the image. Smaller images get the widest odd window that fits.
+pub fn ssim(a: &[f32], b: &[f32], [channels, height, width]: [usize; 3]) -> f64 {
+    const WINDOW: usize = 11;
+    const DEVIATION: f64 = 1.5;
+    // (0.01·L)² and (0.03·L)² of values that span L = 2.
+    const C1: f64 = 0.0004;
+    const C2: f64 = 0.0036;
+    let side = WINDOW.min(height.min(width).saturating_sub(1) / 2 * 2 + 1);
+    let middle = (side / 2) as f64;
+    let bell = |i: usize| (-0.5 * ((i as f64 - middle) / DEVIATION).powi(2)).exp();
+    let total: f64 = (0..side).map(bell).sum();
+    let window: Vec<f64> = (0..side).map(|i| bell(i) / total).collect();
+    let (rows, columns) = (height + 1 - side, width + 1 - side);
+    // Weighted means of a map at every place, rows first, then columns.
+    let blurred = |of: &dyn Fn(usize) -> f64| -> Vec<f64> {
+        let mut across = vec![0.0; height * columns];
+        for (place, sum) in across.iter_mut().enumerate() {
+            let start = place / columns * width + place % columns;
+            *sum = (0..side).map(|k| window[k] * of(start + k)).sum();
+        }
+        let down = |place: usize| {
+            let start = place / columns * columns + place % columns;
+            (0..side)
+                .map(|k| window[k] * across[start + k * columns])
+                .sum()
+        };
+        (0..rows * columns).map(down).collect()
+    };
+    let plane = height * width;
+    let of_channel = |channel: usize| -> f64 {
+        let x = |i: usize| f64::from(a[channel * plane + i]);
+        let y = |i: usize| f64::from(b[channel * plane + i]);
+        let (mean_x, mean_y) = (blurred(&x), blurred(&y));
+        let (xx, yy, xy) = (
+            blurred(&|i| x(i) * x(i)),
+            blurred(&|i| y(i) * y(i)),
+            blurred(&|i| x(i) * y(i)),
+        );
+        let at = |i: usize| {
+            let (mx, my) = (mean_x[i], mean_y[i]);
+            let (vx, vy, cov) = (xx[i] - mx * mx, yy[i] - my * my, xy[i] - mx * my);
+            (2.0 * mx * my + C1) * (2.0 * cov + C2) / ((mx * mx + my * my + C1) * (vx + vy + C2))
+        };
+        let places = mean_x.len();
+        (0..places).map(at).sum::<f64>() / places.max(1) as f64
+    };
+    (0..channels).map(of_channel).sum::<f64>() / channels.max(1) as f64
+}
+
 /// The largest absolute difference.
 pub fn max_abs_error(a: &[f32], b: &[f32]) -> f32 {
     debug_assert_eq!(a.len(), b.len());
@@ -73,6 +123,22 @@ pub fn peak_memory_bytes() -> Option<u64> {
 mod tests {
     use super::*;
 
+    /// Against scikit-image 0.26: `structural_similarity` with Gaussian weights and no sample covariance.
+    #[test]
+    fn structural_similarity_is_scikit_images() {
+        let image = |k: u32| -> Vec<f32> {
+            let k = f64::from(k);
+            (0..3 * 16 * 20)
+                .map(|i| ((f64::from(i) * (0.37 + 0.11 * k) + k).sin() * 0.8) as f32)
+                .collect()
+        };
+        let (a, b) = (image(0), image(1));
+        let mixed: Vec<f32> = a.iter().zip(&b).map(|(a, b)| a * 0.8 + b * 0.2).collect();
+        let of = |other: &[f32]| ssim(&a, other, [3, 16, 20]);
+        assert!((of(&mixed) - 0.9294853).abs() < 1e-6, "{}", of(&mixed));
+        assert!((of(&b) - 0.00052409945).abs() < 1e-6, "{}", of(&b));
+    }
+
     #[test]
     fn known_values() {
         let (mean, error) = mean_and_error(&[1.0, 2.0, 3.0]);
@@ -80,6 +146,7 @@ mod tests {
         assert_eq!(mse(&[1.0, -1.0], &[1.0, 1.0]), 2.0);
         assert_eq!(psnr(&[0.0], &[0.0]), f64::INFINITY);
         assert!((psnr(&[0.0], &[0.2]) - 20.0).abs() < 1e-5);
+        assert_eq!(ssim(&[0.5; 300], &[0.5; 300], [3, 10, 10]), 1.0);
         assert!(max_abs_error(&[0.0, f32::NAN], &[0.0, 0.0]).is_nan());
         assert_eq!((to_u8(-2.0), to_u8(0.0), to_u8(1.0)), (0, 128, 255));
     }

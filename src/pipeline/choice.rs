@@ -1,19 +1,26 @@
 //! From what a user names to what fits model and run.
 
+use std::path::Path;
+
 use crate::{
     checkpoint::ModelInfo,
     policy::{Policy, PolicyError, ScheduleChoice},
     sampler::{Settings, model_identity, run_settings},
-    schedule::{ModelIdentity, PolicyRecord, Reuse, ScheduleError, ScheduleFile, bundled_schedule},
+    schedule::{
+        ModelIdentity, PolicyRecord, Reuse, RunSettings, SPEED_TOLERANCE, Schedule, ScheduleError,
+        ScheduleFile, USUAL_SPEED, bundled_schedules, nearest, speed_of,
+    },
 };
 
 /// What is reused, and where that came from.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Chosen {
     pub reuse: Reuse,
+    /// The run: the one that was asked for, but for the number of steps where that is what was chosen.
+    pub settings: Settings,
     /// For people: `none`, `fora:2`, a file's name.
     pub name: String,
-    /// Why a schedule that was forced does not fit.
+    /// Why a schedule that was forced does not fit, or in what it was made for something else.
     pub misfit: Option<String>,
 }
 
@@ -21,7 +28,7 @@ pub struct Chosen {
 /// table has the right size.
 ///
 /// # Errors
-/// [`PolicyError`]: a policy that cannot be made, a file that cannot be read, or that does not fit.
+/// [`PolicyError`]: a policy that cannot be made, a file that cannot be read, or that does not fit; no learned schedule.
 pub fn choose_schedule(
     choice: &ScheduleChoice,
     force: bool,
@@ -30,40 +37,117 @@ pub fn choose_schedule(
 ) -> Result<Chosen, PolicyError> {
     let chosen = |reuse, name| Chosen {
         reuse,
+        settings: *settings,
         name,
         misfit: None,
     };
-    let of_policy = |policy: &Policy| -> Result<Chosen, PolicyError> {
-        let reuse = policy.reuse(settings.steps, &info.outline.graph)?;
-        Ok(chosen(reuse, policy.to_string()))
-    };
-    let path = match choice {
-        ScheduleChoice::Policy(policy) => return of_policy(policy),
-        ScheduleChoice::Learned => {
-            let run = run_settings(info, settings)?;
-            return match bundled_schedule(&model_identity(info), &run) {
-                Some(file) => Ok(chosen(file.schedule()?.into(), "the bundled router".into())),
-                None => of_policy(&Policy::None),
+    match choice {
+        ScheduleChoice::Policy(policy) => {
+            let reuse = policy.reuse(settings.steps, &info.outline.graph)?;
+            Ok(chosen(reuse, policy.to_string()))
+        }
+        ScheduleChoice::Steps(steps) => {
+            let settings = Settings {
+                steps: *steps,
+                ..*settings
             };
+            settings.trajectory()?;
+            let table = Schedule::full(*steps, info.outline.graph.branches())?;
+            Ok(Chosen {
+                settings,
+                ..chosen(table.into(), format!("steps:{steps}"))
+            })
         }
-        ScheduleChoice::File(path) => path,
+        ScheduleChoice::Learned { speed, folder } => {
+            let (model, run) = (model_identity(info), run_settings(info, settings)?);
+            let (files, place) = match folder {
+                None => (bundled_schedules(&model, &run), None),
+                Some(folder) => (schedules_in(folder, &model, &run)?, Some(folder)),
+            };
+            let speeds: Vec<f64> = files.iter().map(speed_of).collect();
+            let found = nearest(files, speed.unwrap_or(USUAL_SPEED)).filter(|file| {
+                let off = |speed: f64| (speed_of(file) / speed - 1.0).abs();
+                speed.is_none_or(|speed| off(speed) <= SPEED_TOLERANCE)
+            });
+            let Some(file) = found else {
+                return Err(PolicyError::NotLearned {
+                    speed: *speed,
+                    available: listed(speeds, place.map(|p| &**p)),
+                });
+            };
+            let name = match place {
+                Some(folder) => format!("{} at {:.2}×", folder.display(), speed_of(&file)),
+                None => format!("learned:{:.2}", speed_of(&file)),
+            };
+            Ok(Chosen {
+                misfit: other_scale(&file, &run),
+                ..chosen(file.schedule()?.into(), name)
+            })
+        }
+        ScheduleChoice::File(path) => {
+            let file = ScheduleFile::read(path)?;
+            let (model, run) = (model_identity(info), run_settings(info, settings)?);
+            let misfit = match file.check_fits(&model, &run) {
+                Err(ScheduleError::Mismatch { reason }) if force => {
+                    file.check_shape(&model, &run)?;
+                    Some(reason)
+                }
+                checked => {
+                    checked?;
+                    other_scale(&file, &run)
+                }
+            };
+            Ok(Chosen {
+                misfit,
+                ..chosen(file.schedule()?.into(), path.display().to_string())
+            })
+        }
+    }
+}
+
+/// What of a folder fits.
+fn schedules_in(
+    folder: &Path,
+    model: &ModelIdentity,
+    run: &RunSettings,
+) -> Result<Vec<ScheduleFile>, PolicyError> {
+    let unreadable = |source| ScheduleError::Io {
+        action: "read",
+        path: folder.into(),
+        source,
     };
-    let file = ScheduleFile::read(path)?;
-    let (model, run) = (model_identity(info), run_settings(info, settings)?);
-    let misfit = match file.check_fits(&model, &run) {
-        Err(ScheduleError::Mismatch { reason }) if force => {
-            file.check_shape(&model, &run)?;
-            Some(reason)
+    let mut paths = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(unreadable)? {
+        let path = entry.map_err(unreadable)?.path();
+        if path.to_string_lossy().ends_with(".schedule.json") {
+            paths.push(path);
         }
-        checked => {
-            checked?;
-            None
-        }
-    };
-    Ok(Chosen {
-        misfit,
-        ..chosen(file.schedule()?.into(), path.display().to_string())
-    })
+    }
+    paths.sort();
+    let files = paths.iter().map(|path| ScheduleFile::read(path));
+    let files = files.collect::<Result<Vec<_>, _>>()?;
+    let fits = |file: &ScheduleFile| file.check_fits(model, run).is_ok();
+    Ok(files.into_iter().filter(fits).collect())
+}
+
+/// What speeds there are.
+fn listed(mut speeds: Vec<f64>, folder: Option<&Path>) -> String {
+    let place = folder.map_or("the library".into(), |folder| folder.display().to_string());
+    if speeds.is_empty() {
+        return format!("{place} has none that was made for it");
+    }
+    speeds.sort_by(f64::total_cmp);
+    let speeds: Vec<String> = speeds.iter().map(|speed| format!("{speed:.2}×")).collect();
+    format!("{place} has {}", speeds.join(", "))
+}
+
+/// That a schedule was made for another strength of guidance: it works, and was judged elsewhere.
+fn other_scale(file: &ScheduleFile, run: &RunSettings) -> Option<String> {
+    let (made, here) = (
+        file.run.guidance.as_ref()?.scale,
+        run.guidance.as_ref()?.scale,
+    );
+    (made != here).then(|| format!("it was made for guidance {made}, this run has {here}"))
 }
 
 /// A schedule file for the table that a policy makes, whatever the weights.

@@ -46,6 +46,14 @@ pub enum PolicyError {
     /// A table is needed, and the policy has none ahead of the run.
     #[error("policy `{policy}` decides while a run goes on and has no table")]
     NoTable { policy: String },
+    /// No learned schedule fits.
+    #[error("there is no learned schedule{} for this model and run: {available}", .speed.map_or(String::new(), |x| format!(" of {x}×")))]
+    NotLearned {
+        /// The speed that was asked for.
+        speed: Option<f64>,
+        /// What there is instead.
+        available: String,
+    },
     /// Arguments out of range.
     #[error("policy `{spec}`: {problem}")]
     Arguments { spec: String, problem: String },
@@ -61,10 +69,48 @@ pub enum PolicyError {
 #[derive(Debug, Clone, PartialEq)]
 pub enum ScheduleChoice {
     Policy(Policy),
-    /// The bundled router that was trained for these weights and this run; where there is none, nothing is reused.
-    Learned,
+    /// A learned schedule that was made for these weights and this run.
+    Learned {
+        /// Its MACs ratio; none: the usual one, or the nearest to that.
+        speed: Option<f64>,
+        /// A folder of schedule files to choose from; none: those that come with the library.
+        folder: Option<PathBuf>,
+    },
+    /// No reuse, and another number of steps.
+    Steps(usize),
     /// A *.schedule.json file.
     File(PathBuf),
+}
+
+impl ScheduleChoice {
+    /// The learned schedule of the usual speed that comes with the library.
+    pub const LEARNED: Self = Self::Learned {
+        speed: None,
+        folder: None,
+    };
+
+    /// The same at another speed, where it is a learned one.
+    ///
+    /// # Errors
+    /// [`PolicyError::Arguments`] for a speed that is none, or where a speed means nothing.
+    pub fn at_speed(self, speed: f64) -> Result<Self, PolicyError> {
+        let refused = |problem: &str| {
+            Err(PolicyError::Arguments {
+                spec: format!("learned:{speed}"),
+                problem: problem.into(),
+            })
+        };
+        match self {
+            _ if !(speed >= 1.0 && speed.is_finite()) => {
+                refused("expected a speed of at least 1, such as 2")
+            }
+            Self::Learned { folder, .. } => Ok(Self::Learned {
+                speed: Some(speed),
+                folder,
+            }),
+            _ => refused("a speed chooses among learned schedules, not among policies or files"),
+        }
+    }
 }
 
 impl FromStr for ScheduleChoice {
@@ -72,13 +118,35 @@ impl FromStr for ScheduleChoice {
     fn from_str(spec: &str) -> Result<Self, Self::Err> {
         let path = Path::new(spec);
         let is_file = || path.extension().is_some_and(|e| e == "json") || path.is_file();
+        let bad = |problem: &str| PolicyError::Arguments {
+            spec: spec.into(),
+            problem: problem.into(),
+        };
+        match spec.split_once(':') {
+            None if spec == "learned" => return Ok(Self::LEARNED),
+            Some(("learned", speed)) => {
+                let speed = speed.parse();
+                let speed = speed.map_err(|_| bad("expected learned:SPEED such as learned:2"))?;
+                return Self::LEARNED.at_speed(speed);
+            }
+            Some(("steps", steps)) => {
+                return match steps.parse() {
+                    Ok(steps @ 1..) => Ok(Self::Steps(steps)),
+                    _ => Err(bad("expected steps:K with a whole number K of at least 1")),
+                };
+            }
+            _ => {}
+        }
         match spec.parse::<Policy>() {
             Ok(policy) => Ok(Self::Policy(policy)),
-            Err(_) if spec == "learned" => Ok(Self::Learned),
+            Err(_) if path.is_dir() => Ok(Self::Learned {
+                speed: None,
+                folder: Some(path.into()),
+            }),
             Err(_) if is_file() => Ok(Self::File(path.into())),
             Err(PolicyError::Unknown { name, .. }) => Err(PolicyError::Unknown {
                 name,
-                expected: "none, fora:N, taylor:N[:ORDER], fb:THRESHOLD, random:CUR[:SEED], learned, or a *.schedule.json file that exists",
+                expected: "none, fora:N, taylor:N[:ORDER], fb:THRESHOLD, random:CUR[:SEED], steps:K, learned[:SPEED], or a *.schedule.json file, or folder of such files, that exists",
             }),
             Err(bad) => Err(bad),
         }
@@ -214,7 +282,21 @@ mod tests {
             choice("none").unwrap(),
             ScheduleChoice::Policy(Policy::None)
         );
-        assert_eq!(choice("learned").unwrap(), ScheduleChoice::Learned);
+        assert_eq!(choice("learned").unwrap(), ScheduleChoice::LEARNED);
+        assert!(matches!(
+            choice("learned:2.5"),
+            Ok(ScheduleChoice::Learned {
+                speed: Some(2.5),
+                folder: None
+            })
+        ));
+        assert_eq!(choice("steps:12").unwrap(), ScheduleChoice::Steps(12));
+        for bad in ["learned:0.5", "learned:x", "steps:0", "steps:x"] {
+            assert!(
+                matches!(choice(bad), Err(PolicyError::Arguments { .. })),
+                "{bad}"
+            );
+        }
         assert_eq!(
             choice("a.schedule.json").unwrap(),
             ScheduleChoice::File("a.schedule.json".into())

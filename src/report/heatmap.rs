@@ -20,6 +20,8 @@ pub struct Curves {
 }
 
 const REUSE: RGBColor = RGBColor(250, 226, 200);
+/// Steps that run no network.
+const FORECAST: RGBColor = RGBColor(214, 234, 214);
 
 /// Draws a schedule file to a PNG.
 ///
@@ -76,11 +78,16 @@ fn draw(file: &ScheduleFile, curves: Option<&Curves>, panel: u32, root: &Area<'_
             }
         })
         .collect();
-    side_bars(&lambda, "λ (square root)", relative, file.run.steps, MARK)?;
+    if !values.is_empty() {
+        side_bars(&lambda, "λ (square root)", relative, file.run.steps, MARK)?;
+    }
     let graph = &file.model.graph;
     let full = graph.full_step_macs() as f64;
     let share = (0..schedule.steps())
-        .map(|s| graph.step_macs(schedule.row(s)) as f64 / full)
+        .map(|s| match schedule.runs_network(s) {
+            true => graph.step_macs(schedule.row(s)) as f64 / full,
+            false => 0.0,
+        })
         .collect();
     side_bars(&macs, "MACs of the step", share, file.run.steps, LINE)?;
     if let Some(curves) = curves {
@@ -136,6 +143,8 @@ fn heat_map(file: &ScheduleFile, area: &Area<'_>, kind: SiteKind) -> Drawn {
             let score = scores.as_ref().map(|r| r[n]);
             let colour = if schedule.computes(s, n) {
                 shade(score.unwrap_or(1.0))
+            } else if !schedule.runs_network(s) {
+                FORECAST
             } else {
                 reuse_shade(score, file.threshold)
             };

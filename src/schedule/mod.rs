@@ -12,7 +12,9 @@ mod reads;
 mod router;
 mod table;
 
-pub use bundled::bundled_schedule;
+pub use bundled::{
+    SPEED_TOLERANCE, USUAL_SPEED, bundled_schedule, bundled_schedules, nearest, speed_of,
+};
 pub use file::{FORMAT, GuidanceRecord, Measured, PolicyRecord, RunSettings, ScheduleFile};
 pub use forecast::{Estimate, FORECAST_DEPTH, Forecast, ForecastRecord};
 pub use identity::ModelIdentity;

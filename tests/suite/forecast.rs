@@ -1,5 +1,7 @@
 //! Runs whose steps make clean images of earlier ones, and the fit of their weights, against an independent program.
 
+use std::path::Path;
+
 use harmonica::{
     checkpoint::{self, LoadOptions, ModelSpec, load_model},
     device::Engine,
@@ -11,7 +13,9 @@ use harmonica::{
     training::forecast::{Draws, Purpose},
 };
 
-use crate::common::{engines, golden, integers, tensor, within};
+use crate::common::{
+    engines, golden, harmonica, harmonica_json, integers, kill_ten_times, tensor, within,
+};
 
 const FILE: &str = "forecast.safetensors";
 
@@ -226,5 +230,161 @@ fn a_forecast_run_resumes_to_the_last_bit() {
             }
             assert_eq!(images, whole, "{device}, step {at}");
         }
+    }
+}
+
+fn train(out: &Path, flags: &[&str]) -> Vec<String> {
+    let tiny = golden("tiny-a.pt");
+    let (tiny, out) = (tiny.to_str().unwrap(), out.to_str().unwrap());
+    let fixed = [
+        "train", "router", "--device", "cpu", "--model", tiny, "--heads", "4", "--out", out,
+    ];
+    fixed.iter().chain(flags).map(|s| s.to_string()).collect()
+}
+
+fn borrowed(arguments: &[String]) -> Vec<&str> {
+    arguments.iter().map(String::as_str).collect()
+}
+
+/// The command with nothing but a place: a schedule for every speed, and `sample` takes one of them.
+#[test]
+fn a_ladder_is_trained_and_taken() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("ladder");
+    let flags = [
+        "--steps", "10", "--draws", "10", "--sweeps", "1", "--json", "-q",
+    ];
+    let report = harmonica_json(&borrowed(&train(&out, &flags)));
+    let rungs = report["schedules"].as_array().unwrap();
+    let ratio = |rung: &serde_json::Value| rung["macs_ratio"].as_f64().unwrap();
+    // 8, 6, 5, 4 and 3 of 10 steps.
+    let found: Vec<f64> = rungs.iter().map(ratio).collect();
+    assert_eq!(found, [1.25, 10.0 / 6.0, 2.0, 2.5, 10.0 / 3.0]);
+    for pair in rungs.windows(2) {
+        let mse = |rung: &serde_json::Value| rung["mse"].as_f64().unwrap();
+        assert!(mse(&pair[0]) < mse(&pair[1]), "{pair:?}");
+        assert!(mse(&pair[0]) <= pair[0]["mse_even"].as_f64().unwrap());
+    }
+    assert!(image::open(out.join("router.png")).unwrap().width() > 500);
+
+    let tiny = golden("tiny-a.pt");
+    let picture = folder.path().join("x.png");
+    let sample = |flags: &[&str]| {
+        let fixed = [
+            "sample",
+            "--device",
+            "cpu",
+            "--model",
+            tiny.to_str().unwrap(),
+            "--heads",
+            "4",
+            "--steps",
+            "10",
+            "--count",
+            "2",
+            "--schedule",
+            out.to_str().unwrap(),
+            "--out",
+            picture.to_str().unwrap(),
+            "--json",
+        ];
+        harmonica(&[&fixed[..], flags].concat())
+    };
+    let taken = |flags: &[&str]| -> f64 {
+        let done = sample(flags);
+        let said: serde_json::Value = serde_json::from_slice(&done.stdout).unwrap();
+        said["macs_full"].as_f64().unwrap() / said["macs"].as_f64().unwrap()
+    };
+    assert_eq!(taken(&[]), 2.0);
+    assert_eq!(taken(&["--speed", "2.5"]), 2.5);
+    let refused = sample(&["--speed", "9"]);
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert!(
+        refused.status.code() == Some(2) && said.contains("1.25×, 1.67×"),
+        "{said}"
+    );
+    // Another strength of guidance works, and is told.
+    let other = sample(&["--guidance", "2"]);
+    let said = String::from_utf8_lossy(&other.stderr);
+    assert!(
+        other.status.success() && said.contains("made for guidance 1.5"),
+        "{said}"
+    );
+
+    let refused = |flags: &[&str], text: &str| {
+        let done = harmonica(&borrowed(&train(&out, flags)));
+        let said = String::from_utf8_lossy(&done.stderr);
+        assert!(
+            done.status.code() == Some(2) && said.contains(text),
+            "{flags:?}: {said}"
+        );
+    };
+    refused(&["--steps", "10"], "holds a run already");
+    refused(
+        &["--steps", "10", "--resume"],
+        "was trained with --draws 10, this command says 96",
+    );
+    refused(
+        &["--steps", "8", "--resume", "--draws", "10", "--sweeps", "1"],
+        "--steps 10",
+    );
+    refused(&["--steps", "10", "--draws", "0"], "--draws is 0");
+    refused(
+        &["--draws", "4", "--passes", "3"],
+        "--passes does not belong to the recipe forecast",
+    );
+    refused(
+        &["--recipe", "forecast", "--lr", "1"],
+        "--lr does not belong",
+    );
+    refused(
+        &["--steps", "10", "--passes", "1"],
+        "holds another training (ladder.json)",
+    );
+    // What was finished takes another speed.
+    let flags = [
+        "--steps",
+        "10",
+        "--draws",
+        "10",
+        "--sweeps",
+        "1",
+        "--json",
+        "--resume",
+        "--target-cur",
+        "0.9",
+    ];
+    let report = harmonica_json(&borrowed(&train(&out, &flags)));
+    assert_eq!(ratio(&report["schedules"][0]), 10.0);
+    assert!(out.join("router-cur0.9.schedule.json").exists());
+}
+
+#[test]
+fn a_killed_search_ends_where_an_undisturbed_one_does() {
+    let folder = tempfile::tempdir().unwrap();
+    let (whole, killed) = (folder.path().join("whole"), folder.path().join("killed"));
+    let flags = ["--steps", "16", "--draws", "6", "--sweeps", "3"];
+    let done = harmonica(&borrowed(&train(&whole, &flags)));
+    assert!(
+        done.status.success(),
+        "{}",
+        String::from_utf8_lossy(&done.stderr)
+    );
+    let log = killed.join("train.jsonl");
+    kill_ten_times(&log, &killed.join("ladder.json"), 8, |resume| {
+        let mut arguments = train(&killed, &flags);
+        arguments.extend(resume.then(|| "--resume".to_owned()));
+        arguments
+    });
+    let of = |folder: &Path, file: &str| std::fs::read_to_string(folder.join(file)).unwrap();
+    for file in [
+        "train.jsonl",
+        "ladder.json",
+        "router-speedup2.schedule.json",
+    ] {
+        assert!(
+            of(&whole, file) == of(&killed, file),
+            "{file} differs after ten kills"
+        );
     }
 }

@@ -205,7 +205,11 @@ impl Draws {
                     let off = f64::from(self.reference[s + 1][i]) - f64::from(after.x[i]);
                     f64::from(after.x0[i]) + off / weight
                 };
-                let estimate = basis.fitted(target);
+                let estimate = basis.fitted(
+                    target,
+                    &self.exp_weights(s, &after),
+                    self.stepper.image_numbers(),
+                );
                 x = self.corrected(s, &estimate, &basis, &after);
                 forecast.estimates.insert(s, estimate);
             }
@@ -241,6 +245,26 @@ impl Draws {
             stand = after.moved_to(x);
         }
         Ok(self.errors(&stand))
+    }
+
+    fn exp_weights(&self, s: usize, after: &Uncorrected) -> Vec<f64> {
+        let size = self.stepper.image_numbers();
+        let d: Vec<f64> = after
+            .x
+            .chunks(size)
+            .zip(self.reference[s + 1].chunks(size))
+            .map(|(a, b)| mse(a, b))
+            .collect();
+        let m = crate::metrics::median(&d);
+        match std::env::var("HM_ROBUST").as_deref() {
+            Ok("1") => d.iter().map(|d| (m + 1e-30) / (m + d + 1e-30)).collect(),
+            Ok("2") => d.iter().map(|d| (m / (m + d)).sqrt()).collect(),
+            Ok("3") => d
+                .iter()
+                .map(|d| if *d > 4.0 * m { 4.0 * m / d } else { 1.0 })
+                .collect(),
+            _ => vec![1.0; d.len()],
+        }
     }
 
     /// Where step `s` leads with this estimate instead of the newest prediction.
@@ -298,11 +322,12 @@ impl Basis<'_> {
     }
 
     /// Ridge least squares: `min Σ (w·terms − target)² + μ·|w − e_0|²`.
-    fn fitted(&self, target: impl Fn(usize) -> f64) -> Estimate {
+    fn fitted(&self, target: impl Fn(usize) -> f64, weights: &[f64], size: usize) -> Estimate {
         let (mut normal, mut right) = ([[0.0; UNKNOWNS]; UNKNOWNS], [0.0; UNKNOWNS]);
         for i in 0..self.state.len() {
             let (terms, y) = (self.terms(i), target(i));
             for (row, a) in terms.iter().enumerate() {
+                let a = a * weights[i / size];
                 right[row] += a * y;
                 for (column, b) in terms.iter().enumerate() {
                     normal[row][column] += a * b;
@@ -371,7 +396,7 @@ mod tests {
             state: 0.25,
             predictions: [1.5, -0.5, 0.0],
         };
-        let found = basis.fitted(|i| basis.weighed(&made, i));
+        let found = basis.fitted(|i| basis.weighed(&made, i), &[1.0], 1000);
         assert_eq!(found.predictions[2], 0.0);
         for (found, made) in found.predictions.iter().zip(made.predictions) {
             assert!((found - made).abs() < 1e-5, "{found}");
@@ -386,7 +411,7 @@ mod tests {
             history: &nothing,
             state: &nothing[0],
         };
-        let found = basis.fitted(|_| 0.0);
+        let found = basis.fitted(|_| 0.0, &[1.0], 1000);
         assert_eq!(found, Estimate::NEWEST);
     }
 }

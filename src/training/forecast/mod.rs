@@ -2,7 +2,13 @@
 //! uncached one does.
 //!
 //! - [`fit`]: what each step of a table weighs
+//! - [`search`]: which steps to compute
+//! - [`folder`]: a schedule for every speed, in a folder that a run can be resumed from
 
 pub mod fit;
+pub mod folder;
+pub mod search;
 
 pub use fit::{Draws, Fit, Purpose};
+pub use folder::{LadderOptions, LadderRun, LadderSettings, Progress, RungSummary};
+pub use search::{Computed, Place, Search, Tried};

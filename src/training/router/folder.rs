@@ -38,6 +38,11 @@ impl RunFolder {
         Self { path: path.into() }
     }
 
+    /// The folder itself.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// The training state.
     pub fn checkpoint(&self) -> PathBuf {
         self.path.join(ROUTER_STATE)

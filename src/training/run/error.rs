@@ -62,6 +62,12 @@ pub enum TrainingError {
         path: std::path::PathBuf,
         file: &'static str,
     },
+    /// A state that is none.
+    #[error("{} is damaged: {problem}", path.display())]
+    State {
+        path: std::path::PathBuf,
+        problem: String,
+    },
     /// The loss is not finite.
     #[error(
         "the loss of pass {pass}, step {step} is {loss}: the weights are damaged, or the settings are too extreme"

@@ -13,6 +13,8 @@ pub(super) use metadata::{Difference, difference, read_metadata};
 
 /// Name of a router's training state.
 pub(super) const ROUTER_STATE: &str = "router.safetensors";
+/// Name of the state of a search for schedules.
+pub(super) const LADDER_STATE: &str = "ladder.json";
 /// Name of a network's training state.
 pub(super) const NETWORK_STATE: &str = "checkpoint.safetensors";
 
@@ -26,13 +28,11 @@ pub(super) fn check_folder(
     state: &'static str,
     resume: bool,
 ) -> Result<bool, TrainingError> {
-    let other = match state {
-        ROUTER_STATE => NETWORK_STATE,
-        _ => ROUTER_STATE,
-    };
     let path = path.to_path_buf();
-    if path.join(other).exists() {
-        return Err(TrainingError::OtherRun { path, file: other });
+    let others = [ROUTER_STATE, LADDER_STATE, NETWORK_STATE];
+    let mut others = others.into_iter().filter(|other| *other != state);
+    if let Some(file) = others.find(|other| path.join(other).exists()) {
+        return Err(TrainingError::OtherRun { path, file });
     }
     match (path.join(state).exists(), resume) {
         (true, false) => Err(TrainingError::Exists { path }),

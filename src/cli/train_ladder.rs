@@ -1,0 +1,179 @@
+//! `harmonica train router` by forecasts: a schedule for every speed.
+
+use std::{ops::ControlFlow, path::PathBuf, time::Instant};
+
+use comfy_table::Table;
+use serde_json::{Value, json};
+
+use super::{
+    Context,
+    error::CliError,
+    options::{Session, print_json, progress},
+    table::markdown_table,
+};
+use crate::{
+    metrics::{peak_memory_bytes, psnr_from_mse},
+    sampler::{BATCH_BYTES, batch_for},
+    training::{
+        Budget, RunFolder,
+        forecast::{
+            LadderOptions, LadderRun, LadderSettings, Progress, RungSummary,
+            folder::{USUAL_SPEEDS, steps_of},
+        },
+    },
+};
+
+/// What the command says of such a run.
+pub(super) struct Asked {
+    pub out: PathBuf,
+    /// None: the usual speeds.
+    pub targets: Vec<Budget>,
+    pub settings: LadderSettings,
+    pub resume: bool,
+    pub json: bool,
+}
+
+pub(super) fn run(asked: Asked, session: Session, context: &Context) -> Result<(), CliError> {
+    let Session {
+        pipeline, settings, ..
+    } = session;
+    let (engine, info) = (&pipeline.engine, &pipeline.info);
+    // Speeds that a run of few steps cannot tell apart are one.
+    let usual = || {
+        let mut targets = USUAL_SPEEDS.map(Budget::TargetSpeedup).to_vec();
+        targets.dedup_by_key(|target| steps_of(*target, settings.steps));
+        targets
+    };
+    let targets = match asked.targets.is_empty() {
+        // A resumed run knows its own.
+        true if asked.resume => Vec::new(),
+        true => usual(),
+        false => asked.targets,
+    };
+    let options = LadderOptions {
+        folder: RunFolder::new(&asked.out),
+        settings: asked.settings.clone(),
+        targets,
+        prompts: pipeline.prompts.clone(),
+        batch: batch_for(&info.outline, settings.guidance.is_active(), BATCH_BYTES),
+        resume: asked.resume,
+    };
+    let mut run = LadderRun::open(&pipeline.model, info, settings, options)?.with_engine(engine);
+    let started = Instant::now();
+    let bar = progress(context, 0, "moves");
+    let mut rows: Vec<Value> = Vec::new();
+    let mut each = |told: Progress| {
+        match told {
+            Progress::Reference { images } => {
+                bar.set_message(format!("· drawing {images} uncached images"))
+            }
+            Progress::Tried(tried) => {
+                bar.inc(1);
+                bar.set_length(bar.position() + tried.left as u64);
+                bar.set_message(format!(
+                    "· {} of {} steps, sweep {} · error {:.3e} · {}",
+                    tried.count,
+                    settings.steps,
+                    tried.sweep + 1,
+                    tried.error,
+                    tried.computed
+                ));
+            }
+            Progress::Rung {
+                path,
+                summary,
+                macs_ratio,
+            } => {
+                let RungSummary {
+                    computed,
+                    judged,
+                    even,
+                    searched,
+                } = &summary;
+                bar.println(format!(
+                    "{}: {} of {} steps{}",
+                    path.display(),
+                    computed.steps().len(),
+                    settings.steps,
+                    match searched {
+                        true => "",
+                        false => ", even: no other ones held on draws that the search had not seen",
+                    }
+                ));
+                rows.push(json!({
+                    "file": path, "macs_ratio": macs_ratio, "cur": 1.0 - 1.0 / macs_ratio,
+                    "steps_computed": computed, "searched": searched,
+                    "mse": judged.mse, "mse_standard_error": judged.standard_error, "mse_median": judged.median,
+                    "mse_max": judged.worst, "mse_even": even.mse,
+                }));
+            }
+        }
+        match context.check_interrupt() {
+            Ok(()) => ControlFlow::Continue(()),
+            Err(_) => ControlFlow::Break(()),
+        }
+    };
+    let done = run.work(&mut each)?;
+    let seconds = started.elapsed().as_secs_f64();
+    if !done {
+        bar.abandon();
+        context.say(format!(
+            "stopped, saved in {}; --resume goes on",
+            asked.out.display()
+        ));
+        return Err(CliError::Interrupted);
+    }
+    bar.finish_and_clear();
+    let report = engine.report();
+    let peak = peak_memory_bytes();
+    if asked.json {
+        print_json(&json!({
+            "device": report.device, "backend": report.backend, "model": info.outline.name, "steps": settings.steps,
+            "recipe": "forecast", "seconds": seconds, "peak_memory_bytes": peak, "schedules": rows,
+        }));
+        return Ok(());
+    }
+    if rows.is_empty() {
+        context.say(format!("{}: nothing was left to do", asked.out.display()));
+        return Ok(());
+    }
+    out!("{}", table(&rows));
+    let memory = peak.map_or(String::new(), |bytes| {
+        format!(", peak memory {:.2} GB", bytes as f64 / 1e9)
+    });
+    context.say(format!(
+        "error to the uncached images over {} draws that nothing was fitted to; {seconds:.0} s on {} ({}){memory}",
+        asked.settings.validation, report.device, report.backend
+    ));
+    if let Some(file) = rows[0]["file"].as_str() {
+        context.say(format!(
+            "next: harmonica sample --steps {} --schedule {file}",
+            settings.steps
+        ));
+    }
+    Ok(())
+}
+
+fn table(rows: &[Value]) -> Table {
+    let header = [
+        "MACs ratio",
+        "MSE ×1000",
+        "median",
+        "worst",
+        "PSNR dB",
+        "even steps",
+    ];
+    let cells = rows.iter().map(|row| {
+        let number = |key: &str| row[key].as_f64().unwrap_or(f64::NAN);
+        let thousand = |key: &str| format!("{:.2}", 1e3 * number(key));
+        vec![
+            format!("{:.2}", number("macs_ratio")),
+            format!("{} ± {}", thousand("mse"), thousand("mse_standard_error")),
+            thousand("mse_median"),
+            thousand("mse_max"),
+            format!("{:.1}", psnr_from_mse(number("mse"))),
+            thousand("mse_even"),
+        ]
+    });
+    markdown_table(&header, cells)
+}
