@@ -1,10 +1,10 @@
-"""Makes anew whatever depends on the bundled weights: golden values, routers, pictures, and the README's figures.
+"""Makes anew whatever depends on the bundled weights: golden values, schedules, pictures, and the README's figures.
 
     pip install torch numpy safetensors                    # the CPU build will do
     python assets/refresh.py [--weights NEW.pt|NEW.safetensors]
 
-`--weights` replaces assets/dit-emoji32.safetensors first. Wants a Vulkan device, if only Mesa's software driver, and half an
-hour on two cores that do nothing else: the times it measures are this machine's. What was measured is kept in out/refresh,
+`--weights` replaces assets/dit-emoji32.safetensors first. Wants a Vulkan device, if only Mesa's software driver, and three
+hours on two cores that do nothing else: the times it measures are this machine's. What was measured is kept in out/refresh,
 so a run that was stopped goes on where it was; delete that folder to measure changed code. Only the viewer's picture is left:
 it needs a window. Tables go between `<!-- refresh:NAME -->` and `<!-- /refresh -->` of README.md; the text around them is
 yours to check, and ./test.sh comes after.
@@ -29,6 +29,12 @@ ROUTERS = ROOT / "assets/routers"
 MODEL = ROOT / "assets/dit-emoji32.safetensors"
 TARGETS = ["0.5", "0.375", "0.25"]
 SHORT_RUN = "--passes 160 --lr 0.15"
+# The runs that learned schedules of every speed come with.
+LADDERS = {
+    "ddim20": "--steps 20",
+    "ddim50": "--steps 50 --sweeps 1 --target-speedup 1.33,1.6,2,3",
+    "dpmpp2m20": "--steps 20 --solver dpm++2m --target-speedup 1.33,1.6,2,3",
+}
 LONG_RUN = "--passes 50 --batch 2 --lr 0.15 --lambda-every 1250"
 
 
@@ -97,7 +103,7 @@ def routers(harmonica):
     for steps, words in ((20, SHORT_RUN), (50, LONG_RUN)):
         folder = train(harmonica, f"router{steps}", steps, words)
         if steps == 20:
-            shutil.copy(folder / "router.png", ROOT / "assets/router.png")
+            shutil.copy(folder / "router.png", ROOT / "assets/router-harmonica.png")
             bounded(harmonica, folder, steps, 0.75, TARGETS)
         bounded(harmonica, folder, steps, 0.5, ["0.375", "0.25"])
         for path in sorted(folder.glob("*.schedule.json")):
@@ -108,6 +114,17 @@ def routers(harmonica):
                 shutil.copy(path, target)
     train(harmonica, "leave-one-out", 20, "--proxy leave-one-out --lambda-every 500")
     train(harmonica, "sdt-alone", 20, "--proxy none")
+
+
+def ladders(harmonica):
+    """Learned schedules of every speed, searched and fitted; those of the first are drawn."""
+    for name, words in LADDERS.items():
+        folder = OUT / f"ladder-{name}"
+        resume = ["--resume"] if (folder / "ladder.json").exists() else []
+        harmonica(f"train router --device cpu {words}", "--out", folder, *resume)
+        for path in folder.glob("*.schedule.json"):
+            shutil.copy(path, ROUTERS / path.name.replace("router-", f"{name}-"))
+    shutil.copy(OUT / "ladder-ddim20/router.png", ROOT / "assets/router.png")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -180,8 +197,101 @@ def table(name, file, rows):
     return str(path.relative_to(ROOT))
 
 
+FRONT_HEADER = ["schedule", "MACs ratio", "MSE × 1000", "median", "worst", "PSNR dB", "SSIM", "cache"]
+
+
+def front(harmonica, rows, words, truth=None):
+    """A table of the front: `rows` as in `compare`, and where `truth` steps stand for the true solution, the error to it."""
+    specs = ",".join(spec for _, spec in rows if spec != "none")
+    more = f" --truth {truth}" if truth else ""
+    measured = harmonica.json(f"compare --device cpu {words}{more} --schedules {specs}")["rows"][-len(rows) :]
+    cells = []
+    for (title, _), row in zip(rows, measured, strict=True):
+        exact = row["mse"] == 0
+        thousand = [f"{1e3 * row[key]:.2f}" for key in ("mse_median", "mse_max")]
+        figures = ["–"] * 3 if exact else [*thousand, f"{row['psnr']:.1f}"]
+        line = [title, f"{row['macs_ratio']:.2f}", error(row)[0], *figures, f"{row['ssim']:.3f}"]
+        line.append(f"{row['peak_cache_bytes'] / 1e6:.0f} MB" if row["peak_cache_bytes"] else "none")
+        if truth:
+            line.append(f"{1e3 * row['mse_true']:.2f} ± {1e3 * row['mse_true_standard_error']:.2f}")
+        cells.append(line)
+    return markdown(FRONT_HEADER + (["to the true solution"] if truth else []), cells)
+
+
+def learned(*speeds):
+    return [(f"**learned, {speed}×** (`--speed {speed}`)", f"learned:{speed}") for speed in speeds]
+
+
+def fewer(*steps, solver=None):
+    name = f"{solver}, " if solver else "plain "
+    more = f":{solver}" if solver else ""
+    return [(f"{name}{count} steps", f"steps:{count}{more}") for count in steps]
+
+
+def policies(*specs):
+    return [(f"`{spec}`", spec) for spec in specs]
+
+
+def front_20(harmonica):
+    rows = [
+        ("uncached", "none"),
+        *learned("1.25", "1.33"),
+        *fewer(15),
+        ("HarmoniCa's router", shipped(20, "0.25")),
+        *policies("fb:0.05", "fb:0.1"),
+        *learned("1.6"),
+        *fewer(12),
+        ("HarmoniCa's router", shipped(20, "0.375")),
+        *policies("taylor:2:1", "taylor:2:2"),
+        *learned("2"),
+        *fewer(10),
+        *fewer(10, solver="dpm++2m"),
+        ("HarmoniCa's router", shipped(20, "0.5")),
+        *policies("fora:2", "taylor:3:1", "taylor:3:2"),
+        *learned("2.5", "3"),
+        *fewer(7, 6),
+        *policies("fora:3"),
+        *learned("4"),
+        *fewer(5),
+    ]
+    return front(harmonica, rows, "--steps 20 --count 184 --plot assets/front.png", truth=500)
+
+
+def front_50(harmonica):
+    rows = [
+        *learned("1.33"),
+        *fewer(38),
+        *learned("1.6"),
+        *fewer(31),
+        *policies("taylor:2:1", "taylor:2:2"),
+        *learned("2"),
+        *fewer(25),
+        *policies("fora:2", "taylor:3:1", "taylor:3:2"),
+        *learned("3"),
+        *fewer(17),
+        *policies("fora:3", "taylor:4:1", "taylor:4:2"),
+    ]
+    return front(harmonica, rows, "--steps 50 --count 92")
+
+
+def front_dpm(harmonica):
+    rows = [
+        *learned("1.33"),
+        *fewer(15),
+        *learned("1.6"),
+        *fewer(12),
+        *policies("taylor:2:1", "taylor:2:2"),
+        *learned("2"),
+        *fewer(10),
+        *policies("fora:2"),
+        *learned("3"),
+        *fewer(6),
+    ]
+    return front(harmonica, rows, "--steps 20 --solver dpm++2m --count 92")
+
+
 def error_20(harmonica):
-    def learned(target):
+    def routers_of(target):
         return [
             ("HarmoniCa, sensitivity", shipped(20, target)),
             ("HarmoniCa, leave-one-out (paper)", f"out/refresh/leave-one-out/router-cur{target}.schedule.json"),
@@ -190,16 +300,16 @@ def error_20(harmonica):
 
     rows = [
         ("uncached", "none"),
-        *learned("0.5"),
+        *routers_of("0.5"),
         ("sensitivity's scores, whole steps only", whole_steps(10)),
         ("FORA: every other step (`fora:2`)", "fora:2"),
         ("random table (`random:0.5:1`)", "random:0.5:1"),
         ("plain DDIM, 10 steps", "steps:10"),
-        *learned("0.375"),
+        *routers_of("0.375"),
         ("sensitivity's scores, whole steps only", whole_steps(7)),
         ("random table (`random:0.375:1`)", "random:0.375:1"),
         ("plain DDIM, 12 steps", "steps:12"),
-        *learned("0.25"),
+        *routers_of("0.25"),
         ("sensitivity's scores, whole steps only", whole_steps(5)),
         ("random table (`random:0.25:1`)", "random:0.25:1"),
         ("plain DDIM, 15 steps", "steps:15"),
@@ -263,6 +373,8 @@ def bench(harmonica, device, words):
         ("router, 50 %", shipped(20, "0.5")),
         ("router, 37.5 %, half the cache", shipped(20, "0.375", "-cache0.5")),
         ("`fora:2`", "fora:2"),
+        ("learned, 2×", "learned:2"),
+        ("learned, 3×", "learned:3"),
     ]
     specs = ",".join(spec for _, spec in rows)
     measured = harmonica.json(f"bench --device {device} --steps 20 {words} --schedules {specs}")["rows"]
@@ -345,11 +457,15 @@ def main():
     subprocess.run([sys.executable, ROOT / "tests/golden/make.py", "bundled"], cwd=ROOT, check=True)
     harmonica = Command()
     routers(harmonica)
+    ladders(harmonica)
+    harmonica = Command()  # now with the new schedules inside
+    put("front20", front_20(harmonica))
+    put("front50", front_50(harmonica))
+    put("frontdpm", front_dpm(harmonica))
     put("error20", error_20(harmonica))
     put("error50", error_50(harmonica))
     put("cache", cache(harmonica))
     put("saturation", saturation(harmonica))
-    harmonica = Command()  # now with the new routers inside
     harmonica("sample --device cpu --out assets/sample.png")
     put("bench-cpu", bench(harmonica, "cpu", "--batch 8 --runs 7"))
     put("bench-vulkan", bench(harmonica, "vulkan", "--runs 2"))

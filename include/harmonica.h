@@ -199,8 +199,8 @@ hm_status hm_model_class_by_name(const hm_model *model, const char *name, uint32
 void hm_model_free(hm_model *model);
 
 /* A schedule for a model and settings: a .schedule.json file, none, fora:N, taylor:N[:ORDER], random:CUR[:SEED],
- * fb:THRESHOLD, or learned:
- * the bundled router that fits, and where none does, nothing is reused.
+ * fb:THRESHOLD, a folder of schedule files, or
+ * learned[:SPEED]: of those that come with the bundled model the one of that MACs ratio.
  * Expects:
  * model is loaded, settings points to settings, spec is a string, schedule may be written to. */
 hm_status hm_schedule_open(const hm_model *model, const hm_settings *settings, const char *spec, hm_schedule **schedule);

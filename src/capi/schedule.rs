@@ -61,9 +61,9 @@ pub unsafe extern "C" fn hm_schedule_open(
         let spec = unsafe { arguments::text(spec, "spec") }?;
         let info = &model.pipeline.info;
         let chosen = choose_schedule(&spec.parse()?, false, info, &settings)?;
-        if chosen.settings.steps != settings.steps {
+        if chosen.settings != settings {
             return Err(Failure::Argument(format!(
-                "`{spec}` is another number of steps: set settings.steps to {} and pass no schedule",
+                "`{spec}` is another run: set settings.steps to {} and pass no schedule",
                 chosen.settings.steps
             )));
         }

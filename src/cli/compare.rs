@@ -1,6 +1,6 @@
 //! `harmonica compare`
 
-use std::time::Instant;
+use std::{path::PathBuf, time::Instant};
 
 use comfy_table::Table;
 use serde_json::{Value, json};
@@ -17,7 +17,8 @@ use super::{
 use crate::{
     checkpoint::ModelInfo,
     metrics::{mean_and_error, median, mse, psnr_from_mse, ssim},
-    sampler::{BATCH_BYTES, Request, Settings, batch_for},
+    report::{FrontPoint, draw_front},
+    sampler::{BATCH_BYTES, Request, Settings, Totals, batch_for},
     schedule::Reuse,
 };
 
@@ -27,7 +28,7 @@ pub(super) struct Args {
     session: SessionArgs,
     #[command(flatten)]
     cache: CacheArgs,
-    /// Schedules to compare with the uncached run: files, policies, learned[:SPEED], or steps:K (no reuse, K steps)
+    /// Schedules to compare with the uncached run: files, policies, learned[:SPEED], or steps:K[:SOLVER] (no reuse, K steps)
     #[arg(long, value_name = "A,B,…", value_delimiter = ',', required = true)]
     schedules: Vec<String>,
     /// Images, of all classes in turn
@@ -36,6 +37,12 @@ pub(super) struct Args {
     /// Seed of the noise
     #[arg(long, default_value_t = 0)]
     seed: u64,
+    /// Also the error to the uncached run of so many steps, which stands for the true solution
+    #[arg(long, value_name = "K")]
+    truth: Option<usize>,
+    /// Also draw error against saved work, a line a policy
+    #[arg(long, value_name = "FILE.png")]
+    plot: Option<PathBuf>,
     /// Use schedule files that were made for another model or run
     #[arg(long)]
     force: bool,
@@ -72,53 +79,56 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
         entries.push(entry(spec, args.force, info, &settings)?);
     }
 
-    let (mut full, mut uncached_seconds) = (None, None);
-    let shape = info.outline.latents.shape();
+    let truth = args.truth.map(|steps| format!("steps:{steps}"));
+    let truth = truth
+        .map(|spec| entry(&spec, args.force, info, &settings))
+        .transpose()?;
     let conditions = pipeline.prompts.in_turn(args.count);
-    let total: usize = entries.iter().map(|e| e.settings.steps * args.count).sum();
+    let all = entries.iter().chain(&truth);
+    let total: usize = all.map(|e| e.settings.steps * args.count).sum();
     let bar = progress(context, total as u64, "image steps");
-    let mut reference: Vec<f32> = Vec::new();
-    let mut rows: Vec<Value> = Vec::new();
-    for entry in &entries {
+    let drawn = |entry: &Entry| -> Result<Drawn, CliError> {
         let started = Instant::now();
         let sampler = pipeline
             .sampler(entry.settings, Some(entry.reuse.clone()))?
             .with_cache_dtype(args.cache.cache_dtype);
         let guided = entry.settings.guidance.is_active();
-        let request = Request {
+        let run = sampler.run(Request {
             conditions: conditions.clone(),
             seed: args.seed,
             noise: None,
             batch: batch_for(&info.outline, guided, BATCH_BYTES).min(conditions.len()),
-        };
-        let run = sampler.run(request)?;
+        })?;
         let (images, totals) = draw(run, &bar, |images| images as u64, context)?;
-        let seconds = started.elapsed().as_secs_f64();
-        if reference.is_empty() {
-            reference.clone_from(&images);
+        Ok(Drawn {
+            images,
+            totals,
+            seconds: started.elapsed().as_secs_f64(),
+        })
+    };
+    let uncached = drawn(&entries[0])?;
+    let truth = truth.as_ref().map(&drawn).transpose()?;
+    let mut rows: Vec<Value> = Vec::new();
+    for (number, entry) in entries.iter().enumerate() {
+        let own = match number {
+            0 => None,
+            _ => Some(drawn(entry)?),
+        };
+        let shape = info.outline.latents.shape();
+        let found = own.as_ref().unwrap_or(&uncached);
+        let mut row = figures(entry, found, &uncached, shape);
+        if let Some(truth) = &truth {
+            let (mean, error) = mean_and_error(&errors(found, truth, shape));
+            row["mse_true"] = mean.into();
+            row["mse_true_standard_error"] = error.into();
         }
-        let size = images.len() / conditions.len();
-        let errors: Vec<f64> = images
-            .chunks(size)
-            .zip(reference.chunks(size))
-            .map(|(a, b)| mse(a, b))
-            .collect();
-        let likeness: Vec<f64> = images
-            .chunks(size)
-            .zip(reference.chunks(size))
-            .map(|(a, b)| ssim(a, b, shape))
-            .collect();
-        let (mean, error) = mean_and_error(&errors);
-        rows.push(json!({
-            "schedule": entry.name, "steps": entry.settings.steps, "cur": totals.cur(),
-            "macs_ratio": full.get_or_insert(totals.macs).to_owned() as f64 / totals.macs as f64, "mse": mean, "mse_standard_error": error,
-            "mse_median": median(&errors), "mse_max": errors.iter().copied().fold(0.0, f64::max),
-            "psnr": psnr_from_mse(mean), "ssim": mean_and_error(&likeness).0,
-            "seconds": seconds, "speedup": uncached_seconds.get_or_insert(seconds).to_owned() / seconds,
-            "peak_cache_bytes": totals.peak_cache_bytes,
-        }));
+        rows.push(row);
     }
     bar.finish_and_clear();
+    if let Some(path) = &args.plot {
+        draw_front(&points(&rows), path)?;
+        context.say(format!("drew {}", path.display()));
+    }
     let report = engine.report();
     if args.json {
         print_json(&json!({
@@ -136,6 +146,61 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
     Ok(())
 }
 
+/// Rows as points; schedules of one policy belong together.
+fn points(rows: &[Value]) -> Vec<FrontPoint> {
+    let number = |row: &Value, key: &str| row[key].as_f64().unwrap_or(f64::NAN);
+    let policy = |name: &str| match name.split(':').collect::<Vec<_>>()[..] {
+        ["steps", _, solver] => format!("fewer steps of {solver}"),
+        ["steps", ..] => "fewer steps".to_owned(),
+        ["taylor", _, order] => format!("taylor, order {order}"),
+        [policy, ..] => policy.to_owned(),
+        [] => name.to_owned(),
+    };
+    rows.iter()
+        .skip(1)
+        .map(|row| FrontPoint {
+            policy: policy(row["schedule"].as_str().unwrap_or_default()),
+            macs_ratio: number(row, "macs_ratio"),
+            mse: number(row, "mse"),
+        })
+        .collect()
+}
+
+/// What a run made.
+struct Drawn {
+    images: Vec<f32>,
+    totals: Totals,
+    seconds: f64,
+}
+
+/// Mean squared errors, one an image.
+fn errors(found: &Drawn, expected: &Drawn, shape: [usize; 3]) -> Vec<f64> {
+    let size = shape.iter().product();
+    let images = found.images.chunks(size).zip(expected.images.chunks(size));
+    images.map(|(a, b)| mse(a, b)).collect()
+}
+
+fn figures(entry: &Entry, found: &Drawn, uncached: &Drawn, shape: [usize; 3]) -> Value {
+    let errors = errors(found, uncached, shape);
+    let (mean, error) = mean_and_error(&errors);
+    let size = shape.iter().product();
+    let images = found.images.chunks(size).zip(uncached.images.chunks(size));
+    let likeness: Vec<f64> = images.map(|(a, b)| ssim(a, b, shape)).collect();
+    let Totals {
+        macs,
+        peak_cache_bytes,
+        ..
+    } = found.totals;
+    json!({
+        "schedule": entry.name, "steps": entry.settings.steps, "cur": found.totals.cur(),
+        "macs_ratio": uncached.totals.macs as f64 / macs as f64, "mse": mean, "mse_standard_error": error,
+        "mse_median": median(&errors), "mse_max": errors.iter().copied().fold(0.0, f64::max),
+        "psnr": psnr_from_mse(mean), "ssim": mean_and_error(&likeness).0,
+        "seconds": found.seconds, "speedup": uncached.seconds / found.seconds,
+        "peak_cache_bytes": peak_cache_bytes,
+    })
+}
+
 fn entry(
     spec: &str,
     force: bool,
@@ -151,7 +216,8 @@ fn entry(
 }
 
 fn table(rows: &[Value]) -> Table {
-    let header = [
+    let with_truth = rows.iter().any(|row| !row["mse_true"].is_null());
+    let mut header = vec![
         "schedule",
         "steps",
         "CUR %",
@@ -164,12 +230,15 @@ fn table(rows: &[Value]) -> Table {
         "speed-up",
         "cache MB",
     ];
+    if with_truth {
+        header.push("to the true solution");
+    }
     let cells = rows.iter().map(|row| {
         let number = |key: &str| row[key].as_f64().unwrap_or(f64::NAN);
         let thousand = |key: &str| format!("{:.2}", 1e3 * number(key));
         let exact = number("mse") == 0.0;
         let unless_exact = |text: String| if exact { "–".into() } else { text };
-        vec![
+        let mut cells = vec![
             row["schedule"].as_str().unwrap_or_default().to_owned(),
             row["steps"].to_string(),
             format!("{:.1}", 100.0 * number("cur")),
@@ -184,7 +253,12 @@ fn table(rows: &[Value]) -> Table {
             format!("{:.4}", number("ssim")),
             format!("{:.2}", number("speedup")),
             format!("{:.1}", number("peak_cache_bytes") / 1e6),
-        ]
+        ];
+        if with_truth {
+            let [mean, error] = ["mse_true", "mse_true_standard_error"].map(thousand);
+            cells.push(format!("{mean} ± {error}"));
+        }
+        cells
     });
     markdown_table(&header, cells)
 }

@@ -117,7 +117,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
         batch_for(&info.outline, settings.guidance.is_active(), BATCH_BYTES)
             .min(conditions.len().max(1))
     });
-    let chosen = args.schedule.resolve(info, &settings, context)?;
+    let chosen = args.schedule.resolve(&pipeline, &settings, context)?;
     let settings = chosen.settings;
     let sampler = pipeline
         .sampler(settings, Some(chosen.reuse))?

@@ -1,26 +1,37 @@
 //! `--schedule`: from a word on the command line to what fits the run.
 
+use std::path::PathBuf;
+
 use clap::Args;
 
-use super::{Context, error::CliError};
+use super::{
+    Context,
+    error::CliError,
+    train_ladder::{self, Asked},
+};
 use crate::{
     checkpoint::ModelInfo,
-    pipeline::{Chosen, choose_schedule},
+    pipeline::{Chosen, Pipeline, choose_schedule},
     policy::{Policy, PolicyError, ScheduleChoice},
     sampler::Settings,
+    training::{Budget, forecast::LadderSettings},
 };
 
 #[derive(Args, Debug)]
 pub(super) struct ScheduleArgs {
     /// What to reuse: a *.schedule.json file or a folder of them, none, fora:N (reuse all but every N-th step),
     /// random:CUR[:SEED], taylor:N[:ORDER] (forecast features instead), fb:THRESHOLD (all blocks but the first, while that one
-    /// changes little), steps:K (fewer steps), or learned[:SPEED]: what was learned for this model and run [default: none; learned
+    /// changes little), steps:K[:SOLVER] (fewer steps), or learned[:SPEED]: what was learned for this model and run [default: none; learned
     /// for the bundled model, where there is something]
     #[arg(long, value_name = "FILE|DIR|none|learned|POLICY[:ARGS]")]
     pub schedule: Option<String>,
     /// The learned schedule of this MACs ratio, of those in the --schedule folder or of those that come with the bundled model
     #[arg(long, value_name = "X")]
     pub speed: Option<f64>,
+    /// Where there is no learned schedule of --speed, fit one first, to even steps (a minute for small models): into
+    /// harmonica-ladders/, where the next run finds it. `harmonica train router` searches for better steps
+    #[arg(long, requires = "speed", conflicts_with = "schedule")]
+    pub learn: bool,
     /// Use a schedule file that was made for another model or run, if its table has the right size
     #[arg(long)]
     pub force: bool,
@@ -29,10 +40,11 @@ pub(super) struct ScheduleArgs {
 impl ScheduleArgs {
     pub fn resolve(
         &self,
-        info: &ModelInfo,
+        pipeline: &Pipeline,
         settings: &Settings,
         context: &Context,
     ) -> Result<Chosen, CliError> {
+        let info = &pipeline.info;
         let choice = match (&self.schedule, self.speed) {
             (Some(spec), None) => return resolve(spec, self.force, info, settings),
             (Some(spec), Some(speed)) => spec.parse::<ScheduleChoice>()?.at_speed(speed)?,
@@ -48,8 +60,58 @@ impl ScheduleArgs {
                 let none = ScheduleChoice::Policy(Policy::None);
                 Ok(choose_schedule(&none, false, info, settings)?)
             }
+            Err(PolicyError::NotLearned {
+                speed: Some(speed), ..
+            }) if self.learn => {
+                let folder = Self::learned_in(info, settings);
+                let choice = ScheduleChoice::Learned {
+                    speed: Some(speed),
+                    folder: Some(folder.clone()),
+                };
+                let known = folder
+                    .is_dir()
+                    .then(|| choose_schedule(&choice, false, info, settings));
+                match known {
+                    Some(Ok(chosen)) => return warned(chosen, false),
+                    Some(Err(error)) if !matches!(error, PolicyError::NotLearned { .. }) => {
+                        return Err(error.into());
+                    }
+                    _ => {}
+                }
+                context.say(format!(
+                    "fitting a schedule of {speed}× into {}",
+                    folder.display()
+                ));
+                let settings_of_fit = LadderSettings {
+                    sweeps: 0,
+                    ..LadderSettings::default()
+                };
+                let asked = Asked {
+                    resume: folder.is_dir(),
+                    out: folder,
+                    targets: vec![Budget::TargetSpeedup(speed)],
+                    settings: settings_of_fit,
+                    json: false,
+                };
+                train_ladder::make(&asked, pipeline, *settings, context)?;
+                warned(choose_schedule(&choice, false, info, settings)?, false)
+            }
             chosen => warned(chosen?, self.force),
         }
+    }
+
+    /// Where schedules that were fitted on the way lie, a folder a model and run.
+    fn learned_in(info: &ModelInfo, settings: &Settings) -> PathBuf {
+        let fingerprint = info.fingerprint.to_string();
+        let guidance = settings.guidance;
+        let name = format!(
+            "{}{}-g{}-{}",
+            settings.solver.to_string().replace([':', '+'], ""),
+            settings.steps,
+            guidance.scale(),
+            fingerprint.get(..8).unwrap_or(&fingerprint)
+        );
+        PathBuf::from("harmonica-ladders").join(name)
     }
 }
 

@@ -13,7 +13,8 @@ use super::{
 };
 use crate::{
     metrics::{peak_memory_bytes, psnr_from_mse},
-    sampler::{BATCH_BYTES, batch_for},
+    pipeline::Pipeline,
+    sampler::{BATCH_BYTES, Settings, batch_for},
     training::{
         Budget, RunFolder,
         forecast::{
@@ -37,6 +38,46 @@ pub(super) fn run(asked: Asked, session: Session, context: &Context) -> Result<(
     let Session {
         pipeline, settings, ..
     } = session;
+    let started = Instant::now();
+    let rows = make(&asked, &pipeline, settings, context)?;
+    let seconds = started.elapsed().as_secs_f64();
+    let report = pipeline.engine.report();
+    let peak = peak_memory_bytes();
+    if asked.json {
+        print_json(&json!({
+            "device": report.device, "backend": report.backend, "model": pipeline.info.outline.name, "steps": settings.steps,
+            "recipe": "forecast", "seconds": seconds, "peak_memory_bytes": peak, "schedules": rows,
+        }));
+        return Ok(());
+    }
+    if rows.is_empty() {
+        context.say(format!("{}: nothing was left to do", asked.out.display()));
+        return Ok(());
+    }
+    out!("{}", table(&rows));
+    let memory = peak.map_or(String::new(), |bytes| {
+        format!(", peak memory {:.2} GB", bytes as f64 / 1e9)
+    });
+    context.say(format!(
+        "error to the uncached images over {} draws that nothing was fitted to; {seconds:.0} s on {} ({}){memory}",
+        asked.settings.validation, report.device, report.backend
+    ));
+    context.say(format!(
+        "next: harmonica sample --steps {} --schedule {} --speed {:.2}, with the same --model, --solver and --guidance",
+        settings.steps,
+        asked.out.display(),
+        rows[0]["macs_ratio"].as_f64().unwrap_or(2.0)
+    ));
+    Ok(())
+}
+
+/// Makes the schedules and says so; what became of each, as JSON.
+pub(super) fn make(
+    asked: &Asked,
+    pipeline: &Pipeline,
+    settings: Settings,
+    context: &Context,
+) -> Result<Vec<Value>, CliError> {
     let (engine, info) = (&pipeline.engine, &pipeline.info);
     // Speeds that a run of few steps cannot tell apart are one.
     let usual = || {
@@ -44,22 +85,20 @@ pub(super) fn run(asked: Asked, session: Session, context: &Context) -> Result<(
         targets.dedup_by_key(|target| steps_of(*target, settings.steps));
         targets
     };
-    let targets = match asked.targets.is_empty() {
-        // A resumed run knows its own.
-        true if asked.resume => Vec::new(),
-        true => usual(),
-        false => asked.targets,
-    };
     let options = LadderOptions {
         folder: RunFolder::new(&asked.out),
         settings: asked.settings.clone(),
-        targets,
+        targets: match asked.targets.is_empty() {
+            // A resumed run knows its own.
+            true if asked.resume => Vec::new(),
+            true => usual(),
+            false => asked.targets.clone(),
+        },
         prompts: pipeline.prompts.clone(),
         batch: batch_for(&info.outline, settings.guidance.is_active(), BATCH_BYTES),
         resume: asked.resume,
     };
     let mut run = LadderRun::open(&pipeline.model, info, settings, options)?.with_engine(engine);
-    let started = Instant::now();
     let bar = progress(context, 0, "moves");
     let mut rows: Vec<Value> = Vec::new();
     let mut each = |told: Progress| {
@@ -90,15 +129,17 @@ pub(super) fn run(asked: Asked, session: Session, context: &Context) -> Result<(
                     even,
                     searched,
                 } = &summary;
+                let note = match searched {
+                    false if asked.settings.sweeps > 0 => {
+                        ", even: no others held on draws that the search had not seen"
+                    }
+                    _ => "",
+                };
                 bar.println(format!(
-                    "{}: {} of {} steps{}",
+                    "{}: {} of {} steps, {macs_ratio:.2}×{note}",
                     path.display(),
                     computed.steps().len(),
                     settings.steps,
-                    match searched {
-                        true => "",
-                        false => ", even: no other ones held on draws that the search had not seen",
-                    }
                 ));
                 rows.push(json!({
                     "file": path, "macs_ratio": macs_ratio, "cur": 1.0 - 1.0 / macs_ratio,
@@ -113,9 +154,7 @@ pub(super) fn run(asked: Asked, session: Session, context: &Context) -> Result<(
             Err(_) => ControlFlow::Break(()),
         }
     };
-    let done = run.work(&mut each)?;
-    let seconds = started.elapsed().as_secs_f64();
-    if !done {
+    if !run.work(&mut each)? {
         bar.abandon();
         context.say(format!(
             "stopped, saved in {}; --resume goes on",
@@ -124,34 +163,7 @@ pub(super) fn run(asked: Asked, session: Session, context: &Context) -> Result<(
         return Err(CliError::Interrupted);
     }
     bar.finish_and_clear();
-    let report = engine.report();
-    let peak = peak_memory_bytes();
-    if asked.json {
-        print_json(&json!({
-            "device": report.device, "backend": report.backend, "model": info.outline.name, "steps": settings.steps,
-            "recipe": "forecast", "seconds": seconds, "peak_memory_bytes": peak, "schedules": rows,
-        }));
-        return Ok(());
-    }
-    if rows.is_empty() {
-        context.say(format!("{}: nothing was left to do", asked.out.display()));
-        return Ok(());
-    }
-    out!("{}", table(&rows));
-    let memory = peak.map_or(String::new(), |bytes| {
-        format!(", peak memory {:.2} GB", bytes as f64 / 1e9)
-    });
-    context.say(format!(
-        "error to the uncached images over {} draws that nothing was fitted to; {seconds:.0} s on {} ({}){memory}",
-        asked.settings.validation, report.device, report.backend
-    ));
-    if let Some(file) = rows[0]["file"].as_str() {
-        context.say(format!(
-            "next: harmonica sample --steps {} --schedule {file}",
-            settings.steps
-        ));
-    }
-    Ok(())
+    Ok(rows)
 }
 
 fn table(rows: &[Value]) -> Table {

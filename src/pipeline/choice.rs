@@ -7,7 +7,7 @@ use crate::{
     policy::{Policy, PolicyError, ScheduleChoice},
     sampler::{Settings, model_identity, run_settings},
     schedule::{
-        ModelIdentity, PolicyRecord, Reuse, RunSettings, SPEED_TOLERANCE, Schedule, ScheduleError,
+        ModelIdentity, PolicyRecord, Reuse, RunSettings, SPEED_RANGE, Schedule, ScheduleError,
         ScheduleFile, USUAL_SPEED, bundled_schedules, nearest, speed_of,
     },
 };
@@ -16,7 +16,7 @@ use crate::{
 #[derive(Debug, Clone, PartialEq)]
 pub struct Chosen {
     pub reuse: Reuse,
-    /// The run: the one that was asked for, but for the number of steps where that is what was chosen.
+    /// The run: the one that was asked for, but for the steps and their solver where that is what was chosen.
     pub settings: Settings,
     /// For people: `none`, `fora:2`, a file's name.
     pub name: String,
@@ -46,16 +46,20 @@ pub fn choose_schedule(
             let reuse = policy.reuse(settings.steps, &info.outline.graph)?;
             Ok(chosen(reuse, policy.to_string()))
         }
-        ScheduleChoice::Steps(steps) => {
+        ScheduleChoice::Steps { steps, solver } => {
             let settings = Settings {
                 steps: *steps,
+                solver: solver.unwrap_or(settings.solver),
                 ..*settings
             };
             settings.trajectory()?;
             let table = Schedule::full(*steps, info.outline.graph.branches())?;
             Ok(Chosen {
                 settings,
-                ..chosen(table.into(), format!("steps:{steps}"))
+                ..chosen(
+                    table.into(),
+                    solver.map_or(format!("steps:{steps}"), |s| format!("steps:{steps}:{s}")),
+                )
             })
         }
         ScheduleChoice::Learned { speed, folder } => {
@@ -65,9 +69,10 @@ pub fn choose_schedule(
                 Some(folder) => (schedules_in(folder, &model, &run)?, Some(folder)),
             };
             let speeds: Vec<f64> = files.iter().map(speed_of).collect();
+            let [least, most] = SPEED_RANGE;
             let found = nearest(files, speed.unwrap_or(USUAL_SPEED)).filter(|file| {
-                let off = |speed: f64| (speed_of(file) / speed - 1.0).abs();
-                speed.is_none_or(|speed| off(speed) <= SPEED_TOLERANCE)
+                let off = |speed: f64| speed_of(file) / speed;
+                speed.is_none_or(|speed| (least..=most).contains(&off(speed)))
             });
             let Some(file) = found else {
                 return Err(PolicyError::NotLearned {

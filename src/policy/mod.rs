@@ -14,7 +14,7 @@ use std::{
 };
 
 use crate::{
-    diffusion::DiffusionError,
+    diffusion::{DiffusionError, Solver},
     graph::Graph,
     schedule::{Reuse, Schedule, ScheduleError},
 };
@@ -76,8 +76,11 @@ pub enum ScheduleChoice {
         /// A folder of schedule files to choose from; none: those that come with the library.
         folder: Option<PathBuf>,
     },
-    /// No reuse, and another number of steps.
-    Steps(usize),
+    /// No reuse, and another number of steps, maybe of another solver.
+    Steps {
+        steps: usize,
+        solver: Option<Solver>,
+    },
     /// A *.schedule.json file.
     File(PathBuf),
 }
@@ -130,9 +133,15 @@ impl FromStr for ScheduleChoice {
                 return Self::LEARNED.at_speed(speed);
             }
             Some(("steps", steps)) => {
+                let (steps, solver) = match steps.split_once(':') {
+                    Some((steps, solver)) => (steps, Some(solver.parse()?)),
+                    None => (steps, None),
+                };
                 return match steps.parse() {
-                    Ok(steps @ 1..) => Ok(Self::Steps(steps)),
-                    _ => Err(bad("expected steps:K with a whole number K of at least 1")),
+                    Ok(steps @ 1..) => Ok(Self::Steps { steps, solver }),
+                    _ => Err(bad(
+                        "expected steps:K[:SOLVER] with a whole number K of at least 1",
+                    )),
                 };
             }
             _ => {}
@@ -146,7 +155,7 @@ impl FromStr for ScheduleChoice {
             Err(_) if is_file() => Ok(Self::File(path.into())),
             Err(PolicyError::Unknown { name, .. }) => Err(PolicyError::Unknown {
                 name,
-                expected: "none, fora:N, taylor:N[:ORDER], fb:THRESHOLD, random:CUR[:SEED], steps:K, learned[:SPEED], or a *.schedule.json file, or folder of such files, that exists",
+                expected: "none, fora:N, taylor:N[:ORDER], fb:THRESHOLD, random:CUR[:SEED], steps:K[:SOLVER], learned[:SPEED], or a *.schedule.json file, or folder of such files, that exists",
             }),
             Err(bad) => Err(bad),
         }
@@ -290,7 +299,13 @@ mod tests {
                 folder: None
             })
         ));
-        assert_eq!(choice("steps:12").unwrap(), ScheduleChoice::Steps(12));
+        let steps = |solver| ScheduleChoice::Steps { steps: 12, solver };
+        assert_eq!(choice("steps:12").unwrap(), steps(None));
+        assert_eq!(
+            choice("steps:12:dpm++2m").unwrap(),
+            steps(Some(Solver::Dpm2m))
+        );
+        assert!(choice("steps:12:euler").is_err());
         for bad in ["learned:0.5", "learned:x", "steps:0", "steps:x"] {
             assert!(
                 matches!(choice(bad), Err(PolicyError::Arguments { .. })),

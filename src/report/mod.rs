@@ -2,12 +2,14 @@
 
 mod curves;
 mod font;
+mod front;
 mod grid;
 mod heatmap;
 mod picture;
 mod plot;
 
 pub use curves::{Panel, draw_curves};
+pub use front::{FrontPoint, draw_front};
 pub use grid::{Tile, columns_for, grid};
 pub use heatmap::{Curves, draw_schedule};
 pub use picture::{image_from_values, write_png};

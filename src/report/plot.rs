@@ -13,7 +13,7 @@ use super::{ReportError, write_png};
 
 pub(super) const WIDTH: u32 = 1180;
 pub(super) const INK: RGBColor = RGBColor(50, 50, 60);
-const GRID: RGBColor = RGBColor(225, 225, 230);
+pub(super) const GRID: RGBColor = RGBColor(225, 225, 230);
 pub(super) const LINE: RGBColor = RGBColor(33, 102, 172);
 pub(super) const MARK: RGBColor = RGBColor(214, 96, 77);
 pub(super) const FONT: &str = "sans-serif";

@@ -15,8 +15,8 @@ const BUNDLED: [&str; 0] = [];
 
 /// The MACs ratio of a learned schedule where none is named.
 pub const USUAL_SPEED: f64 = 2.0;
-/// How far the MACs ratio of a schedule may be off a speed that is asked for, relative.
-pub const SPEED_TOLERANCE: f64 = 0.08;
+/// How far the MACs ratio of a schedule may be off a speed that is asked for, as factors.
+pub const SPEED_RANGE: [f64; 2] = [0.96, 1.15];
 
 /// All learned schedules of the library that were made for this model and run.
 pub fn bundled_schedules(model: &ModelIdentity, run: &RunSettings) -> Vec<ScheduleFile> {

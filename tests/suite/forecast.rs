@@ -257,9 +257,12 @@ fn a_ladder_is_trained_and_taken() {
     let report = harmonica_json(&borrowed(&train(&out, &flags)));
     let rungs = report["schedules"].as_array().unwrap();
     let ratio = |rung: &serde_json::Value| rung["macs_ratio"].as_f64().unwrap();
-    // 8, 6, 5, 4 and 3 of 10 steps.
+    // 8, 7, 6, 5, 4, 3 and 2 of 10 steps.
     let found: Vec<f64> = rungs.iter().map(ratio).collect();
-    assert_eq!(found, [1.25, 10.0 / 6.0, 2.0, 2.5, 10.0 / 3.0]);
+    assert_eq!(
+        found,
+        [8, 7, 6, 5, 4, 3, 2].map(|computed| 10.0 / f64::from(computed))
+    );
     for pair in rungs.windows(2) {
         let mse = |rung: &serde_json::Value| rung["mse"].as_f64().unwrap();
         assert!(mse(&pair[0]) < mse(&pair[1]), "{pair:?}");
@@ -300,9 +303,59 @@ fn a_ladder_is_trained_and_taken() {
     let refused = sample(&["--speed", "9"]);
     let said = String::from_utf8_lossy(&refused.stderr);
     assert!(
-        refused.status.code() == Some(2) && said.contains("1.25×, 1.67×"),
+        refused.status.code() == Some(2) && said.contains("1.25×, 1.43×"),
         "{said}"
     );
+    // A comparison takes speeds of a folder, other solvers and the true solution, and draws them.
+    let plot = folder.path().join("front.png");
+    let flags = [
+        "compare",
+        "--device",
+        "cpu",
+        "--model",
+        tiny.to_str().unwrap(),
+        "--heads",
+        "4",
+        "--steps",
+        "10",
+        "--count",
+        "3",
+        "--schedules",
+        &format!("{},steps:5:dpm++2m,fb:0.5,taylor:2:1", out.display()),
+        "--truth",
+        "40",
+        "--plot",
+        plot.to_str().unwrap(),
+        "--json",
+    ];
+    let report = harmonica_json(&flags);
+    let rows = report["rows"].as_array().unwrap();
+    assert_eq!(rows.len(), 5);
+    let keys = [
+        "mse",
+        "mse_standard_error",
+        "mse_median",
+        "mse_max",
+        "psnr",
+        "ssim",
+        "speedup",
+        "mse_true",
+    ];
+    for row in &rows[1..] {
+        assert!(
+            keys.iter().all(|key| row[*key].as_f64().unwrap() > 0.0),
+            "{row}"
+        );
+    }
+    assert_eq!(
+        (&rows[0]["mse"], &rows[0]["ssim"]),
+        (&0.0.into(), &1.0.into())
+    );
+    assert_eq!(
+        (&rows[1]["peak_cache_bytes"], &rows[2]["steps"]),
+        (&0.into(), &5.into())
+    );
+    assert!(image::open(&plot).unwrap().width() > 500);
     // Another strength of guidance works, and is told.
     let other = sample(&["--guidance", "2"]);
     let said = String::from_utf8_lossy(&other.stderr);
@@ -387,4 +440,61 @@ fn a_killed_search_ends_where_an_undisturbed_one_does() {
             "{file} differs after ten kills"
         );
     }
+}
+
+/// `--learn` fits what is missing once, and finds it again.
+#[test]
+fn a_missing_speed_is_learned_on_the_spot() {
+    let folder = tempfile::tempdir().unwrap();
+    let tiny = golden("tiny-a.pt");
+    let sample_at = |steps: &str, flags: &[&str]| {
+        let fixed = [
+            "sample",
+            "--device",
+            "cpu",
+            "--model",
+            tiny.to_str().unwrap(),
+            "--heads",
+            "4",
+            "--steps",
+            steps,
+            "--count",
+            "2",
+            "--out",
+            "x.png",
+        ];
+        let done = std::process::Command::new(env!("CARGO_BIN_EXE_harmonica"))
+            .current_dir(folder.path())
+            .args(fixed.iter().chain(flags))
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&done.stderr).into_owned();
+        (done.status.code(), said)
+    };
+    let sample = |flags: &[&str]| sample_at("6", flags);
+    let (code, said) = sample(&["--speed", "2"]);
+    assert!(
+        code == Some(2) && said.contains("has none that was made for it"),
+        "{said}"
+    );
+    let (code, said) = sample(&["--speed", "2", "--learn"]);
+    assert!(
+        code == Some(0) && said.contains("fitting a schedule of 2×"),
+        "{said}"
+    );
+    assert!(said.contains("MACs ratio 2.00×"), "{said}");
+    let (code, said) = sample(&["--speed", "2", "--learn"]);
+    assert!(code == Some(0) && !said.contains("fitting"), "{said}");
+    // Another speed joins it; another number of steps has a place of its own.
+    let (code, said) = sample(&["--speed", "3", "--learn"]);
+    assert!(
+        code == Some(0) && said.contains("fitting a schedule of 3×"),
+        "{said}"
+    );
+    let (code, _) = sample_at("8", &["--speed", "2", "--learn"]);
+    assert_eq!(code, Some(0));
+    let ladders = std::fs::read_dir(folder.path().join("harmonica-ladders")).unwrap();
+    assert_eq!(ladders.count(), 2);
+    let (code, said) = sample(&["--learn"]);
+    assert!(code == Some(2) && said.contains("--speed"), "{said}");
 }

@@ -68,6 +68,11 @@ impl Fit {
     pub fn error(&self) -> f64 {
         self.errors.iter().sum::<f64>() / self.errors.len().max(1) as f64
     }
+
+    /// What an image is usually off.
+    pub fn typical(&self) -> f64 {
+        typical(&self.errors)
+    }
 }
 
 impl Draws {
@@ -205,11 +210,7 @@ impl Draws {
                     let off = f64::from(self.reference[s + 1][i]) - f64::from(after.x[i]);
                     f64::from(after.x0[i]) + off / weight
                 };
-                let estimate = basis.fitted(
-                    target,
-                    &self.exp_weights(s, &after),
-                    self.stepper.image_numbers(),
-                );
+                let estimate = basis.fitted(target);
                 x = self.corrected(s, &estimate, &basis, &after);
                 forecast.estimates.insert(s, estimate);
             }
@@ -247,26 +248,6 @@ impl Draws {
         Ok(self.errors(&stand))
     }
 
-    fn exp_weights(&self, s: usize, after: &Uncorrected) -> Vec<f64> {
-        let size = self.stepper.image_numbers();
-        let d: Vec<f64> = after
-            .x
-            .chunks(size)
-            .zip(self.reference[s + 1].chunks(size))
-            .map(|(a, b)| mse(a, b))
-            .collect();
-        let m = crate::metrics::median(&d);
-        match std::env::var("HM_ROBUST").as_deref() {
-            Ok("1") => d.iter().map(|d| (m + 1e-30) / (m + d + 1e-30)).collect(),
-            Ok("2") => d.iter().map(|d| (m / (m + d)).sqrt()).collect(),
-            Ok("3") => d
-                .iter()
-                .map(|d| if *d > 4.0 * m { 4.0 * m / d } else { 1.0 })
-                .collect(),
-            _ => vec![1.0; d.len()],
-        }
-    }
-
     /// Where step `s` leads with this estimate instead of the newest prediction.
     fn corrected(
         &self,
@@ -297,6 +278,13 @@ impl Draws {
     }
 }
 
+/// The square of the mean root of errors: where few images that went astray make most of the mean, this compares runs on fewer
+/// draws.
+pub fn typical(errors: &[f64]) -> f64 {
+    let roots: f64 = errors.iter().map(|error| error.sqrt()).sum();
+    (roots / errors.len().max(1) as f64).powi(2)
+}
+
 /// What a step may weigh.
 struct Basis<'a> {
     /// Predictions, newest first.
@@ -322,12 +310,11 @@ impl Basis<'_> {
     }
 
     /// Ridge least squares: `min Σ (w·terms − target)² + μ·|w − e_0|²`.
-    fn fitted(&self, target: impl Fn(usize) -> f64, weights: &[f64], size: usize) -> Estimate {
+    fn fitted(&self, target: impl Fn(usize) -> f64) -> Estimate {
         let (mut normal, mut right) = ([[0.0; UNKNOWNS]; UNKNOWNS], [0.0; UNKNOWNS]);
         for i in 0..self.state.len() {
             let (terms, y) = (self.terms(i), target(i));
             for (row, a) in terms.iter().enumerate() {
-                let a = a * weights[i / size];
                 right[row] += a * y;
                 for (column, b) in terms.iter().enumerate() {
                     normal[row][column] += a * b;
@@ -396,7 +383,7 @@ mod tests {
             state: 0.25,
             predictions: [1.5, -0.5, 0.0],
         };
-        let found = basis.fitted(|i| basis.weighed(&made, i), &[1.0], 1000);
+        let found = basis.fitted(|i| basis.weighed(&made, i));
         assert_eq!(found.predictions[2], 0.0);
         for (found, made) in found.predictions.iter().zip(made.predictions) {
             assert!((found - made).abs() < 1e-5, "{found}");
@@ -411,7 +398,7 @@ mod tests {
             history: &nothing,
             state: &nothing[0],
         };
-        let found = basis.fitted(|_| 0.0, &[1.0], 1000);
+        let found = basis.fitted(|_| 0.0);
         assert_eq!(found, Estimate::NEWEST);
     }
 }

@@ -8,7 +8,7 @@ use std::{ops::ControlFlow, path::PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    fit::{Draws, Fit, Purpose},
+    fit::{Draws, Fit, Purpose, typical},
     search::{Computed, Place, Search, Tried},
 };
 use crate::{
@@ -30,6 +30,8 @@ use crate::{
 const FORMAT: u32 = 1;
 /// Moves between saves, beside those that are kept.
 const SAVE_EVERY: usize = 8;
+/// A schedule may fall short of its target by this factor.
+const SHORT: f64 = 0.97;
 /// What a run is told to be if no target is named.
 pub const USUAL_SPEEDS: [f64; 7] = [1.25, 1.33, 1.6, 2.0, 2.5, 3.0, 4.0];
 
@@ -97,6 +99,8 @@ pub struct Judged {
     pub standard_error: f64,
     pub median: f64,
     pub worst: f64,
+    /// What an image is usually off.
+    pub typical: f64,
 }
 
 impl Judged {
@@ -107,6 +111,7 @@ impl Judged {
             standard_error,
             median: median(errors),
             worst: errors.iter().copied().fold(0.0, f64::max),
+            typical: typical(errors),
         }
     }
 }
@@ -375,7 +380,7 @@ impl<'m> LadderRun<'m> {
         if found != computed {
             let better = search.fitted(&found)?;
             let of_found = Judged::of(&judge.judge(&better.schedule)?);
-            if of_found.mse < of_even.mse {
+            if of_found.typical < of_even.typical {
                 (computed, fit, judged, searched) = (found, better, of_found, true);
             }
         }
@@ -403,7 +408,6 @@ impl<'m> LadderRun<'m> {
         summary: &RungSummary,
     ) -> Result<(PathBuf, ScheduleFile), TrainingError> {
         let target = self.saved.rungs[number].target;
-        let several = self.saved.rungs.len() > 1;
         let policy = PolicyRecord {
             name: "forecast".into(),
             parameters: serde_json::to_value(target).ok(),
@@ -423,7 +427,12 @@ impl<'m> LadderRun<'m> {
             measured: Some(measured),
             ..ScheduleFile::of(&fit.schedule, policy, model, run)
         };
-        Ok((self.options.folder.schedule(target, None, several), file))
+        Ok((self.path_of(target), file))
+    }
+
+    /// Named after its target, since others may join it.
+    fn path_of(&self, target: Budget) -> PathBuf {
+        self.options.folder.schedule(target, None, true)
     }
 
     /// Writes `ladder.json`.
@@ -446,8 +455,7 @@ impl<'m> LadderRun<'m> {
         let off = |rung: &&Rung| (steps / rung.place.computed.steps().len() as f64 - 2.0).abs();
         let done = self.saved.rungs.iter().filter(|rung| rung.done.is_some());
         if let Some(rung) = done.min_by(|a, b| off(a).total_cmp(&off(b))) {
-            let several = self.saved.rungs.len() > 1;
-            let path = self.options.folder.schedule(rung.target, None, several);
+            let path = self.path_of(rung.target);
             draw_schedule(
                 &ScheduleFile::read(&path)?,
                 None,
@@ -458,14 +466,18 @@ impl<'m> LadderRun<'m> {
     }
 }
 
-/// How many of `steps` steps a target lets a run compute.
+/// How many of `steps` steps a target lets a run compute: the most that fall short of it by no more than [`SHORT`].
 pub fn steps_of(target: Budget, steps: usize) -> usize {
-    let count = match target {
-        Budget::TargetSpeedup(ratio) => steps as f64 / ratio,
-        Budget::TargetCur(cur) => steps as f64 * (1.0 - cur),
-        Budget::Beta(_) => steps as f64,
+    let reached = |count: &usize| {
+        let (count, steps) = (*count as f64, steps as f64);
+        match target {
+            Budget::TargetSpeedup(ratio) => steps / count >= SHORT * ratio,
+            Budget::TargetCur(cur) => 1.0 - count / steps >= SHORT * cur,
+            Budget::Beta(_) => true,
+        }
     };
-    (count.round() as usize).clamp(1, steps.saturating_sub(1).max(1))
+    let most = steps.saturating_sub(1).max(1);
+    (1..=most).rev().find(reached).unwrap_or(1)
 }
 
 /// What two runs differ in beside their settings.
@@ -530,5 +542,8 @@ mod tests {
         assert_eq!(of(Budget::TargetSpeedup(1000.0)), 1);
         assert_eq!(of(Budget::TargetSpeedup(1.001)), 19);
         assert_eq!(of(Budget::TargetCur(0.25)), 15);
+        // 13 steps would be 1.54×, 7 would be 2.86×.
+        assert_eq!(of(Budget::TargetSpeedup(1.6)), 12);
+        assert_eq!(of(Budget::TargetSpeedup(3.0)), 6);
     }
 }

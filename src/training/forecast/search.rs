@@ -1,4 +1,4 @@
-//! Which steps to compute: moves of single steps, each judged by the error of the images it leads to.
+//! Which steps to compute: moves of single steps, each judged by the error of the images it leads to ([`typical`]).
 //!
 //! A move is tried on few draws first, where most fail; what passes is fitted on all of them and kept if it holds there.
 //! Only the steps from the first that moved on are run again. What is found is judged on draws that neither fit nor search
@@ -8,6 +8,8 @@ use std::ops::ControlFlow;
 
 use serde::{Deserialize, Serialize};
 
+#[cfg(doc)]
+use super::fit::typical;
 use super::fit::{Draws, Fit};
 use crate::{schedule::Schedule, training::run::TrainingError};
 
@@ -137,7 +139,7 @@ pub struct Tried {
     pub left: usize,
     /// Whether it was kept.
     pub kept: bool,
-    /// The mean error of all draws at what is kept now.
+    /// The typical error of all draws at what is kept now.
     pub error: f64,
     /// What is kept now: a cell a step, `#` for those that are computed.
     pub computed: String,
@@ -167,7 +169,7 @@ impl Search {
         let (table, skipped) = place.computed.table(steps, branches)?;
         let mut best = self.all.fit(&table, &skipped, None)?;
         let mut glimpse = self.glance.fit(&table, &skipped, None)?;
-        let before = *place.before.get_or_insert(best.error());
+        let before = *place.before.get_or_insert(best.typical());
         let mut moves = place.computed.moves(steps);
         while place.next < moves.len() {
             let (moved, from) = moves[place.next].clone();
@@ -176,9 +178,9 @@ impl Search {
             let (table, skipped) = moved.table(steps, branches)?;
             let glanced = self.glance.fit(&table, &skipped, Some((&glimpse, from)))?;
             let mut kept = false;
-            if glanced.error() < glimpse.error() * (1.0 - GAIN) {
+            if glanced.typical() < glimpse.typical() * (1.0 - GAIN) {
                 let fit = self.all.fit(&table, &skipped, Some((&best, from)))?;
-                if fit.error() < best.error() * (1.0 - GAIN) {
+                if fit.typical() < best.typical() * (1.0 - GAIN) {
                     (best, glimpse, kept) = (fit, glanced, true);
                     place.computed = moved;
                     // What is left of the sweep goes on from here: moves of the steps before.
@@ -195,7 +197,7 @@ impl Search {
                 number: place.tried,
                 left: moves.len() - place.next,
                 kept,
-                error: best.error(),
+                error: best.typical(),
                 computed: place.computed.row(steps),
             };
             if tell(place, tried).is_break() {
@@ -209,7 +211,7 @@ impl Search {
             tried: place.tried,
             before: None,
         };
-        Ok(Some(best.error() < before * (1.0 - LEAST_OF_SWEEP)))
+        Ok(Some(best.typical() < before * (1.0 - LEAST_OF_SWEEP)))
     }
 }
 
