@@ -198,9 +198,8 @@ hm_status hm_model_class_by_name(const hm_model *model, const char *name, uint32
  * model is null, or came from hm_model_load and is not used again. */
 void hm_model_free(hm_model *model);
 
-/* A schedule for a model and settings: a .schedule.json file, none, fora:N, taylor:N[:ORDER], random:CUR[:SEED],
- * fb:THRESHOLD, a folder of schedule files, or
- * learned[:SPEED]: of those that come with the bundled model the one of that MACs ratio.
+/* A schedule for a model and settings: a .schedule.json file or a folder of them, a policy as harmonica sample --schedule takes
+ * it, such as none or fora:2, or learned[:SPEED]: of those that come with the bundled model the one of that MACs ratio.
  * Expects:
  * model is loaded, settings points to settings, spec is a string, schedule may be written to. */
 hm_status hm_schedule_open(const hm_model *model, const hm_settings *settings, const char *spec, hm_schedule **schedule);

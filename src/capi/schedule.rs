@@ -37,9 +37,8 @@ pub struct hm_figures {
     pub cache_bytes: u64,
 }
 
-/// A schedule for a model and settings: a .schedule.json file, `none`, `fora:N`, `taylor:N[:ORDER]`, `random:CUR[:SEED]`,
-/// `fb:THRESHOLD`, a folder of schedule files, or
-/// `learned[:SPEED]`: of those that come with the bundled model the one of that MACs ratio.
+/// A schedule for a model and settings: a .schedule.json file or a folder of them, a policy as `harmonica sample --schedule` takes
+/// it, such as `none` or `fora:2`, or `learned[:SPEED]`: of those that come with the bundled model the one of that MACs ratio.
 ///
 /// # Safety
 /// `model` is loaded, `settings` points to settings, `spec` is a string, `schedule` may be written to.

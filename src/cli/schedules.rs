@@ -19,10 +19,10 @@ use crate::{
 
 #[derive(Args, Debug)]
 pub(super) struct ScheduleArgs {
-    /// What to reuse: a *.schedule.json file or a folder of them, none, fora:N (reuse all but every N-th step),
-    /// random:CUR[:SEED], taylor:N[:ORDER] (forecast features instead), fb:THRESHOLD (all blocks but the first, while that one
-    /// changes little), steps:K[:SOLVER] (fewer steps), or learned[:SPEED]: what was learned for this model and run [default: none; learned
-    /// for the bundled model, where there is something]
+    /// What to reuse: a *.schedule.json file or a folder of them; learned[:SPEED], what was learned for this model and run;
+    /// none; fora:N (reuse all but every N-th step); random:CUR[:SEED]; scm:BITS (whole steps); pab[:SELF[:CROSS]] (attention at
+    /// intervals); taylor:N[:ORDER] (forecast features); fb:THRESHOLD and db:FRONT:REAR:THRESHOLD (blocks, while those in front
+    /// change little); steps:K[:SOLVER] (fewer steps) [default: none; learned for the bundled model, where there is something]
     #[arg(long, value_name = "FILE|DIR|none|learned|POLICY[:ARGS]")]
     pub schedule: Option<String>,
     /// The learned schedule of this MACs ratio, of those in the --schedule folder or of those that come with the bundled model

@@ -44,6 +44,8 @@ pub enum Op {
         /// What it added when the first row was taken last; kept anew where that row is taken.
         probe: Slot,
         threshold: Threshold,
+        /// After so many reuses in a row the first row is taken.
+        most: Option<usize>,
         /// Taken where the change is large.
         compute: Vec<Op>,
         /// Taken where it is small.

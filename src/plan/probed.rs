@@ -33,13 +33,21 @@ pub fn compile_probed(probed: &Probed, graph: &Graph, first: usize) -> Plan {
         .chain([Op::Decide {
             probe: FRONT,
             threshold: probed.threshold(),
+            most: probed.most(),
             compute: segment(middle.clone(), MIDDLE).collect(),
             reuse: vec![Op::Again { slot: MIDDLE }],
         }])
         .chain(rear())
         .collect();
     let steps = (0..probed.steps())
-        .map(|s| if s > first { &decided } else { &whole }.clone())
+        .map(|s| {
+            if s > first && s >= probed.warm_up() {
+                &decided
+            } else {
+                &whole
+            }
+            .clone()
+        })
         .collect();
     let macs = probed.steps() as u64 * graph.full_step_macs();
     Plan {

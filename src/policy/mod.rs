@@ -2,10 +2,17 @@
 //!
 //! A policy is named on the command line as `NAME[:ARGS]`; learned schedules come from files instead.
 
+mod broadcast;
+mod dual_block;
 mod first_block;
 mod fora;
+mod mask;
 mod random;
 mod taylor;
+
+pub use broadcast::Intervals;
+pub use dual_block::DualBlock;
+pub use mask::Mask;
 
 use std::{
     fmt,
@@ -20,7 +27,7 @@ use crate::{
 };
 
 /// A named policy with its arguments.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Policy {
     /// Compute everything.
     None,
@@ -32,6 +39,12 @@ pub enum Policy {
     Random { cur: f64, seed: u64 },
     /// Reuse all blocks but the first while that one changes little (First Block Cache); decided step by step.
     FirstBlock { threshold: f64 },
+    /// Reuse the blocks in the middle while those in front change little (DBCache); decided step by step.
+    DualBlock(DualBlock),
+    /// Compute whole steps by a row of bits (SCM).
+    Mask(Mask),
+    /// Compute each kind of attention at its own interval (PAB, arXiv 2408.12588).
+    Broadcast(Intervals),
 }
 
 /// A policy that cannot be made.
@@ -155,7 +168,7 @@ impl FromStr for ScheduleChoice {
             Err(_) if is_file() => Ok(Self::File(path.into())),
             Err(PolicyError::Unknown { name, .. }) => Err(PolicyError::Unknown {
                 name,
-                expected: "none, fora:N, taylor:N[:ORDER], fb:THRESHOLD, random:CUR[:SEED], steps:K[:SOLVER], learned[:SPEED], or a *.schedule.json file, or folder of such files, that exists",
+                expected: "none, fora:N, taylor:N[:ORDER], pab[:SELF[:CROSS]], scm:BITS, fb:THRESHOLD, db:FRONT:REAR:THRESHOLD, random:CUR[:SEED], steps:K[:SOLVER], learned[:SPEED], or a *.schedule.json file, or folder of such files, that exists",
             }),
             Err(bad) => Err(bad),
         }
@@ -169,16 +182,21 @@ impl Policy {
     /// [`PolicyError::Arguments`] where the run is too short for the arguments, [`PolicyError::Schedule`] where the network is.
     pub fn reuse(&self, steps: usize, graph: &Graph) -> Result<Reuse, PolicyError> {
         let branches = graph.branches();
-        Ok(match *self {
+        Ok(match self {
             Self::None => Schedule::full(steps, branches)?.into(),
-            Self::Fora { interval } => fora::schedule(interval, steps, branches)?.into(),
+            Self::Fora { interval } => fora::schedule(*interval, steps, branches)?.into(),
             Self::Taylor { interval, order } => {
-                taylor::schedule(interval, order, steps, branches)?.into()
+                taylor::schedule(*interval, *order, steps, branches)?.into()
             }
-            Self::Random { cur, seed } => random::schedule(cur, seed, steps, branches)?.into(),
+            Self::Random { cur, seed } => random::schedule(*cur, *seed, steps, branches)?.into(),
             Self::FirstBlock { threshold } => {
-                Reuse::AtRunTime(first_block::probed(threshold, steps, graph)?)
+                Reuse::AtRunTime(first_block::probed(*threshold, steps, graph)?)
             }
+            Self::DualBlock(arguments) => {
+                Reuse::AtRunTime(dual_block::probed(arguments, steps, graph)?)
+            }
+            Self::Mask(mask) => mask::schedule(mask, steps, branches)?.into(),
+            Self::Broadcast(intervals) => broadcast::schedule(*intervals, steps, graph)?.into(),
         })
     }
 
@@ -203,6 +221,9 @@ impl Policy {
             Self::Taylor { .. } => "taylor",
             Self::Random { .. } => "random",
             Self::FirstBlock { .. } => "fb",
+            Self::DualBlock(_) => "db",
+            Self::Mask(_) => "scm",
+            Self::Broadcast(_) => "pab",
         }
     }
 }
@@ -254,9 +275,43 @@ impl FromStr for Policy {
                 _ => Err(bad("expected fb:THRESHOLD with a number above 0")),
             },
             ("fb", _) => Err(bad("expected fb:THRESHOLD")),
+            ("db", [front, rear, threshold, more @ ..]) if more.len() <= 2 => {
+                let expected = "expected db:FRONT:REAR:THRESHOLD[:WARMUP[:MOST]]: blocks computed in front and at the rear, a threshold above 0, steps computed first, and reuses in a row at most";
+                let count = |text: &str| text.parse::<usize>().map_err(|_| bad(expected));
+                let threshold = threshold.parse::<f64>().map_err(|_| bad(expected))?;
+                if !(threshold > 0.0 && threshold.is_finite()) {
+                    return Err(bad(expected));
+                }
+                Ok(Self::DualBlock(DualBlock {
+                    front: count(front)?,
+                    rear: count(rear)?,
+                    threshold,
+                    warm_up: more.first().map_or(Ok(dual_block::WARM_UP), |w| count(w))?,
+                    most: more.get(1).map(|most| count(most)).transpose()?,
+                }))
+            }
+            ("db", _) => Err(bad("expected db:FRONT:REAR:THRESHOLD[:WARMUP[:MOST]]")),
+            ("scm", [mask]) => Mask::parse(mask).map(Self::Mask).ok_or_else(|| {
+                bad("expected scm:BITS, a 1 for each step that computes and a 0 for each that does not, the first a 1, or scm:slow, scm:medium, scm:fast or scm:ultra")
+            }),
+            ("scm", _) => Err(bad("expected scm:BITS")),
+            ("pab", intervals) if intervals.len() <= 2 => {
+                let interval = |place: usize, usual: usize| match intervals.get(place) {
+                    None => Ok(usual),
+                    Some(text) => match text.parse() {
+                        Ok(interval @ 1..) => Ok(interval),
+                        _ => Err(bad("expected pab[:SELF[:CROSS]] with whole numbers of at least 1")),
+                    },
+                };
+                Ok(Self::Broadcast(Intervals {
+                    own: interval(0, 2)?,
+                    cross: interval(1, 6)?,
+                }))
+            }
+            ("pab", _) => Err(bad("expected pab[:SELF[:CROSS]]")),
             _ => Err(PolicyError::Unknown {
                 name: spec.into(),
-                expected: "none, fora:N, taylor:N[:ORDER], fb:THRESHOLD, or random:CUR[:SEED]",
+                expected: "none, fora:N, taylor:N[:ORDER], pab[:SELF[:CROSS]], scm:BITS, fb:THRESHOLD, db:FRONT:REAR:THRESHOLD, or random:CUR[:SEED]",
             }),
         }
     }
@@ -270,6 +325,18 @@ impl fmt::Display for Policy {
             Self::Taylor { interval, order } => write!(f, "taylor:{interval}:{order}"),
             Self::Random { cur, seed } => write!(f, "random:{cur}:{seed}"),
             Self::FirstBlock { threshold } => write!(f, "fb:{threshold}"),
+            Self::DualBlock(DualBlock {
+                front,
+                rear,
+                threshold,
+                warm_up,
+                most,
+            }) => {
+                write!(f, "db:{front}:{rear}:{threshold}:{warm_up}")?;
+                most.map_or(Ok(()), |most| write!(f, ":{most}"))
+            }
+            Self::Mask(mask) => write!(f, "scm:{}", mask.text()),
+            Self::Broadcast(Intervals { own, cross }) => write!(f, "pab:{own}:{cross}"),
         }
     }
 }
@@ -325,7 +392,18 @@ mod tests {
 
     #[test]
     fn specs_round_trip_and_bad_ones_are_refused() {
-        for spec in ["none", "fora:2", "taylor:4:2", "random:0.25:7", "fb:0.05"] {
+        for spec in [
+            "none",
+            "fora:2",
+            "taylor:4:2",
+            "random:0.25:7",
+            "fb:0.05",
+            "db:2:1:0.08:8",
+            "db:1:0:0.5:3:2",
+            "scm:1101",
+            "scm:fast",
+            "pab:2:6",
+        ] {
             assert_eq!(spec.parse::<Policy>().unwrap().to_string(), spec);
         }
         for spec in [
@@ -342,6 +420,12 @@ mod tests {
             "fb",
             "fb:0",
             "fb:nan",
+            "db:1:0",
+            "db:1:0:0",
+            "db:1:0:0.1:x",
+            "scm:011",
+            "pab:0",
+            "pab:2:6:3",
         ] {
             assert!(spec.parse::<Policy>().is_err(), "{spec}");
         }

@@ -35,8 +35,8 @@ pub(super) struct Batch {
     pub step: usize,
     pub plan: Arc<Plan>,
     pub store: FeatureStore,
-    /// Whether the step before decided to reuse.
-    pub reused: bool,
+    /// Steps up to the one before that decided to reuse, in a row.
+    pub reused_in_a_row: usize,
     /// adaLN vectors, and the steps that they are of.
     pub ahead: Option<(Vec<usize>, At)>,
 }
@@ -75,10 +75,11 @@ impl Batch {
         mut parts: Option<&mut PartTimes>,
     ) -> Result<(Tensor<3>, Tensor<1>), SampleError> {
         let at = self.at(setup, parts.as_deref_mut());
-        let pass = Pass::new(&*setup.model, &at, &mut self.store, parts);
+        let in_a_row = self.reused_in_a_row;
+        let pass = Pass::new(&*setup.model, &at, &mut self.store, parts, in_a_row);
         let ops = &self.plan.steps()[self.step];
-        let (tokens, reused) = pass.tokens(ops, self.x.clone(), setup.copies())?;
-        self.reused = reused;
+        let (tokens, in_a_row) = pass.tokens(ops, self.x.clone(), setup.copies())?;
+        self.reused_in_a_row = in_a_row;
         Ok(setup.model.end(tokens, &at).apart())
     }
 

@@ -21,8 +21,8 @@ pub(super) struct Pass<'a> {
     pub parts: Option<&'a mut PartTimes>,
     /// The stream where each open segment begins.
     opened: Vec<Tensor<3>>,
-    /// Whether it decided to reuse.
-    reused: bool,
+    /// Steps before it that decided to reuse, in a row; one more where it does so too, and none where it does not.
+    in_a_row: usize,
 }
 
 impl<'a> Pass<'a> {
@@ -31,6 +31,7 @@ impl<'a> Pass<'a> {
         at: &'a At,
         store: &'a mut FeatureStore,
         parts: Option<&'a mut PartTimes>,
+        in_a_row: usize,
     ) -> Self {
         Self {
             model,
@@ -38,12 +39,12 @@ impl<'a> Pass<'a> {
             store,
             parts,
             opened: Vec::new(),
-            reused: false,
+            in_a_row,
         }
     }
 
-    /// The tokens after the last block, `[copies·B, tokens, dim]`, for `x` `[B, C, H, W]` under one step's ops, and whether the
-    /// step decided to reuse.
+    /// The tokens after the last block, `[copies·B, tokens, dim]`, for `x` `[B, C, H, W]` under one step's ops, and how many steps
+    /// in a row, this one the last, decided to reuse.
     ///
     /// A reused branch issues no work but its part of `x + Σ gate ⊙ w·feature`.
     pub fn tokens(
@@ -51,10 +52,14 @@ impl<'a> Pass<'a> {
         ops: &[Op],
         x: Tensor<4>,
         copies: usize,
-    ) -> Result<(Tensor<3>, bool), SampleError> {
+    ) -> Result<(Tensor<3>, usize), SampleError> {
         let x = self.model.begin(x, copies);
         self.mark(Part::Embedding);
-        Ok((self.row(ops, x)?, self.reused))
+        let decides = ops.iter().any(|op| matches!(op, Op::Decide { .. }));
+        if !decides {
+            self.in_a_row = 0;
+        }
+        Ok((self.row(ops, x)?, self.in_a_row))
     }
 
     fn row(&mut self, ops: &[Op], x: Tensor<3>) -> Result<Tensor<3>, SampleError> {
@@ -96,15 +101,21 @@ impl<'a> Pass<'a> {
             Op::Decide {
                 probe,
                 threshold,
+                most,
                 compute,
                 reuse,
             } => {
                 let added = self.added(&x);
-                let change = read_one(self.store.change(added.clone(), *probe)?)?;
-                self.reused = !threshold.is_exceeded_by(change);
-                let row = if self.reused {
+                let may = most.is_none_or(|most| self.in_a_row < most);
+                let reuses = may && {
+                    let change = self.store.change(added.clone(), *probe)?;
+                    !threshold.is_exceeded_by(read_one(change)?)
+                };
+                let row = if reuses {
+                    self.in_a_row += 1;
                     reuse
                 } else {
+                    self.in_a_row = 0;
                     self.store.keep(*probe, added)?;
                     compute
                 };

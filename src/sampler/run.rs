@@ -214,7 +214,7 @@ impl Run {
             step: 0,
             plan,
             store,
-            reused: false,
+            reused_in_a_row: 0,
             ahead: None,
         }
     }
@@ -304,7 +304,7 @@ impl Run {
         let x0 = batch
             .advance(&self.setup, parts)
             .map_err(|error| self.explained(error))?;
-        if batch.reused {
+        if batch.reused_in_a_row > 0 {
             self.reused_passes += (batch.conditions.len() * self.setup.copies()) as u64;
         }
         if self.setup.recovery {
@@ -326,7 +326,7 @@ impl Run {
             first_image: batch.first,
             images: batch.conditions.len(),
             step: batch.step - 1,
-            reused: batch.reused,
+            reused: batch.reused_in_a_row > 0,
             x0: self.setup.preview.then_some(x0),
         };
         self.batch = Some(batch);

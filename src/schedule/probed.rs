@@ -16,6 +16,8 @@ pub struct Probed {
     branches: usize,
     middle: Range<usize>,
     threshold: Threshold,
+    warm_up: usize,
+    most: Option<usize>,
 }
 
 /// How much the front may change before the middle is computed anew.
@@ -71,7 +73,19 @@ impl Probed {
             branches,
             middle: sites_before(front)..sites_before(blocks - rear),
             threshold: Threshold(threshold),
+            warm_up: 1,
+            most: None,
         })
+    }
+
+    /// Computes the first steps of the run, whatever changed.
+    pub fn with_warm_up(self, warm_up: usize) -> Self {
+        Self { warm_up, ..self }
+    }
+
+    /// Reuses at most so often in a row.
+    pub fn with_most(self, most: Option<usize>) -> Self {
+        Self { most, ..self }
     }
 
     /// `T`
@@ -87,6 +101,16 @@ impl Probed {
     /// The branches that a step may reuse; those before them are the front.
     pub fn middle(&self) -> Range<usize> {
         self.middle.clone()
+    }
+
+    /// Steps of the run that are computed whatever changed.
+    pub fn warm_up(&self) -> usize {
+        self.warm_up
+    }
+
+    /// Reuses in a row at most.
+    pub fn most(&self) -> Option<usize> {
+        self.most
     }
 
     /// What the front's change is held against.

@@ -4,7 +4,7 @@
     python tests/golden/make.py solver router    # only these
     python tests/golden/make.py bundled          # needs assets/dit-emoji32.safetensors
 
-Needs torch, numpy and safetensors, and diffusers for `diffusers`, `multistep` and `hooks`. Files are written beside this
+Needs torch, numpy and safetensors, diffusers for `diffusers`, `multistep` and `hooks`, and cache-dit for `hooks`. Files are written beside this
 script, always the same ones: seeds are fixed, the CPU is used, and everything is float32 unless said otherwise.
 Nothing here is shared with the Rust code: it is a second reading of the same formulas, written to be obvious, not fast.
 
@@ -42,9 +42,10 @@ Parts
              of `skipped` steps, `<set>.skipped` [S] i64, `<set>.estimates` [T,4] (weights of the newest predictions, then of
              the state; row 0 is plain), `<set>.image` [6,C,H,W] under them, and `uncached` [6,C,H,W].
              `clipped.*` is the same where clean images are clipped to [-1, 1].
-  hooks      hooks/transformer (4 blocks) and hooks.safetensors: DDIM runs of it under diffusers' own FirstBlockCache hook,
-             `noise` [2,C,H,W], `labels` [2] i64, and for each threshold `computed.<threshold>` [T] u8, whether a step ran
-             the blocks after the first, and `image.<threshold>` [2,C,H,W].
+  hooks      hooks/transformer (4 blocks) and hooks.safetensors: DDIM runs of it under others' own hooks, `noise` [2,C,H,W],
+             `labels` [2] i64, and for each policy `computed.<policy>` [T] u8, whether a step ran the middle blocks, and
+             `image.<policy>` [2,C,H,W]. Policies are named as `--schedule` names them: fb:THR is diffusers' FirstBlockCache,
+             db:FN:BN:THR:WARMUP[:MAXRUN] is DBCache of the package cache-dit (1.5.3).
 PixArt has parts of its own, in make_pixart.py, and the training of networks in make_train.py.
 
 How part `sdt` reads what could be read in two ways
@@ -668,7 +669,7 @@ def part_sdt():
 # ---------------------------------------------------------------------------------------------------------------------
 # Cached sampling runs
 
-HOOK_THRESHOLDS = [0.0, 0.3, 0.5, 0.8]
+HOOKS = ["fb:0.3", "fb:0.5", "fb:0.8", "db:1:1:0.5:3", "db:2:0:0.6:5", "db:1:0:0.9:4:2"]
 
 STORED = {"f32": lambda f: f.clone(), "f16": lambda f: f.clamp(-65504, 65504).half().to(f.dtype)}
 
@@ -904,6 +905,8 @@ class OfDiffusers:
 
 
 def part_hooks():
+    import cache_dit
+    from cache_dit.caching.patch_functors import DiTPatchFunctor
     from diffusers import DiTTransformer2DModel
     from diffusers.hooks import FirstBlockCacheConfig, apply_first_block_cache
     from diffusers.models.cache_utils import CacheMixin
@@ -918,28 +921,50 @@ def part_hooks():
     model.save_pretrained(folder, safe_serialization=True)
     noise, labels = normal(901, 2, 4, 8, 8), torch.tensor([1, 4])
     tensors = {"noise": noise, "labels": labels}
-    for threshold in HOOK_THRESHOLDS:
+    for policy in HOOKS:
         hooked = DiTTransformer2DModel(**shape, sample_size=8, patch_size=2, num_embeds_ada_norm=5).eval()
         hooked.load_state_dict(model.state_dict())
-        tail = []
-        hooked.transformer_blocks[-1].ff.register_forward_hook(lambda *_: tail.append(True))
+        name, *numbers = policy.split(":")
+        middle = []
+        # The second block is the first of the middle, or the third where two are in front.
+        of_middle = hooked.transformer_blocks[2 if numbers[0] == "2" else 1]
+        of_middle.ff.register_forward_hook(lambda *_: middle.append(True))
+        if name == "fb":
+            apply_first_block_cache(hooked, FirstBlockCacheConfig(threshold=float(numbers[0])))
+        else:
+            front, rear, threshold, warmup, *most = numbers
+            config = cache_dit.DBCacheConfig(
+                Fn_compute_blocks=int(front),
+                Bn_compute_blocks=int(rear),
+                residual_diff_threshold=float(threshold),
+                max_warmup_steps=int(warmup),
+                max_continuous_cached_steps=int(most[0]) if most else -1,
+                num_inference_steps=steps,
+            )
+            adapter = cache_dit.BlockAdapter(
+                transformer=hooked,
+                blocks=hooked.transformer_blocks,
+                forward_pattern=cache_dit.ForwardPattern.Pattern_3,
+                check_forward_pattern=False,
+                check_num_outputs=False,
+                patch_functor=DiTPatchFunctor(),
+            )
+            cache_dit.enable_cache(adapter, cache_config=config)
         network, computed = OfDiffusers(hooked), []
 
         def counted(*args, **kwargs):
-            tail.clear()
+            middle.clear()
             out = network(*args, **kwargs)
-            computed.append(bool(tail))
+            computed.append(bool(middle))
             return out
 
         counted.both = network.both
-        if threshold > 0:
-            apply_first_block_cache(hooked, FirstBlockCacheConfig(threshold=threshold))
         with CacheMixin.cache_context(hooked, "run"):
             image = ddim_samples(counted, noise, labels, steps=steps, guidance=guidance)
         assert torch.isfinite(image).all() and len(computed) == steps
-        print(f"  {threshold}: {''.join('.#'[c] for c in computed)}")
-        tensors[f"image.{threshold}"] = image
-        tensors[f"computed.{threshold}"] = torch.tensor(computed, dtype=torch.uint8)
+        print(f"  {policy}: {''.join('.#'[c] for c in computed)}")
+        tensors[f"image.{policy}"] = image
+        tensors[f"computed.{policy}"] = torch.tensor(computed, dtype=torch.uint8)
     write("hooks.safetensors", tensors, {"steps": str(steps), "guidance": repr(guidance)})
 
 

@@ -329,7 +329,7 @@ fn bad_usage_ends_with_code_2_and_its_reason() {
         (
             &["--schedule", "teacache"],
             2,
-            "error: unknown policy `teacache`: expected none, fora:N, taylor:N[:ORDER], fb:THRESHOLD, random:CUR[:SEED], steps:K[:SOLVER], learned[:SPEED], or a *.schedule.json file, or folder of such files, that exists",
+            "error: unknown policy `teacache`: expected none, fora:N, taylor:N[:ORDER], pab[:SELF[:CROSS]], scm:BITS, fb:THRESHOLD, db:FRONT:REAR:THRESHOLD, random:CUR[:SEED], steps:K[:SOLVER], learned[:SPEED], or a *.schedule.json file, or folder of such files, that exists",
         ),
         (
             &["--schedule", "fora:0"],

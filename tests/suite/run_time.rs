@@ -37,8 +37,8 @@ fn settings() -> Settings {
     }
 }
 
-fn sampler(model: &Model, threshold: f64) -> Sampler {
-    let policy = Policy::FirstBlock { threshold };
+fn sampler(model: &Model, policy: &str) -> Sampler {
+    let policy: Policy = policy.parse().unwrap();
     let reuse = policy.reuse(settings().steps, &model.outline().graph);
     Sampler::reusing(model, settings(), reuse.unwrap())
         .unwrap()
@@ -69,26 +69,33 @@ fn drawn(run: Run) -> (Vec<f32>, Vec<usize>, Totals) {
 }
 
 #[test]
-fn the_first_block_decides_as_in_diffusers() {
+fn policies_decide_as_the_hooks_of_others() {
     for (device, engine) in engines() {
         let model = model(&engine);
         let graph = &model.outline().graph;
-        for threshold in ["0.3", "0.5", "0.8"] {
-            let sampler = sampler(&model, threshold.parse().unwrap());
+        for (policy, middle) in [
+            ("fb:0.3", 2..8),
+            ("fb:0.5", 2..8),
+            ("fb:0.8", 2..8),
+            ("db:1:1:0.5:3", 2..6),
+            ("db:2:0:0.6:5", 4..8),
+            ("db:1:0:0.9:4:2", 2..8),
+        ] {
+            let sampler = sampler(&model, policy);
             let (images, computed, totals) = drawn(sampler.run(request()).unwrap());
-            let expected = integers(FILE, &format!("computed.{threshold}"));
-            assert_eq!(computed, expected, "{device}, {threshold}");
-            // Three of four blocks of two images and halves.
+            let expected = integers(FILE, &format!("computed.{policy}"));
+            assert_eq!(computed, expected, "{device}, {policy}");
+            // Of two images and halves.
             let skipped = 4 * expected.iter().filter(|c| **c == 0).count() as u64;
-            assert_eq!(totals.reused, 6 * skipped);
-            let middle: u64 = graph.sites()[2..].iter().map(|site| site.macs).sum();
-            assert_eq!(totals.macs_full - totals.macs, skipped * middle);
+            assert_eq!(totals.reused, middle.len() as u64 * skipped);
+            let macs: u64 = graph.sites()[middle].iter().map(|site| site.macs).sum();
+            assert_eq!(totals.macs_full - totals.macs, skipped * macs);
             assert_eq!(totals.peak_cache_bytes, sampler.cache_bytes(2));
 
-            let expected = tensor(FILE, &format!("image.{threshold}")).1;
+            let expected = tensor(FILE, &format!("image.{policy}")).1;
             let largest = expected.iter().fold(0.0f32, |most, v| most.max(v.abs()));
             let error = max_abs_error(&images, &expected) / largest;
-            within(format!("first block, {threshold}, {device}"), error, 2e-6);
+            within(format!("{policy}, {device}"), error, 2e-6);
         }
     }
 }
@@ -99,7 +106,7 @@ fn what_never_engages_is_the_uncached_run() {
         let model = model(&engine);
         let plain = Sampler::new(&model, settings(), None).unwrap();
         let (expected, ..) = drawn(plain.run(request()).unwrap());
-        let (images, computed, totals) = drawn(sampler(&model, 1e-9).run(request()).unwrap());
+        let (images, computed, totals) = drawn(sampler(&model, "fb:1e-9").run(request()).unwrap());
         assert_eq!(images, expected, "{device}");
         assert!(computed.iter().all(|c| *c == 1) && totals.macs == totals.macs_full);
     }
@@ -110,7 +117,7 @@ fn what_never_engages_is_the_uncached_run() {
 fn a_run_that_decides_resumes_where_it_computes() {
     for (device, engine) in engines() {
         let model = model(&engine);
-        let sampler = sampler(&model, 0.5).with_recovery(true);
+        let sampler = sampler(&model, "fb:0.5").with_recovery(true);
         let (expected, computed, totals) = drawn(sampler.run(request()).unwrap());
         let at = (4..20)
             .find(|s| computed[*s] == 1 && computed[*s - 1] == 0)
@@ -132,10 +139,10 @@ fn a_run_that_decides_resumes_where_it_computes() {
 fn features_kept_in_half_decide_alike() {
     for (device, engine) in engines() {
         let model = model(&engine);
-        let sampler = sampler(&model, 0.5).with_cache_dtype(CacheDtype::F16);
+        let sampler = sampler(&model, "fb:0.5").with_cache_dtype(CacheDtype::F16);
         let (images, computed, _) = drawn(sampler.run(request()).unwrap());
-        assert_eq!(computed, integers(FILE, "computed.0.5"), "{device}");
-        let expected = tensor(FILE, "image.0.5").1;
+        assert_eq!(computed, integers(FILE, "computed.fb:0.5"), "{device}");
+        let expected = tensor(FILE, "image.fb:0.5").1;
         let largest = expected.iter().fold(0.0f32, |most, v| most.max(v.abs()));
         let error = max_abs_error(&images, &expected) / largest;
         assert!(error > 1e-6, "{device}: halves must show");

@@ -513,8 +513,23 @@ fn the_learned_schedule_can_be_asked_for_and_a_plan_be_read_as_json() {
             "--json",
         ])
     };
-    assert_eq!(sampled("20")["schedule"], "the bundled router");
-    assert_eq!(sampled("3")["schedule"], "none");
+    assert_eq!(sampled("20")["schedule"], "learned:2.00");
+    // What is not there is not silently something else.
+    let refused = harmonica(&[
+        "sample",
+        "--device",
+        "cpu",
+        "--schedule",
+        "learned",
+        "--steps",
+        "3",
+    ]);
+    let said = String::from_utf8_lossy(&refused.stderr);
+    let text = "there is no learned schedule for this model and run";
+    assert!(
+        refused.status.code() == Some(2) && said.contains(text),
+        "{said}"
+    );
     let file = golden("../../assets/routers/ddim20-cur0.5.schedule.json");
     let show = ["schedule", "show", file.to_str().unwrap(), "--json"];
     let plan = harmonica_json(&[&show[..], &["--plan"]].concat());

@@ -320,9 +320,17 @@ fn wrong_training_settings_are_refused() {
         &["--steps", "2", "--target-cur", "0.6"],
         "reusing everything after step 0 gives 0.500",
     );
-    refused(&["--steps", "1"], "a router needs at least 2 steps");
     refused(
-        &["--solver", "ddpm"],
+        &["--steps", "1", "--passes", "1"],
+        "a router needs at least 2 steps",
+    );
+    refused(&["--steps", "1"], "--steps is 1, expected at least 2");
+    refused(
+        &["--steps", "4", "--target-speedup", "5"],
+        "--target-speedup is 5, expected at most the number of steps",
+    );
+    refused(
+        &["--solver", "ddpm", "--passes", "1"],
         "routers are trained along the deterministic ddim solver",
     );
     refused(

@@ -189,7 +189,23 @@ impl<'m> LadderRun<'m> {
         options: LadderOptions,
     ) -> Result<Self, TrainingError> {
         options.settings.check()?;
-        options.targets.iter().try_for_each(Budget::check)?;
+        for target in &options.targets {
+            target.check()?;
+            match *target {
+                Budget::TargetSpeedup(ratio) if SHORT * ratio > run.steps as f64 => {
+                    return Err(TrainingError::Setting {
+                        setting: "target-speedup",
+                        value: ratio.to_string(),
+                        expected: "at most the number of steps, of which the first is computed",
+                    });
+                }
+                Budget::TargetSpeedup(_) => {}
+                target => {
+                    let graph = &info.outline.graph;
+                    target.check_reachable(run.steps, graph, graph.branches())?;
+                }
+            }
+        }
         if run.steps < 2 {
             return Err(TrainingError::Setting {
                 setting: "steps",
