@@ -254,7 +254,7 @@ def front_20(harmonica):
         *learned("4"),
         *fewer(5),
     ]
-    return front(harmonica, rows, "--steps 20 --count 184 --plot assets/front.png", truth=500)
+    return front(harmonica, rows, "--steps 20 --count 92 --plot assets/front.png", truth=500)
 
 
 def front_50(harmonica):

@@ -6,7 +6,7 @@ use super::{ModelIdentity, RunSettings, ScheduleFile};
 
 /// What `harmonica train router` made for the bundled model: forecasts of every speed, and HarmoniCa's routers.
 #[cfg(feature = "bundled")]
-const BUNDLED: [&str; 9] = [
+const BUNDLED: [&str; 13] = [
     include_str!("../../assets/routers/ddim20-speedup1.25.schedule.json"),
     include_str!("../../assets/routers/ddim20-speedup1.33.schedule.json"),
     include_str!("../../assets/routers/ddim20-speedup1.6.schedule.json"),
@@ -14,6 +14,10 @@ const BUNDLED: [&str; 9] = [
     include_str!("../../assets/routers/ddim20-speedup2.5.schedule.json"),
     include_str!("../../assets/routers/ddim20-speedup3.schedule.json"),
     include_str!("../../assets/routers/ddim20-speedup4.schedule.json"),
+    include_str!("../../assets/routers/dpmpp2m20-speedup1.33.schedule.json"),
+    include_str!("../../assets/routers/dpmpp2m20-speedup1.6.schedule.json"),
+    include_str!("../../assets/routers/dpmpp2m20-speedup2.schedule.json"),
+    include_str!("../../assets/routers/dpmpp2m20-speedup3.schedule.json"),
     include_str!("../../assets/routers/ddim20-cur0.375.schedule.json"),
     include_str!("../../assets/routers/ddim50-cur0.375.schedule.json"),
 ];

@@ -189,6 +189,13 @@ impl<'m> LadderRun<'m> {
         options: LadderOptions,
     ) -> Result<Self, TrainingError> {
         options.settings.check()?;
+        if run.steps < 2 {
+            return Err(TrainingError::Setting {
+                setting: "steps",
+                value: run.steps.to_string(),
+                expected: "at least 2: a run computes its first step",
+            });
+        }
         for target in &options.targets {
             target.check()?;
             match *target {
@@ -205,13 +212,6 @@ impl<'m> LadderRun<'m> {
                     target.check_reachable(run.steps, graph, graph.branches())?;
                 }
             }
-        }
-        if run.steps < 2 {
-            return Err(TrainingError::Setting {
-                setting: "steps",
-                value: run.steps.to_string(),
-                expected: "at least 2: a run computes its first step",
-            });
         }
         let folder = options.folder.path();
         let there = check_folder(folder, LADDER_STATE, options.resume)?;
