@@ -32,8 +32,8 @@ SHORT_RUN = "--passes 160 --lr 0.15"
 # The runs that learned schedules of every speed come with.
 LADDERS = {
     "ddim20": "--steps 20",
-    "ddim50": "--steps 50 --sweeps 1 --target-speedup 1.33,1.6,2,3",
-    "dpmpp2m20": "--steps 20 --solver dpm++2m --target-speedup 1.33,1.6,2,3",
+    "ddim50": "--steps 50 --sweeps 0",
+    "dpmpp2m20": "--steps 20 --solver dpm++2m --sweeps 2 --target-speedup 1.33,1.6,2,3",
 }
 LONG_RUN = "--passes 50 --batch 2 --lr 0.15 --lambda-every 1250"
 

@@ -8,14 +8,14 @@
 use std::{error::Error, path::Path, time::Instant};
 
 use harmonica::{
-    checkpoint::{LoadOptions, ModelSpec, load_model},
+    checkpoint::{LoadOptions, ModelSpec},
     device::{DeviceChoice, Engine},
-    diffusion::{Guidance, GuidedChannels, Solver},
     graph::{Site, SiteKind},
     metrics::psnr,
     models::Condition,
+    pipeline::Pipeline,
     report::{Tile, grid, image_from_values, write_png},
-    sampler::{Request, Sampler, Settings, model_identity, run_settings},
+    sampler::{Request, Settings, model_identity, run_settings},
     schedule::{PolicyRecord, Schedule, ScheduleFile},
 };
 
@@ -36,12 +36,11 @@ fn main() -> Result<(), Box<dyn Error>> {
         None => ModelSpec::Bundled,
     };
     let engine = Engine::open(DeviceChoice::Auto)?.engine;
-    let (model, info) = load_model(&spec, LoadOptions::default(), engine.device())?;
+    let pipeline = Pipeline::open(&engine, &spec, LoadOptions::default())?;
+    let info = &pipeline.info;
     let settings = Settings {
         steps: STEPS,
-        solver: Solver::ddim(0.0)?,
-        guidance: Guidance::new(3.0, GuidedChannels::Three)?,
-        clip_x0: info.clip_x0,
+        ..pipeline.usual_settings()
     };
 
     let graph = &info.outline.graph;
@@ -50,7 +49,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     })?;
 
     // The plan says before the run what it will cost.
-    let sampler = Sampler::new(&model, settings, Some(schedule.clone()))?.with_engine(&engine);
+    let sampler = pipeline.sampler(settings, Some(schedule.clone().into()))?;
     let figures = sampler.plan().accounting();
     print!("{}", sampler.plan());
     println!(
@@ -73,9 +72,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let cached = sampler.sample(request.clone())?;
     let cached_seconds = started.elapsed().as_secs_f64();
     let started = Instant::now();
-    let uncached = Sampler::new(&model, settings, None)?
-        .with_engine(&engine)
-        .sample(request)?;
+    let uncached = pipeline.sampler(settings, None)?.sample(request)?;
     let uncached_seconds = started.elapsed().as_secs_f64();
     println!(
         "{cached_seconds:.2} s against {uncached_seconds:.2} s (first runs, which compile kernels on a GPU), PSNR {:.1} dB",
@@ -87,8 +84,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         name: "outer-blocks".into(),
         parameters: None,
     };
-    let run = run_settings(&info, &settings)?;
-    let file = ScheduleFile::of(&schedule, policy, model_identity(&info), run);
+    let run = run_settings(info, &settings)?;
+    let file = ScheduleFile::of(&schedule, policy, model_identity(info), run);
     file.write(Path::new("out/custom_policy.schedule.json"))?;
 
     let image_shape = info.outline.latents.shape();

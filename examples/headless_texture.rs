@@ -7,12 +7,11 @@
 use std::error::Error;
 
 use harmonica::{
-    checkpoint::{LoadOptions, ModelSpec, load_model},
+    checkpoint::{LoadOptions, ModelSpec},
     device::{Engine, device_descriptor, interop::ImagePainter},
-    diffusion::{Guidance, GuidedChannels, Solver},
     models::Condition,
-    sampler::{Event, Request, Sampler, Settings, model_identity, run_settings},
-    schedule::bundled_schedule,
+    pipeline::Pipeline,
+    sampler::{Event, Request},
 };
 
 /// Side of the host's textures in pixels; their rows of 1024 bytes are a multiple of 256, as copies need.
@@ -29,17 +28,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     let engine = Engine::from_wgpu(instance, adapter, device.clone(), queue.clone())?;
     println!("{} ({})", engine.report().device, engine.report().backend);
 
-    let (model, info) = load_model(&ModelSpec::Bundled, LoadOptions::default(), engine.device())?;
-    let settings = Settings {
-        steps: 20,
-        solver: Solver::ddim(0.0)?,
-        guidance: Guidance::new(3.0, GuidedChannels::Three)?,
-        clip_x0: info.clip_x0,
-    };
-    let schedule = bundled_schedule(&model_identity(&info), &run_settings(&info, &settings)?)
-        .map(|file| file.schedule())
-        .transpose()?;
-    let sampler = Sampler::new(&model, settings, schedule)?.with_engine(&engine);
+    let pipeline = Pipeline::open(&engine, &ModelSpec::Bundled, LoadOptions::default())?;
+    let settings = pipeline.usual_settings();
+    let chosen = pipeline.choose("learned:2", &settings)?;
+    let sampler = pipeline.sampler(settings, Some(chosen.reuse))?;
 
     // One texture an image; what the host renders with afterwards.
     let painter = ImagePainter::new(&engine, wgpu::TextureFormat::Rgba8Unorm)?;

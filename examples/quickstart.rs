@@ -8,13 +8,12 @@
 use std::{error::Error, path::Path};
 
 use harmonica::{
-    checkpoint::{LoadOptions, ModelSpec, load_model},
+    checkpoint::{LoadOptions, ModelSpec},
     device::Engine,
-    diffusion::{Guidance, GuidedChannels, Solver},
     models::Condition,
+    pipeline::Pipeline,
     report::{Tile, columns_for, grid, image_from_values, write_png},
-    sampler::{Event, Request, Sampler, Settings, model_identity, run_settings},
-    schedule::bundled_schedule,
+    sampler::{Event, Request},
 };
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -25,17 +24,11 @@ fn main() -> Result<(), Box<dyn Error>> {
     let device = arguments.next().unwrap_or_else(|| "auto".into());
 
     let engine = Engine::open(device.parse()?)?.engine;
-    let (model, info) = load_model(&ModelSpec::Bundled, LoadOptions::default(), engine.device())?;
-    let settings = Settings {
-        steps: 20,
-        solver: Solver::ddim(0.0)?,
-        guidance: Guidance::new(3.0, GuidedChannels::Three)?,
-        clip_x0: info.clip_x0,
-    };
-    // The learned schedule for this model and run; without one, everything would be computed.
-    let learned = bundled_schedule(&model_identity(&info), &run_settings(&info, &settings)?);
-    let schedule = learned.map(|file| file.schedule()).transpose()?;
-    let sampler = Sampler::new(&model, settings, schedule)?.with_engine(&engine);
+    let pipeline = Pipeline::open(&engine, &ModelSpec::Bundled, LoadOptions::default())?;
+    let settings = pipeline.usual_settings();
+    // What was learned for this model and run, at half of the work. `none` would compute everything.
+    let chosen = pipeline.choose("learned:2", &settings)?;
+    let sampler = pipeline.sampler(settings, Some(chosen.reuse))?;
 
     let labels: Vec<usize> = (0..12).collect();
     let request = Request {
@@ -55,6 +48,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         }
     }
 
+    let info = &pipeline.info;
     let shape = info.outline.latents.shape();
     let tiles: Vec<Tile> = values
         .chunks(shape.iter().product())

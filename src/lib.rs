@@ -2,30 +2,27 @@
 //!
 //! A DiT makes an image in 10 to 50 passes through the same network, and from pass to pass most branches
 //! hardly change. A *router* of one logit a step and branch learns, without any images, which attention and
-//! MLP branches may be reused; its threshold is a [`schedule::Schedule`], and the [`sampler`] does no work for
-//! what the schedule reuses.
+//! MLP branches may be reused; a *forecast* learns at which steps the network need not run, and how to make its picture of
+//! earlier ones. Both are a [`schedule::Schedule`], and the [`sampler`] does no work for what the schedule leaves out.
 //!
 //! # From a checkpoint to images
 //!
 //! ```no_run
 //! use harmonica::{
-//!     checkpoint::{LoadOptions, ModelSpec, load_model},
+//!     checkpoint::{LoadOptions, ModelSpec},
 //!     device::{DeviceChoice, Engine},
-//!     diffusion::{Guidance, GuidedChannels, Solver},
 //!     models::Condition,
-//!     sampler::{Event, Request, Sampler, Settings},
+//!     pipeline::Pipeline,
+//!     sampler::{Event, Request},
 //! };
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let engine = Engine::open(DeviceChoice::Auto)?.engine;
-//! let (model, info) = load_model(&ModelSpec::Bundled, LoadOptions::default(), engine.device())?;
-//! let settings = Settings {
-//!     steps: 20,
-//!     solver: Solver::ddim(0.0)?,
-//!     guidance: Guidance::new(3.0, GuidedChannels::Three)?,
-//!     clip_x0: info.clip_x0,
-//! };
-//! let sampler = Sampler::new(&model, settings, None)?.with_engine(&engine);
+//! let pipeline = Pipeline::open(&engine, &ModelSpec::Bundled, LoadOptions::default())?;
+//! let settings = pipeline.usual_settings();
+//! // What was learned for this model and run: half of the work.
+//! let chosen = pipeline.choose("learned:2", &settings)?;
+//! let sampler = pipeline.sampler(settings, Some(chosen.reuse))?;
 //! let conditions = Condition::classes(&[6, 7]);
 //! let request = Request { conditions, seed: 0, noise: None, batch: 2 };
 //! // A run is an iterator that does one step a poll: stop polling to pause, drop it to cancel.
@@ -68,7 +65,7 @@
 //! | [`pipeline`] | the facade: a model on a device, schedules by name, samplers |
 //! | [`files`] | files that are never half-written |
 //! | [`metrics`], [`report`] | numbers about images; pictures about numbers |
-//! | [`training`] | [`training::router`]: SDT, IEPO, the budget; [`training::network`]: a DiT from pictures; [`training::run`]: resumable runs |
+//! | [`training`] | [`training::router`]: SDT, IEPO, the budget; [`training::forecast`]: which steps to run, and what makes up for the others; [`training::network`]: a DiT from pictures; [`training::run`]: resumable runs |
 //! | `cli` | the command, one file a subcommand, with the feature of that name |
 //! | `capi` | the C interface of `include/harmonica.h`, with the feature of that name |
 #![deny(unsafe_code)]

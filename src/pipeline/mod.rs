@@ -12,6 +12,7 @@ use crate::{
     device::Engine,
     diffusion::{Guidance, Solver},
     models::{Model, Prompts},
+    policy::PolicyError,
     sampler::{SampleError, Sampler, Settings},
     schedule::Reuse,
 };
@@ -91,6 +92,14 @@ impl Pipeline {
             guidance: guidance.unwrap_or_default(),
             clip_x0: self.info.clip_x0,
         }
+    }
+
+    /// What `spec` means for this model and run: a policy, `learned[:SPEED]`, `steps:K`, a schedule file or a folder of them.
+    ///
+    /// # Errors
+    /// As [`choose_schedule`].
+    pub fn choose(&self, spec: &str, settings: &Settings) -> Result<Chosen, PolicyError> {
+        choose_schedule(&spec.parse()?, false, &self.info, settings)
     }
 
     /// A sampler on this device; `reuse` `None` computes everything.

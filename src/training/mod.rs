@@ -1,10 +1,10 @@
-//! Training a router: HarmoniCa (arXiv 2410.01723), image-free, step by step along the real denoising path. And before
-//! that, training the network itself.
+//! Learning what a run may skip, image-free and along the real denoising path: HarmoniCa's router of branches (arXiv
+//! 2410.01723), or forecasts of whole steps. And before that, training the network itself.
 //!
 //! - [`router`]: SDT and IEPO, budgets, resumable runs in a folder
 //! - [`forecast`]: clean images made of earlier ones, fitted so that a run that skips lands where the uncached one does
 //! - [`network`]: a DiT from pictures, with the public release's objective
-//! - [`run`]: what both share: errors, logs, metadata of checkpoints
+//! - [`run`]: what they share: errors, logs, metadata of checkpoints
 
 pub mod data;
 pub mod forecast;
