@@ -9,7 +9,10 @@ use super::{
     ReportError,
     plot::{Area, Drawn, FONT, INK, LINE, MARK, WIDTH, line, picture},
 };
-use crate::{graph::SiteKind, schedule::ScheduleFile};
+use crate::{
+    graph::SiteKind,
+    schedule::{Estimate, FORECAST_DEPTH, Schedule, ScheduleFile},
+};
 
 /// How a training went, a value a pass.
 #[derive(Debug, Clone, Default)]
@@ -78,7 +81,9 @@ fn draw(file: &ScheduleFile, curves: Option<&Curves>, panel: u32, root: &Area<'_
             }
         })
         .collect();
-    if !values.is_empty() {
+    if !schedule.forecast().estimates.is_empty() {
+        weights(&lambda, &schedule)?;
+    } else if !values.is_empty() {
         side_bars(&lambda, "λ (square root)", relative, file.run.steps, MARK)?;
     }
     let graph = &file.model.graph;
@@ -174,6 +179,52 @@ fn reuse_shade(score: Option<f64>, threshold: Option<f64>) -> RGBColor {
     let depth = 1.0 - (score / threshold.max(1e-9)).clamp(0.0, 1.0);
     let mix = |from: f64, to: f64| (from + (to - from) * depth) as u8;
     RGBColor(mix(253.0, 244.0), mix(240.0, 165.0), mix(226.0, 96.0))
+}
+
+/// What each step's clean image is made of, a column a term: red above 0, blue below.
+fn weights(area: &Area<'_>, schedule: &Schedule) -> Drawn {
+    let terms = FORECAST_DEPTH + 1;
+    let mut chart = ChartBuilder::on(area)
+        .caption(
+            "weights of H0, H1, H2, x",
+            (FONT, 14).into_font().color(&INK),
+        )
+        .margin(8)
+        .x_label_area_size(34)
+        .build_cartesian_2d(0f64..terms as f64, schedule.steps() as f64..0f64)?;
+    chart
+        .configure_mesh()
+        .disable_mesh()
+        .disable_y_axis()
+        .disable_x_axis()
+        .draw()?;
+    let label = (FONT, 10).into_font().color(&INK);
+    for s in 0..schedule.steps() {
+        let of_step = schedule.forecast().estimates.get(&s);
+        let Estimate { state, predictions } = *of_step.unwrap_or(&Estimate::NEWEST);
+        for (column, weight) in predictions.into_iter().chain([state]).enumerate() {
+            let strength = weight.abs().clamp(0.0, 1.0);
+            let fade = |to: u8| (255.0 - (255.0 - f64::from(to)) * 0.7 * strength) as u8;
+            let colour = match weight < 0.0 {
+                true => RGBColor(fade(33), fade(102), fade(172)),
+                false => RGBColor(fade(214), fade(96), fade(77)),
+            };
+            let (x, y) = (column as f64, s as f64);
+            chart.draw_series([Rectangle::new(
+                [(x + 0.03, y + 0.05), (x + 0.97, y + 0.95)],
+                colour.filled(),
+            )])?;
+            let text = match weight {
+                0.0 => String::new(),
+                weight => format!("{weight:.2}"),
+            };
+            // Rows of many steps are too low for numbers.
+            if schedule.steps() <= 32 {
+                chart.draw_series([Text::new(text, (x + 0.2, y + 0.15), label.clone())])?;
+            }
+        }
+    }
+    Ok(())
 }
 
 /// A bar a step, values 0 to 1, step 0 at the top.
