@@ -21,7 +21,7 @@ pub struct hm_schedule {
 }
 
 /// What a schedule costs and saves, for one image and one half of the guidance batch. One that decides while a run goes on
-/// (`fb:THRESHOLD`) counts as computing everything.
+/// (`fb`, `db`) counts as computing everything.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct hm_figures {
@@ -62,8 +62,8 @@ pub unsafe extern "C" fn hm_schedule_open(
         let chosen = choose_schedule(&spec.parse()?, false, info, &settings)?;
         if chosen.settings != settings {
             return Err(Failure::Argument(format!(
-                "`{spec}` is another run: set settings.steps to {} and pass no schedule",
-                chosen.settings.steps
+                "`{spec}` is another run: set settings.steps to {} and settings.solver to that of {}, and pass no schedule",
+                chosen.settings.steps, chosen.settings.solver
             )));
         }
         out.set(hm_schedule::new(chosen.reuse, model));

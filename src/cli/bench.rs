@@ -90,7 +90,8 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
     };
 
     // Warming up twice, counting, measuring part by part, then the timed runs in turn.
-    let total = rows.len() * (args.runs + 3) * settings.steps;
+    let steps: usize = rows.iter().map(|row| row.sampler.settings().steps).sum();
+    let total = (args.runs + 3) * steps;
     let bar = progress(context, total as u64, "steps");
     let mut first_image = None;
     let mut reference: Option<Vec<f32>> = None;
@@ -98,7 +99,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
         let (images, totals) = timed(&row.sampler, &request, &bar, context)?.1;
         row.totals = totals;
         first_image.get_or_insert(context.started.elapsed().as_secs_f64());
-        if totals.reused == 0 {
+        if totals.reused == 0 && row.sampler.settings() == settings {
             // Whatever the order of the work, the timing is of the same thing.
             let reference = reference.get_or_insert_with(|| images.clone());
             row.off = Some(max_abs_error(reference, &images));
@@ -109,7 +110,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
         row.dispatches = launches.finish(engine);
         row.peak_host_bytes = peak_memory_bytes().filter(|_| fresh_peak);
         let (_, parts) = row.sampler.profile(request.clone())?;
-        bar.inc(settings.steps as u64);
+        bar.inc(row.sampler.settings().steps as u64);
         row.parts = Part::ALL.map(|part| (part, parts.of(part))).to_vec();
     }
     for _ in 0..args.runs {
@@ -186,7 +187,7 @@ fn timed(
 
 fn figures(row: &Row, uncached: &Row, info: &ModelInfo, batch: usize) -> Value {
     let plan = row.sampler.plan().accounting();
-    let macs_ratio = row.totals.macs_ratio();
+    let macs_ratio = uncached.totals.macs as f64 / row.totals.macs as f64;
     // Runs that stood next to each other in time are compared with each other.
     let ratios: Vec<f64> = uncached
         .seconds

@@ -16,8 +16,10 @@ use super::{
 };
 use crate::{
     checkpoint::ModelInfo,
+    files::check_writable,
     metrics::{mean_and_error, median, mse, psnr_from_mse, ssim},
-    report::{FrontPoint, draw_front},
+    models::Condition,
+    report::{FrontPoint, ReportError, draw_front},
     sampler::{BATCH_BYTES, Request, Settings, Totals, batch_for},
     schedule::Reuse,
 };
@@ -54,6 +56,7 @@ pub(super) struct Args {
 /// Something to compare: settings and a table.
 struct Entry {
     name: String,
+    policy: String,
     settings: Settings,
     reuse: Reuse,
 }
@@ -83,18 +86,25 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
     let truth = truth
         .map(|spec| entry(&spec, args.force, info, &settings))
         .transpose()?;
+    if let Some(path) = &args.plot {
+        let unwritable = |source| ReportError::Io {
+            path: path.clone(),
+            source,
+        };
+        check_writable(path).map_err(unwritable)?;
+    }
     let conditions = pipeline.prompts.in_turn(args.count);
     let all = entries.iter().chain(&truth);
-    let total: usize = all.map(|e| e.settings.steps * args.count).sum();
+    let total: usize = all.map(|e| e.settings.steps * args.count).sum::<usize>() + settings.steps;
     let bar = progress(context, total as u64, "image steps");
-    let drawn = |entry: &Entry| -> Result<Drawn, CliError> {
+    let drawn = |entry: &Entry, conditions: &[Condition]| -> Result<Drawn, CliError> {
         let started = Instant::now();
         let sampler = pipeline
             .sampler(entry.settings, Some(entry.reuse.clone()))?
             .with_cache_dtype(args.cache.cache_dtype);
         let guided = entry.settings.guidance.is_active();
         let run = sampler.run(Request {
-            conditions: conditions.clone(),
+            conditions: conditions.to_vec(),
             seed: args.seed,
             noise: None,
             batch: batch_for(&info.outline, guided, BATCH_BYTES).min(conditions.len()),
@@ -106,13 +116,16 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
             seconds: started.elapsed().as_secs_f64(),
         })
     };
-    let uncached = drawn(&entries[0])?;
-    let truth = truth.as_ref().map(&drawn).transpose()?;
+    // The first run on a device compiles what all others find.
+    drawn(&entries[0], &conditions[..1])?;
+    let uncached = drawn(&entries[0], &conditions)?;
+    let truth = truth.as_ref().map(|truth| drawn(truth, &conditions));
+    let truth = truth.transpose()?;
     let mut rows: Vec<Value> = Vec::new();
     for (number, entry) in entries.iter().enumerate() {
         let own = match number {
             0 => None,
-            _ => Some(drawn(entry)?),
+            _ => Some(drawn(entry, &conditions)?),
         };
         let shape = info.outline.latents.shape();
         let found = own.as_ref().unwrap_or(&uncached);
@@ -125,10 +138,6 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
         rows.push(row);
     }
     bar.finish_and_clear();
-    if let Some(path) = &args.plot {
-        draw_front(&points(&rows), path)?;
-        context.say(format!("drew {}", path.display()));
-    }
     let report = engine.report();
     if args.json {
         print_json(&json!({
@@ -136,30 +145,31 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
             "seed": args.seed, "steps": settings.steps, "guidance": settings.guidance.scale(), "cache_dtype": args.cache.cache_dtype.to_string(),
             "rows": rows,
         }));
-        return Ok(());
+        return draw_plot(&args, &rows, context);
     }
     out!("{}", table(&rows));
     context.say(format!(
         "error to the uncached {}-step images over {} images (mean ± standard error), {} on {}",
         settings.steps, args.count, info.outline.name, report.device
     ));
+    draw_plot(&args, &rows, context)
+}
+
+fn draw_plot(args: &Args, rows: &[Value], context: &Context) -> Result<(), CliError> {
+    if let Some(path) = &args.plot {
+        draw_front(&points(rows), path)?;
+        context.say(format!("drew {}", path.display()));
+    }
     Ok(())
 }
 
 /// Rows as points; schedules of one policy belong together.
 fn points(rows: &[Value]) -> Vec<FrontPoint> {
     let number = |row: &Value, key: &str| row[key].as_f64().unwrap_or(f64::NAN);
-    let policy = |name: &str| match name.split(':').collect::<Vec<_>>()[..] {
-        ["steps", _, solver] => format!("fewer steps of {solver}"),
-        ["steps", ..] => "fewer steps".to_owned(),
-        ["taylor", _, order] => format!("taylor, order {order}"),
-        [policy, ..] => policy.to_owned(),
-        [] => name.to_owned(),
-    };
     rows.iter()
         .skip(1)
         .map(|row| FrontPoint {
-            policy: policy(row["schedule"].as_str().unwrap_or_default()),
+            policy: row["policy"].as_str().unwrap_or_default().into(),
             macs_ratio: number(row, "macs_ratio"),
             mse: number(row, "mse"),
         })
@@ -192,7 +202,7 @@ fn figures(entry: &Entry, found: &Drawn, uncached: &Drawn, shape: [usize; 3]) ->
         ..
     } = found.totals;
     json!({
-        "schedule": entry.name, "steps": entry.settings.steps, "cur": found.totals.cur(),
+        "schedule": entry.name, "policy": entry.policy, "steps": entry.settings.steps, "cur": found.totals.cur(),
         "macs_ratio": uncached.totals.macs as f64 / macs as f64, "mse": mean, "mse_standard_error": error,
         "mse_median": median(&errors), "mse_max": errors.iter().copied().fold(0.0, f64::max),
         "psnr": psnr_from_mse(mean), "ssim": mean_and_error(&likeness).0,
@@ -210,6 +220,7 @@ fn entry(
     let chosen = resolve(spec, force, info, settings)?;
     Ok(Entry {
         name: chosen.name,
+        policy: chosen.policy,
         settings: chosen.settings,
         reuse: chosen.reuse,
     })

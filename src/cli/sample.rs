@@ -203,7 +203,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
     ));
     if matches!(sampler.reuse(), Reuse::AtRunTime(_)) && totals.reused == 0 {
         context.say(format!(
-            "warning: {} never reused anything: a higher threshold would",
+            "warning: {} never reused anything; a higher threshold, or fewer steps of warm-up, may",
             chosen.name
         ));
     }

@@ -45,7 +45,7 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Write the schedule of a policy that is known before the run: none, fora:N, taylor:N[:ORDER], random:CUR[:SEED]
+    /// Write the schedule of a policy that is known before the run: none, fora:N, taylor:N[:ORDER], pab[:SELF[:CROSS]], scm:BITS, random:CUR[:SEED]
     Make {
         /// The policy
         policy: String,
@@ -359,7 +359,7 @@ fn diff(a: &Path, b: &Path) -> Result<(), CliError> {
         b.display(),
         100.0 * y.cur()
     );
-    let mut differing = 0;
+    let (mut differing, mut other_weights) = (0, 0);
     for s in 0..x.steps() {
         let row: String = x
             .row(s)
@@ -374,11 +374,20 @@ fn diff(a: &Path, b: &Path) -> Result<(), CliError> {
             .collect();
         let count = row.chars().filter(|c| "+-".contains(*c)).count();
         differing += count;
-        out!("{s:>4}  {row}  {count}");
+        let (f, g) = (x.forecast(), y.forecast());
+        let forecasts_differ = f.estimates.get(&s) != g.estimates.get(&s)
+            || x.runs_network(s) != y.runs_network(s)
+            || (0..x.branches()).any(|n| x.weights(s, n) != y.weights(s, n));
+        other_weights += usize::from(forecasts_differ);
+        let mark = if forecasts_differ { "  ~" } else { "" };
+        out!("{s:>4}  {row}  {count}{mark}");
     }
     out!(
         "{differing} of {} differ (- computed only in the first, + only in the second)",
         x.steps() * x.branches()
     );
+    if other_weights > 0 {
+        out!("{other_weights} of {} steps weigh otherwise (~)", x.steps());
+    }
     Ok(())
 }

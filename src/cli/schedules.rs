@@ -13,7 +13,7 @@ use crate::{
     checkpoint::ModelInfo,
     pipeline::{Chosen, Pipeline, choose_schedule},
     policy::{Policy, PolicyError, ScheduleChoice},
-    sampler::Settings,
+    sampler::{Settings, run_settings},
     training::{Budget, forecast::LadderSettings},
 };
 
@@ -21,15 +21,15 @@ use crate::{
 pub(super) struct ScheduleArgs {
     /// What to reuse: a *.schedule.json file or a folder of them; learned[:SPEED], what was learned for this model and run;
     /// none; fora:N (reuse all but every N-th step); random:CUR[:SEED]; scm:BITS (whole steps); pab[:SELF[:CROSS]] (attention at
-    /// intervals); taylor:N[:ORDER] (forecast features); fb:THRESHOLD and db:FRONT:REAR:THRESHOLD (blocks, while those in front
-    /// change little); steps:K[:SOLVER] (fewer steps) [default: none; learned for the bundled model, where there is something]
+    /// intervals); taylor:N[:ORDER] (forecast features); fb:THRESHOLD and db:FRONT:REAR:THRESHOLD[:WARMUP[:MOST]] (blocks, while
+    /// those in front change little); steps:K[:SOLVER] (fewer steps) [default: none; learned for the bundled model, where there is something]
     #[arg(long, value_name = "FILE|DIR|none|learned|POLICY[:ARGS]")]
     pub schedule: Option<String>,
     /// The learned schedule of this MACs ratio, of those in the --schedule folder or of those that come with the bundled model
     #[arg(long, value_name = "X")]
     pub speed: Option<f64>,
     /// Where there is no learned schedule of --speed, fit one first, to even steps (a minute for small models): into
-    /// harmonica-ladders/, where the next run finds it. `harmonica train router` searches for better steps
+    /// harmonica-ladders/, where the next run with --learn finds it. `harmonica train router` searches for better steps
     #[arg(long, requires = "speed", conflicts_with = "schedule")]
     pub learn: bool,
     /// Use a schedule file that was made for another model or run, if its table has the right size
@@ -63,7 +63,7 @@ impl ScheduleArgs {
             Err(PolicyError::NotLearned {
                 speed: Some(speed), ..
             }) if self.learn => {
-                let folder = Self::learned_in(info, settings);
+                let folder = Self::learned_in(pipeline, settings)?;
                 let choice = ScheduleChoice::Learned {
                     speed: Some(speed),
                     folder: Some(folder.clone()),
@@ -87,11 +87,12 @@ impl ScheduleArgs {
                     ..LadderSettings::default()
                 };
                 let asked = Asked {
-                    resume: folder.is_dir(),
+                    resume: folder.join("ladder.json").exists(),
                     out: folder,
                     targets: vec![Budget::TargetSpeedup(speed)],
                     settings: settings_of_fit,
                     json: false,
+                    go_on: "the same command goes on",
                 };
                 train_ladder::make(&asked, pipeline, *settings, context)?;
                 warned(choose_schedule(&choice, false, info, settings)?, false)
@@ -100,18 +101,20 @@ impl ScheduleArgs {
         }
     }
 
-    /// Where schedules that were fitted on the way lie, a folder a model and run.
-    fn learned_in(info: &ModelInfo, settings: &Settings) -> PathBuf {
-        let fingerprint = info.fingerprint.to_string();
-        let guidance = settings.guidance;
-        let name = format!(
-            "{}{}-g{}-{}",
-            settings.solver.to_string().replace([':', '+'], ""),
-            settings.steps,
-            guidance.scale(),
-            fingerprint.get(..8).unwrap_or(&fingerprint)
-        );
-        PathBuf::from("harmonica-ladders").join(name)
+    /// Where schedules that were fitted on the way lie, a folder for all that a fit depends on.
+    fn learned_in(pipeline: &Pipeline, settings: &Settings) -> Result<PathBuf, CliError> {
+        let info = &pipeline.info;
+        let run = run_settings(info, settings)?;
+        let what = serde_json::json!([
+            info.fingerprint.to_string(),
+            run,
+            settings.clip_x0,
+            pipeline.prompts.identity(),
+        ]);
+        let hash = blake3::hash(what.to_string().as_bytes()).to_hex();
+        let solver = settings.solver.to_string().replace([':', '+'], "");
+        let name = format!("{solver}{}-{}", settings.steps, &hash[..8]);
+        Ok(PathBuf::from("harmonica-ladders").join(name))
     }
 }
 
@@ -130,8 +133,10 @@ pub(super) fn resolve(
 
 fn warned(chosen: Chosen, force: bool) -> Result<Chosen, CliError> {
     if let Some(reason) = &chosen.misfit {
-        let how = if force { "--force: " } else { "" };
-        eprintln!("warning: {how}the schedule does not fit: {reason}");
+        match force {
+            true => eprintln!("warning: --force: the schedule does not fit: {reason}"),
+            false => eprintln!("warning: the schedule is used as it is: {reason}"),
+        }
     }
     Ok(chosen)
 }

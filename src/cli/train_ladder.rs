@@ -1,6 +1,11 @@
 //! `harmonica train router` by forecasts: a schedule for every speed.
 
-use std::{ops::ControlFlow, path::PathBuf, time::Instant};
+use std::{
+    ops::ControlFlow,
+    path::PathBuf,
+    sync::{Arc, atomic::Ordering},
+    time::Instant,
+};
 
 use comfy_table::Table;
 use serde_json::{Value, json};
@@ -32,6 +37,8 @@ pub(super) struct Asked {
     pub settings: LadderSettings,
     pub resume: bool,
     pub json: bool,
+    /// What to say of how an interrupted run goes on.
+    pub go_on: &'static str,
 }
 
 pub(super) fn run(asked: Asked, session: Session, context: &Context) -> Result<(), CliError> {
@@ -63,7 +70,7 @@ pub(super) fn run(asked: Asked, session: Session, context: &Context) -> Result<(
         asked.settings.validation, report.device, report.backend
     ));
     context.say(format!(
-        "next: harmonica sample --steps {} --schedule {} --speed {:.2}, with the same --model, --solver and --guidance",
+        "next: harmonica sample --steps {} --schedule {} --speed {:.2}, with the same --model, --solver, --guidance and --clip-x0",
         settings.steps,
         asked.out.display(),
         rows[0]["macs_ratio"].as_f64().unwrap_or(2.0)
@@ -97,6 +104,10 @@ pub(super) fn make(
         prompts: pipeline.prompts.clone(),
         batch: batch_for(&info.outline, settings.guidance.is_active(), BATCH_BYTES),
         resume: asked.resume,
+        stop: Arc::new({
+            let interrupted = context.interrupted.clone();
+            move || interrupted.load(Ordering::Relaxed)
+        }),
     };
     let mut run = LadderRun::open(&pipeline.model, info, settings, options)?.with_engine(engine);
     let bar = progress(context, 0, "moves");
@@ -157,8 +168,9 @@ pub(super) fn make(
     if !run.work(&mut each)? {
         bar.abandon();
         context.say(format!(
-            "stopped, saved in {}; --resume goes on",
-            asked.out.display()
+            "stopped, saved in {}; {}",
+            asked.out.display(),
+            asked.go_on
         ));
         return Err(CliError::Interrupted);
     }

@@ -98,9 +98,9 @@ pub(super) struct Args {
     /// Keep only the blocks' inputs and run each block again on the way back: less memory, a third more time
     #[arg(long)]
     gradient_checkpointing: bool,
-    /// Passes between checkpoints
-    #[arg(long, value_name = "N", default_value_t = 5)]
-    save_every: usize,
+    /// Passes between checkpoints [default: 5]
+    #[arg(long, value_name = "N")]
+    save_every: Option<usize>,
     /// Go on with the run in --out, of the same --model, --steps and guidance; of the recipe, what is not said again stays
     /// as it was. A finished run makes schedules for other targets
     #[arg(long)]
@@ -140,6 +140,7 @@ impl Args {
             ("gradient-checkpointing", self.gradient_checkpointing),
             ("replay", self.replay.is_some()),
             ("log", self.log.is_some()),
+            ("save-every", self.save_every.is_some()),
         ]
         .into_iter()
         .find_map(|(flag, given)| given.then_some(flag))
@@ -164,6 +165,9 @@ impl Args {
                 contradicts(flag, "forecast, which --draws and --sweeps ask for")
             }
             (Some(recipe), _) => Ok(recipe),
+            (None, None) if begun && of_forecast => {
+                contradicts("draws or --sweeps", "harmonica, which that run is of")
+            }
             (None, None) if !begun => Ok(Recipe::Forecast),
             (None, _) => Ok(Recipe::Harmonica),
         }
@@ -181,20 +185,26 @@ impl Args {
 
 pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
     if args.recipe()? == Recipe::Forecast {
-        let usual = LadderSettings::default();
+        // A resumed run keeps what this command does not name.
+        let before = match args.resume {
+            true => LadderSettings::of_run(&RunFolder::new(&args.out))?,
+            false => None,
+        };
+        let usual = before.unwrap_or_default();
         let draws = args.draws.unwrap_or(usual.draws);
         let asked = Asked {
             targets: args.targets(),
             settings: LadderSettings {
                 draws,
                 glance: usual.glance.min(draws),
-                validation: draws,
+                validation: args.draws.unwrap_or(usual.validation),
                 sweeps: args.sweeps.unwrap_or(usual.sweeps),
                 seed: args.seed.unwrap_or(usual.seed),
             },
             out: args.out,
             resume: args.resume,
             json: args.json,
+            go_on: "--resume goes on",
         };
         return train_ladder::run(asked, args.session.open(context)?, context);
     }
@@ -313,7 +323,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
         max_cache,
         prompts,
         replay,
-        save_every: args.save_every,
+        save_every: args.save_every.unwrap_or(5),
         resume: args.resume,
         log: args.log,
     };

@@ -7,8 +7,8 @@ use crate::{
     policy::{Policy, PolicyError, ScheduleChoice},
     sampler::{Settings, model_identity, run_settings},
     schedule::{
-        ModelIdentity, PolicyRecord, Reuse, RunSettings, SPEED_RANGE, Schedule, ScheduleError,
-        ScheduleFile, USUAL_SPEED, bundled_schedules, nearest, speed_of,
+        ModelIdentity, PolicyRecord, Reuse, RunSettings, Schedule, ScheduleError, ScheduleFile,
+        USUAL_SPEED, best_at, bundled_schedules, nearest, speed_of,
     },
 };
 
@@ -20,6 +20,8 @@ pub struct Chosen {
     pub settings: Settings,
     /// For people: `none`, `fora:2`, a file's name.
     pub name: String,
+    /// What it is a case of: `fora`, `forecast`, `harmonica`, `fewer steps`.
+    pub policy: String,
     /// Why a schedule that was forced does not fit, or in what it was made for something else.
     pub misfit: Option<String>,
 }
@@ -35,16 +37,21 @@ pub fn choose_schedule(
     info: &ModelInfo,
     settings: &Settings,
 ) -> Result<Chosen, PolicyError> {
-    let chosen = |reuse, name| Chosen {
+    let chosen = |reuse, name, policy: &str| Chosen {
         reuse,
         settings: *settings,
         name,
+        policy: policy.into(),
         misfit: None,
     };
     match choice {
         ScheduleChoice::Policy(policy) => {
             let reuse = policy.reuse(settings.steps, &info.outline.graph)?;
-            Ok(chosen(reuse, policy.to_string()))
+            let case_of = match policy {
+                Policy::Taylor { order, .. } => format!("taylor, order {order}"),
+                policy => policy.name().into(),
+            };
+            Ok(chosen(reuse, policy.to_string(), &case_of))
         }
         ScheduleChoice::Steps { steps, solver } => {
             let settings = Settings {
@@ -54,12 +61,16 @@ pub fn choose_schedule(
             };
             settings.trajectory()?;
             let table = Schedule::full(*steps, info.outline.graph.branches())?;
+            let (name, case_of) = match solver {
+                None => (format!("steps:{steps}"), "fewer steps".into()),
+                Some(solver) => (
+                    format!("steps:{steps}:{solver}"),
+                    format!("fewer steps of {solver}"),
+                ),
+            };
             Ok(Chosen {
                 settings,
-                ..chosen(
-                    table.into(),
-                    solver.map_or(format!("steps:{steps}"), |s| format!("steps:{steps}:{s}")),
-                )
+                ..chosen(table.into(), name, &case_of)
             })
         }
         ScheduleChoice::Learned { speed, folder } => {
@@ -69,11 +80,10 @@ pub fn choose_schedule(
                 Some(folder) => (schedules_in(folder, &model, &run)?, Some(folder)),
             };
             let speeds: Vec<f64> = files.iter().map(speed_of).collect();
-            let [least, most] = SPEED_RANGE;
-            let found = nearest(files, speed.unwrap_or(USUAL_SPEED)).filter(|file| {
-                let off = |speed: f64| speed_of(file) / speed;
-                speed.is_none_or(|speed| (least..=most).contains(&off(speed)))
-            });
+            let found = match speed {
+                Some(speed) => best_at(&files, *speed),
+                None => best_at(&files, USUAL_SPEED).or_else(|| nearest(&files, USUAL_SPEED)),
+            };
             let Some(file) = found else {
                 return Err(PolicyError::NotLearned {
                     speed: *speed,
@@ -81,12 +91,12 @@ pub fn choose_schedule(
                 });
             };
             let name = match place {
-                Some(folder) => format!("{} at {:.2}×", folder.display(), speed_of(&file)),
-                None => format!("learned:{:.2}", speed_of(&file)),
+                Some(folder) => format!("{} at {:.2}×", folder.display(), speed_of(file)),
+                None => format!("learned:{:.2}", speed_of(file)),
             };
             Ok(Chosen {
-                misfit: other_scale(&file, &run),
-                ..chosen(file.schedule()?.into(), name)
+                misfit: made_otherwise(file, &run, settings),
+                ..chosen(file.schedule()?.into(), name, &file.policy.name)
             })
         }
         ScheduleChoice::File(path) => {
@@ -99,12 +109,16 @@ pub fn choose_schedule(
                 }
                 checked => {
                     checked?;
-                    other_scale(&file, &run)
+                    made_otherwise(&file, &run, settings)
                 }
             };
             Ok(Chosen {
                 misfit,
-                ..chosen(file.schedule()?.into(), path.display().to_string())
+                ..chosen(
+                    file.schedule()?.into(),
+                    path.display().to_string(),
+                    &file.policy.name,
+                )
             })
         }
     }
@@ -146,13 +160,25 @@ fn listed(mut speeds: Vec<f64>, folder: Option<&Path>) -> String {
     format!("{place} has {}", speeds.join(", "))
 }
 
-/// That a schedule was made for another strength of guidance: it works, and was judged elsewhere.
-fn other_scale(file: &ScheduleFile, run: &RunSettings) -> Option<String> {
-    let (made, here) = (
-        file.run.guidance.as_ref()?.scale,
-        run.guidance.as_ref()?.scale,
-    );
-    (made != here).then(|| format!("it was made for guidance {made}, this run has {here}"))
+/// In what a schedule that fits was made otherwise: it works, and was judged elsewhere.
+fn made_otherwise(file: &ScheduleFile, run: &RunSettings, settings: &Settings) -> Option<String> {
+    let scale = |run: &RunSettings| run.guidance.as_ref().map(|guidance| guidance.scale);
+    if let (Some(made), Some(here)) = (scale(&file.run), scale(run))
+        && made != here
+    {
+        return Some(format!(
+            "it was made for guidance {made}, this run has {here}"
+        ));
+    }
+    let clipped = |clip: bool| if clip { "clipped" } else { "unclipped" };
+    let made = file.run.clip_x0?;
+    (made != settings.clip_x0).then(|| {
+        format!(
+            "it was made for {} images, this run's are {}",
+            clipped(made),
+            clipped(settings.clip_x0)
+        )
+    })
 }
 
 /// A schedule file for the table that a policy makes, whatever the weights.

@@ -2,7 +2,7 @@
 //! steps of the run, and reused in between; MLPs are always computed.
 
 use crate::{
-    diffusion::{DiffusionError, Trajectory},
+    diffusion::Trajectory,
     graph::{Graph, SiteKind},
     policy::PolicyError,
     schedule::Schedule,
@@ -23,8 +23,7 @@ pub(super) fn schedule(
     steps: usize,
     graph: &Graph,
 ) -> Result<Schedule, PolicyError> {
-    let trajectory = Trajectory::linear(steps);
-    let timesteps = trajectory.map_err(DiffusionError::from)?.timesteps();
+    let timesteps = Trajectory::linear(steps)?.timesteps();
     let [low, high] = RANGE;
     let schedule = Schedule::from_rule(steps, graph.branches(), |s, n| {
         let interval = match graph.sites()[n].kind {

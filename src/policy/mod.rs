@@ -23,7 +23,7 @@ use std::{
 use crate::{
     diffusion::{DiffusionError, Solver},
     graph::Graph,
-    schedule::{Reuse, Schedule, ScheduleError},
+    schedule::{Probed, Reuse, Schedule, ScheduleError},
 };
 
 /// A named policy with its arguments.
@@ -112,7 +112,7 @@ impl ScheduleChoice {
     pub fn at_speed(self, speed: f64) -> Result<Self, PolicyError> {
         let refused = |problem: &str| {
             Err(PolicyError::Arguments {
-                spec: format!("learned:{speed}"),
+                spec: format!("speed {speed}"),
                 problem: problem.into(),
             })
         };
@@ -120,10 +120,14 @@ impl ScheduleChoice {
             _ if !(speed >= 1.0 && speed.is_finite()) => {
                 refused("expected a speed of at least 1, such as 2")
             }
-            Self::Learned { folder, .. } => Ok(Self::Learned {
+            Self::Learned {
+                speed: None,
+                folder,
+            } => Ok(Self::Learned {
                 speed: Some(speed),
                 folder,
             }),
+            Self::Learned { .. } => refused("the schedule names another speed"),
             _ => refused("a speed chooses among learned schedules, not among policies or files"),
         }
     }
@@ -190,14 +194,25 @@ impl Policy {
             }
             Self::Random { cur, seed } => random::schedule(*cur, *seed, steps, branches)?.into(),
             Self::FirstBlock { threshold } => {
-                Reuse::AtRunTime(first_block::probed(*threshold, steps, graph)?)
+                self.at_run_time(first_block::probed(*threshold, steps, graph))?
             }
             Self::DualBlock(arguments) => {
-                Reuse::AtRunTime(dual_block::probed(arguments, steps, graph)?)
+                self.at_run_time(dual_block::probed(arguments, steps, graph))?
             }
             Self::Mask(mask) => mask::schedule(mask, steps, branches)?.into(),
             Self::Broadcast(intervals) => broadcast::schedule(*intervals, steps, graph)?.into(),
         })
+    }
+
+    /// What decides, where the arguments leave this network something to decide.
+    fn at_run_time(&self, probed: Result<Probed, ScheduleError>) -> Result<Reuse, PolicyError> {
+        match probed {
+            Err(ScheduleError::Shape { reason }) => Err(PolicyError::Arguments {
+                spec: self.to_string(),
+                problem: reason,
+            }),
+            probed => Ok(Reuse::AtRunTime(probed?)),
+        }
     }
 
     /// The table of a policy that has one.

@@ -42,9 +42,10 @@ pub fn draw_front(points: &[FrontPoint], path: &Path) -> Result<(), ReportError>
 fn draw(points: &[FrontPoint], root: &Area<'_>) -> Drawn {
     let shown = || points.iter().filter(|p| p.mse > 0.0 && p.mse.is_finite());
     let most = shown().map(|p| p.macs_ratio).fold(1.0, f64::max);
+    let least = shown().map(|p| p.macs_ratio).fold(1.0, f64::min);
     let low = shown().map(|p| p.mse).fold(f64::INFINITY, f64::min);
     let high = shown().map(|p| p.mse).fold(0.0, f64::max);
-    let (low, high) = match low < high {
+    let (low, high) = match low <= high {
         true => (low / 1.5, high * 1.5),
         false => (1e-5, 1.0),
     };
@@ -56,7 +57,7 @@ fn draw(points: &[FrontPoint], root: &Area<'_>) -> Drawn {
         .margin(12)
         .x_label_area_size(44)
         .y_label_area_size(76)
-        .build_cartesian_2d(1.0..most * 1.05, (low..high).log_scale())?;
+        .build_cartesian_2d(least..most * 1.05, (low..high).log_scale())?;
     chart
         .configure_mesh()
         .light_line_style(WHITE)

@@ -72,7 +72,7 @@ pub enum SampleError {
     NotFinite { image: usize, step: usize },
     /// The state of a run with other settings.
     #[error(
-        "the state is that of another run: resume it with the model and the settings it was started with"
+        "the state is that of another run: resume it with the model, the settings and the schedule it was started with"
     )]
     State,
     /// The device failed.
@@ -105,6 +105,7 @@ pub fn run_settings(info: &ModelInfo, settings: &Settings) -> Result<RunSettings
             channels: guidance.channels().to_string(),
         }),
         resolution: info.outline.latents.size,
+        clip_x0: None,
     })
 }
 

@@ -162,6 +162,11 @@ impl Sampler {
         self.with(|setup| setup.engine = Some(engine.clone()))
     }
 
+    /// How it samples.
+    pub fn settings(&self) -> &Settings {
+        &self.setup.settings
+    }
+
     /// What is reused.
     pub fn reuse(&self) -> &Reuse {
         &self.setup.reuse
@@ -217,7 +222,8 @@ impl Sampler {
     pub fn adaln_bytes_read(&self, images: usize) -> usize {
         let setup = &self.setup;
         let [_, weights] = setup.model.prepared_numbers(setup.rows(images));
-        let chunks = setup.settings.steps.div_ceil(setup.steps_ahead(images));
+        let network = (0..setup.settings.steps).filter(|s| setup.plan.runs_network(*s));
+        let chunks = network.count().div_ceil(setup.steps_ahead(images));
         chunks * 4 * weights
     }
 

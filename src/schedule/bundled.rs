@@ -6,7 +6,7 @@ use super::{ModelIdentity, RunSettings, ScheduleFile};
 
 /// What `harmonica train router` made for the bundled model: forecasts of every speed, and HarmoniCa's routers.
 #[cfg(feature = "bundled")]
-const BUNDLED: [&str; 13] = [
+const BUNDLED: [&str; 20] = [
     include_str!("../../assets/routers/ddim20-speedup1.25.schedule.json"),
     include_str!("../../assets/routers/ddim20-speedup1.33.schedule.json"),
     include_str!("../../assets/routers/ddim20-speedup1.6.schedule.json"),
@@ -14,6 +14,13 @@ const BUNDLED: [&str; 13] = [
     include_str!("../../assets/routers/ddim20-speedup2.5.schedule.json"),
     include_str!("../../assets/routers/ddim20-speedup3.schedule.json"),
     include_str!("../../assets/routers/ddim20-speedup4.schedule.json"),
+    include_str!("../../assets/routers/ddim50-speedup1.25.schedule.json"),
+    include_str!("../../assets/routers/ddim50-speedup1.33.schedule.json"),
+    include_str!("../../assets/routers/ddim50-speedup1.6.schedule.json"),
+    include_str!("../../assets/routers/ddim50-speedup2.schedule.json"),
+    include_str!("../../assets/routers/ddim50-speedup2.5.schedule.json"),
+    include_str!("../../assets/routers/ddim50-speedup3.schedule.json"),
+    include_str!("../../assets/routers/ddim50-speedup4.schedule.json"),
     include_str!("../../assets/routers/dpmpp2m20-speedup1.33.schedule.json"),
     include_str!("../../assets/routers/dpmpp2m20-speedup1.6.schedule.json"),
     include_str!("../../assets/routers/dpmpp2m20-speedup2.schedule.json"),
@@ -38,13 +45,48 @@ pub fn bundled_schedules(model: &ModelIdentity, run: &RunSettings) -> Vec<Schedu
     files.collect()
 }
 
-/// The learned schedule for this model and run, if the library has one: that of the usual speed, or nearest to it.
+/// The learned schedule for this model and run, if the library has one: the best of about the usual speed, or the nearest to it.
 pub fn bundled_schedule(model: &ModelIdentity, run: &RunSettings) -> Option<ScheduleFile> {
-    nearest(bundled_schedules(model, run), USUAL_SPEED)
+    let files = bundled_schedules(model, run);
+    best_at(&files, USUAL_SPEED)
+        .or_else(|| nearest(&files, USUAL_SPEED))
+        .cloned()
+}
+
+/// Of the files whose MACs ratio is about `speed`, within [`SPEED_RANGE`], or that were made for it: of each policy the nearest, and
+/// of those the one of the lowest measured error.
+pub fn best_at(files: &[ScheduleFile], speed: f64) -> Option<&ScheduleFile> {
+    let [least, most] = SPEED_RANGE;
+    let made_for = |file: &ScheduleFile| {
+        let target = file.policy.parameters.as_ref()?.get("target-speedup")?;
+        target.as_f64()
+    };
+    let fits = |file: &&ScheduleFile| {
+        (least..=most).contains(&(speed_of(file) / speed)) || made_for(file) == Some(speed)
+    };
+    let within: Vec<&ScheduleFile> = files.iter().filter(fits).collect();
+    let of_policy = |name: &str| {
+        let same = within
+            .iter()
+            .copied()
+            .filter(|file| file.policy.name == name);
+        nearest(same, speed)
+    };
+    let error = |file: &ScheduleFile| {
+        let measured = file.measured.as_ref().and_then(|measured| measured.mse);
+        measured.unwrap_or(f64::INFINITY)
+    };
+    let candidates = within
+        .iter()
+        .filter_map(|file| of_policy(&file.policy.name));
+    candidates.min_by(|a, b| error(a).total_cmp(&error(b)))
 }
 
 /// The file whose MACs ratio is nearest to `speed`; of equal ones the first.
-pub fn nearest(files: Vec<ScheduleFile>, speed: f64) -> Option<ScheduleFile> {
+pub fn nearest<'a>(
+    files: impl IntoIterator<Item = &'a ScheduleFile>,
+    speed: f64,
+) -> Option<&'a ScheduleFile> {
     let off = |file: &ScheduleFile| (speed_of(file) / speed).ln().abs();
     files.into_iter().min_by(|a, b| off(a).total_cmp(&off(b)))
 }
@@ -59,13 +101,28 @@ pub fn speed_of(file: &ScheduleFile) -> f64 {
 mod tests {
     use super::*;
 
+    /// HarmoniCa's router at 1.60× is nearer to 1.6 than the forecast at 1.67×, which is better.
+    #[test]
+    fn the_best_of_a_speed_is_taken() {
+        let of = |text: &str| ScheduleFile::parse(text, Path::new("a schedule")).unwrap();
+        let files: Vec<_> = BUNDLED.into_iter().map(of).collect();
+        let run = files[0].run.clone();
+        let fitting = bundled_schedules(&files[0].model, &run);
+        let best = best_at(&fitting, 1.6).unwrap();
+        assert_eq!(best.policy.name, "forecast");
+        assert!(speed_of(best) > 1.6 && best_at(&fitting, 9.0).is_none());
+    }
+
     #[test]
     fn every_bundled_schedule_parses_and_is_found_for_its_own_run_only() {
         for text in BUNDLED {
             let file = ScheduleFile::parse(text, Path::new("a bundled schedule")).unwrap();
             let found = bundled_schedules(&file.model, &file.run);
             assert!(found.contains(&file));
-            assert_eq!(nearest(found, speed_of(&file)).unwrap(), file);
+            assert_eq!(
+                speed_of(nearest(&found, speed_of(&file)).unwrap()),
+                speed_of(&file)
+            );
             let other = RunSettings {
                 solver: "ddpm".into(),
                 ..file.run

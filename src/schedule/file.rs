@@ -74,6 +74,9 @@ pub struct RunSettings {
     pub guidance: Option<GuidanceRecord>,
     /// `[height, width]`
     pub resolution: [usize; 2],
+    /// Whether clean images were clipped to [-1, 1], where what was learned depends on it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clip_x0: Option<bool>,
 }
 
 /// Guidance as a schedule file writes it.

@@ -31,7 +31,9 @@ impl Estimate {
     }
 
     fn is_finite(&self) -> bool {
-        self.state.is_finite() && self.predictions.iter().all(|w| w.is_finite())
+        // They are used in single precision.
+        let finite = |weight: f64| (weight as f32).is_finite();
+        finite(self.state) && self.predictions.iter().all(|w| finite(*w))
     }
 }
 

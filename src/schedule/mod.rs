@@ -13,7 +13,7 @@ mod router;
 mod table;
 
 pub use bundled::{
-    SPEED_RANGE, USUAL_SPEED, bundled_schedule, bundled_schedules, nearest, speed_of,
+    SPEED_RANGE, USUAL_SPEED, best_at, bundled_schedule, bundled_schedules, nearest, speed_of,
 };
 pub use file::{FORMAT, GuidanceRecord, Measured, PolicyRecord, RunSettings, ScheduleFile};
 pub use forecast::{Estimate, FORECAST_DEPTH, Forecast, ForecastRecord};

@@ -1,6 +1,6 @@
 //! Runs whose steps make clean images of earlier ones, and the fit of their weights, against an independent program.
 
-use std::path::Path;
+use std::{path::Path, sync::Arc};
 
 use harmonica::{
     checkpoint::{self, LoadOptions, ModelSpec, load_model},
@@ -179,7 +179,17 @@ fn a_suffix_is_fitted_from_where_the_run_stood() {
             solver: solver.parse().unwrap(),
             ..settings(true)
         };
-        let mut draws = Draws::new(&model, settings, &prompts, Purpose::Fit, 3, 5, 2).unwrap();
+        let mut draws = Draws::new(
+            &model,
+            settings,
+            &prompts,
+            Purpose::Fit,
+            3,
+            5,
+            2,
+            Arc::new(|| false),
+        )
+        .unwrap();
         let table =
             |skipped: &[usize]| Schedule::from_rule(10, 4, |s, _| !skipped.contains(&s)).unwrap();
         let (first, second) = ([2, 4, 7], [2, 4, 8]);
@@ -374,8 +384,8 @@ fn a_ladder_is_trained_and_taken() {
     };
     refused(&["--steps", "10"], "holds a run already");
     refused(
-        &["--steps", "10", "--resume"],
-        "was trained with --draws 10, this command says 96",
+        &["--steps", "10", "--resume", "--draws", "12"],
+        "was trained with --draws 10, this command says 12",
     );
     refused(
         &["--steps", "8", "--resume", "--draws", "10", "--sweeps", "1"],

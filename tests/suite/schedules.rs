@@ -289,7 +289,7 @@ fn the_bundled_model_uses_its_learned_schedule_where_it_fits() {
         ];
         harmonica_json(&[&fixed[..], flags].concat())
     };
-    for steps in ["20"] {
+    for steps in ["20", "50"] {
         let report = sample(&["--steps", steps]);
         assert_eq!(report["schedule"], "learned:2.00");
         assert_eq!(report["cur"], 0.5);

@@ -12,7 +12,7 @@ use crate::{
     metrics::mse,
     models::{Condition, Model, Prompts},
     plan::compile,
-    sampler::{Sampler, Settings, Stand, Stepper, Uncorrected},
+    sampler::{SampleError, Sampler, Settings, Stand, Stepper, Uncorrected},
     schedule::{Estimate, FORECAST_DEPTH, Forecast, Schedule},
     training::run::TrainingError,
 };
@@ -42,6 +42,9 @@ impl Purpose {
     }
 }
 
+/// Asked between steps: whether to stop.
+pub type Stop = Arc<dyn Fn() -> bool + Send + Sync>;
+
 /// Draws of noise and conditions, and the uncached trajectories from them.
 pub struct Draws {
     stepper: Stepper,
@@ -51,6 +54,7 @@ pub struct Draws {
     /// `x` of the uncached run before each step and after the last, `[images, C, H, W]` each.
     reference: Vec<Vec<f32>>,
     images: usize,
+    stop: Stop,
 }
 
 /// A table with its forecast, and how the draws fared under it.
@@ -60,7 +64,7 @@ pub struct Fit {
     /// Mean squared error to the uncached image, one an image.
     pub errors: Vec<f64>,
     /// Where the images stood before each step.
-    stands: Vec<Stand>,
+    stands: Vec<Arc<Stand>>,
 }
 
 impl Fit {
@@ -79,7 +83,9 @@ impl Draws {
     /// Draws `images` of them and walks the uncached run.
     ///
     /// # Errors
-    /// [`TrainingError`] of the device, for settings that cannot be run, or where there is nothing to draw.
+    /// [`TrainingError`] of the device, for settings that cannot be run, where there is nothing to draw, or where `stop` says so, then
+    /// and at every later step.
+    #[allow(clippy::too_many_arguments)]
     pub fn new(
         model: &Model,
         settings: Settings,
@@ -88,6 +94,7 @@ impl Draws {
         seed: u64,
         images: usize,
         batch: usize,
+        stop: Stop,
     ) -> Result<Self, TrainingError> {
         if images == 0 || batch == 0 {
             return Err(TrainingError::Setting {
@@ -112,7 +119,8 @@ impl Draws {
             streams.push(stream);
         }
         let null = prompts.null.as_ref();
-        Self::walked(model, settings, null, &conditions, (noise, streams), batch)
+        let noise = (noise, streams);
+        Self::walked(model, settings, null, &conditions, noise, batch, stop)
     }
 
     /// Draws that are given: `noise` `[images, C, H, W]` for as many conditions; `null` stands for none of them.
@@ -130,7 +138,8 @@ impl Draws {
             .map(|number| ImageNoise::with_purpose(Purpose::Fit.stream(), 0, number))
             .collect();
         let batch = conditions.len();
-        Self::walked(model, settings, null, conditions, (noise, streams), batch)
+        let (noise, never) = ((noise, streams), Arc::new(|| false));
+        Self::walked(model, settings, null, conditions, noise, batch, never)
     }
 
     fn walked(
@@ -140,6 +149,7 @@ impl Draws {
         conditions: &[Condition],
         (noise, streams): (Vec<f32>, Vec<ImageNoise>),
         batch: usize,
+        stop: Stop,
     ) -> Result<Self, TrainingError> {
         let sampler = Sampler::new(model, settings, None)?;
         let sampler = match null {
@@ -151,8 +161,13 @@ impl Draws {
         let mut stand = stepper.start();
         let mut reference = vec![stand.x.clone()];
         for s in 0..steps.len() {
+            go_on(&stop)?;
             let mut after = stepper.step(s, &stand)?;
             let x = std::mem::take(&mut after.x);
+            if let Some(bad) = x.iter().position(|v| !v.is_finite()) {
+                let image = bad / stepper.image_numbers();
+                return Err(SampleError::NotFinite { image, step: s }.into());
+            }
             reference.push(x.clone());
             stand = after.moved_to(x);
         }
@@ -162,6 +177,7 @@ impl Draws {
             clip: settings.clip_x0,
             reference,
             images: conditions.len(),
+            stop,
         })
     }
 
@@ -192,12 +208,13 @@ impl Draws {
             Some((fit, from)) => {
                 let known = fit.schedule.forecast().estimates.range(..from);
                 forecast.estimates = known.map(|(s, estimate)| (*s, *estimate)).collect();
-                let stand = fit.stands[from].clone();
+                let stand = Stand::clone(&fit.stands[from]);
                 (fit.stands[..from].to_vec(), stand, from)
             }
             None => (Vec::new(), self.stepper.start(), 0),
         };
         for s in from..table.steps() {
+            go_on(&self.stop)?;
             let after = self.stepper.step(s, &stand)?;
             let weight = self.weights[s];
             let mut x = after.x.clone();
@@ -214,7 +231,8 @@ impl Draws {
                 x = self.corrected(s, &estimate, &basis, &after);
                 forecast.estimates.insert(s, estimate);
             }
-            stands.push(std::mem::replace(&mut stand, after.moved_to(x)));
+            let before = std::mem::replace(&mut stand, after.moved_to(x));
+            stands.push(Arc::new(before));
         }
         Ok(Fit {
             schedule: table.clone().with_forecast(forecast)?,
@@ -232,6 +250,7 @@ impl Draws {
         self.stepper.follow(&plan);
         let mut stand = self.stepper.start();
         for s in 0..schedule.steps() {
+            go_on(&self.stop)?;
             let after = self.stepper.step(s, &stand)?;
             let x = match schedule.forecast().estimates.get(&s) {
                 None => after.x.clone(),
@@ -275,6 +294,14 @@ impl Draws {
         images
             .map(|(found, expected)| mse(found, expected))
             .collect()
+    }
+}
+
+/// [`TrainingError::Stopped`] where somebody asks for it.
+fn go_on(stop: &Stop) -> Result<(), TrainingError> {
+    match stop() {
+        true => Err(TrainingError::Stopped),
+        false => Ok(()),
     }
 }
 
@@ -347,12 +374,13 @@ fn solved(mut matrix: [[f64; UNKNOWNS]; UNKNOWNS], mut right: [f64; UNKNOWNS]) -
             .unwrap_or(k);
         matrix.swap(k, pivot);
         right.swap(k, pivot);
-        for row in k + 1..UNKNOWNS {
-            let factor = matrix[row][k] / matrix[k][k];
-            for column in k..UNKNOWNS {
-                matrix[row][column] -= factor * matrix[k][column];
+        let (pivot_row, pivot_right) = (matrix[k], right[k]);
+        for (row, right) in matrix.iter_mut().zip(&mut right).skip(k + 1) {
+            let factor = row[k] / pivot_row[k];
+            for (cell, above) in row.iter_mut().zip(pivot_row) {
+                *cell -= factor * above;
             }
-            right[row] -= factor * right[k];
+            *right -= factor * pivot_right;
         }
     }
     for k in (0..UNKNOWNS).rev() {

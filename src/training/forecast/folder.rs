@@ -3,17 +3,22 @@
 //! The folder holds `ladder.json` (everything to go on from), a `*.schedule.json` a speed, `train.jsonl` (a line a move that was
 //! tried) and `router.png`, a picture of the schedule nearest to twice the speed.
 
-use std::{ops::ControlFlow, path::PathBuf};
+use std::{
+    cell::Cell,
+    ops::ControlFlow,
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
+    path::{Path, PathBuf},
+};
 
 use serde::{Deserialize, Serialize};
 
 use super::{
-    fit::{Draws, Fit, Purpose, typical},
+    fit::{Draws, Fit, Purpose, Stop, typical},
     search::{Computed, Place, Search, Tried},
 };
 use crate::{
     checkpoint::ModelInfo,
-    device::{Engine, Watch},
+    device::{DeviceFault, Engine, Watch},
     files::write_bytes_atomically,
     metrics::{mean_and_error, median, psnr_from_mse},
     models::{Model, Prompts},
@@ -28,11 +33,13 @@ use crate::{
 
 /// Version of `ladder.json`.
 const FORMAT: u32 = 1;
+/// Images that are drawn for a purpose at most: all of them are in memory.
+const MOST_DRAWS: usize = 100_000;
 /// Moves between saves, beside those that are kept.
 const SAVE_EVERY: usize = 8;
 /// A schedule may fall short of its target by this factor.
 const SHORT: f64 = 0.97;
-/// What a run is told to be if no target is named.
+/// The speeds that are made where no target is named.
 pub const USUAL_SPEEDS: [f64; 7] = [1.25, 1.33, 1.6, 2.0, 2.5, 3.0, 4.0];
 
 /// How much is drawn and searched.
@@ -62,18 +69,31 @@ impl Default for LadderSettings {
 }
 
 impl LadderSettings {
+    /// Those of the run in a folder, if there is one.
+    ///
+    /// # Errors
+    /// [`TrainingError`] for a state that cannot be read.
+    pub fn of_run(folder: &RunFolder) -> Result<Option<Self>, TrainingError> {
+        let path = folder.path().join(LADDER_STATE);
+        match path.exists() {
+            true => Ok(Some(read(&path)?.settings)),
+            false => Ok(None),
+        }
+    }
+
     fn check(&self) -> Result<(), TrainingError> {
         let counts = [
             ("draws", self.draws),
             ("glance", self.glance),
             ("validation", self.validation),
         ];
-        match counts.into_iter().find(|(_, count)| *count == 0) {
+        let out_of_range = |(_, count): &(_, usize)| *count == 0 || *count > MOST_DRAWS;
+        match counts.into_iter().find(out_of_range) {
             None => Ok(()),
-            Some((setting, _)) => Err(TrainingError::Setting {
+            Some((setting, count)) => Err(TrainingError::Setting {
                 setting,
-                value: "0".into(),
-                expected: "at least 1",
+                value: count.to_string(),
+                expected: "1 to 100000",
             }),
         }
     }
@@ -89,6 +109,8 @@ pub struct LadderOptions {
     /// Images in the network at a time.
     pub batch: usize,
     pub resume: bool,
+    /// Asked between steps: whether to save what was reached and stop.
+    pub stop: Stop,
 }
 
 /// How a schedule fared on draws that nothing was fitted to.
@@ -225,7 +247,7 @@ impl<'m> LadderRun<'m> {
             rungs: Vec::new(),
         };
         if there {
-            let before = read(&folder.join(LADDER_STATE), run.steps)?;
+            let before = read(&folder.join(LADDER_STATE))?;
             let comparable = |saved: &Saved| Saved {
                 rungs: Vec::new(),
                 ..saved.clone()
@@ -240,22 +262,28 @@ impl<'m> LadderRun<'m> {
         }
         for target in &options.targets {
             if !saved.rungs.iter().any(|rung| rung.target == *target) {
-                let count = steps_of(*target, run.steps);
+                let even = Computed::even(steps_of(*target, run.steps), run.steps);
+                // What was searched for another target with as many steps is not searched again.
+                let known = saved
+                    .rungs
+                    .iter()
+                    .find(|rung| rung.place.computed.counts(&even));
+                let place = known.map_or(Place::new(even), |rung| rung.place.clone());
                 saved.rungs.push(Rung {
                     target: *target,
-                    place: Place::new(Computed::even(count, run.steps)),
+                    place,
                     done: None,
                 });
             }
         }
-        let unfinished = |tried: &Tried| {
+        let stays = |tried: &Tried| {
             // Lines of moves that will be tried again are cut off.
             saved.rungs.iter().any(|rung| {
                 let (place, count) = (&rung.place, rung.place.computed.steps().len());
                 count == tried.count && (rung.done.is_some() || place.has_tried(tried))
             })
         };
-        let (log, _) = Log::open(&options.folder.log(), unfinished)?;
+        let (log, _) = Log::open(&options.folder.log(), stays)?;
         let run = Self {
             model,
             info,
@@ -283,8 +311,26 @@ impl<'m> LadderRun<'m> {
         &mut self,
         each: &mut dyn FnMut(Progress) -> ControlFlow<()>,
     ) -> Result<bool, TrainingError> {
-        let done = self.climb(each);
-        done.map_err(|error| error.explained(self.watch.as_ref()))
+        let telling = Cell::new(false);
+        let mut tell = |told| {
+            telling.set(true);
+            let answer = each(told);
+            telling.set(false);
+            answer
+        };
+        let done = match catch_unwind(AssertUnwindSafe(|| self.climb(&mut tell))) {
+            Ok(done) => done,
+            Err(panic) if telling.get() => resume_unwind(panic),
+            // Some faults of a device come out of burn as panics.
+            Err(panic) => Err(DeviceFault::of_panic(&*panic).into()),
+        };
+        match done {
+            Err(TrainingError::Stopped) => {
+                self.save()?;
+                Ok(false)
+            }
+            done => done.map_err(|error| error.explained(self.watch.as_ref())),
+        }
     }
 
     fn climb(
@@ -292,6 +338,7 @@ impl<'m> LadderRun<'m> {
         each: &mut dyn FnMut(Progress) -> ControlFlow<()>,
     ) -> Result<bool, TrainingError> {
         if self.saved.rungs.iter().all(|rung| rung.done.is_some()) {
+            self.draw()?;
             return Ok(true);
         }
         let LadderSettings {
@@ -343,6 +390,7 @@ impl<'m> LadderRun<'m> {
             seed,
             images,
             batch,
+            options.stop.clone(),
         )
     }
 
@@ -407,6 +455,7 @@ impl<'m> LadderRun<'m> {
             searched,
         };
         let (path, file) = self.schedule(number, &fit, &summary)?;
+        self.check_device()?;
         file.write(&path)?;
         let macs_ratio = fit.schedule.macs_ratio(&self.info.outline.graph);
         self.saved.rungs[number].done = Some(summary.clone());
@@ -430,7 +479,8 @@ impl<'m> LadderRun<'m> {
         };
         let mut training = serde_json::to_value(&self.options.settings).unwrap_or_default();
         training["searched"] = summary.searched.into();
-        let (model, run) = (self.saved.model.clone(), self.saved.run.clone());
+        let (model, mut run) = (self.saved.model.clone(), self.saved.run.clone());
+        run.clip_x0 = Some(self.run.clip_x0);
         let graph = &self.info.outline.graph;
         let measured = Measured {
             mse: Some(summary.judged.mse),
@@ -446,6 +496,14 @@ impl<'m> LadderRun<'m> {
         Ok((self.path_of(target), file))
     }
 
+    /// Some faults leave wrong values and a read-back that succeeds: what they spoiled is not written.
+    fn check_device(&self) -> Result<(), TrainingError> {
+        match self.watch.as_ref().and_then(Watch::fault) {
+            Some(fault) => Err(fault.into()),
+            None => Ok(()),
+        }
+    }
+
     /// Named after its target, since others may join it.
     fn path_of(&self, target: Budget) -> PathBuf {
         self.options.folder.schedule(target, None, true)
@@ -453,9 +511,7 @@ impl<'m> LadderRun<'m> {
 
     /// Writes `ladder.json`.
     fn save(&self) -> Result<(), TrainingError> {
-        if let Some(fault) = self.watch.as_ref().and_then(Watch::fault) {
-            return Err(fault.into());
-        }
+        self.check_device()?;
         let path = self.options.folder.path().join(LADDER_STATE);
         let text = serde_json::to_string_pretty(&self.saved).unwrap_or_default();
         write_bytes_atomically(&path, text.as_bytes()).map_err(|source| TrainingError::Io {
@@ -469,7 +525,9 @@ impl<'m> LadderRun<'m> {
     fn draw(&self) -> Result<(), TrainingError> {
         let steps = self.run.steps as f64;
         let off = |rung: &&Rung| (steps / rung.place.computed.steps().len() as f64 - 2.0).abs();
-        let done = self.saved.rungs.iter().filter(|rung| rung.done.is_some());
+        // Whoever moved a schedule away wants no picture of it.
+        let there = |rung: &&Rung| rung.done.is_some() && self.path_of(rung.target).exists();
+        let done = self.saved.rungs.iter().filter(there);
         if let Some(rung) = done.min_by(|a, b| off(a).total_cmp(&off(b))) {
             let path = self.path_of(rung.target);
             draw_schedule(
@@ -482,7 +540,7 @@ impl<'m> LadderRun<'m> {
     }
 }
 
-/// How many of `steps` steps a target lets a run compute: the most that fall short of it by no more than [`SHORT`].
+/// How many of `steps` steps a target lets a run compute: the most that fall short of it by no more than 3 %.
 pub fn steps_of(target: Budget, steps: usize) -> usize {
     let reached = |count: &usize| {
         let (count, steps) = (*count as f64, steps as f64);
@@ -515,7 +573,7 @@ fn differs(found: &Saved, asked: &Saved) -> Option<Difference> {
         .or_else(|| difference(&found.run, &asked.run, &[]))
 }
 
-fn read(path: &std::path::Path, steps: usize) -> Result<Saved, TrainingError> {
+fn read(path: &Path) -> Result<Saved, TrainingError> {
     let text = std::fs::read_to_string(path).map_err(|source| TrainingError::Io {
         action: "read",
         path: path.into(),
@@ -539,8 +597,7 @@ fn read(path: &std::path::Path, steps: usize) -> Result<Saved, TrainingError> {
             .flatten()
             .all(|computed| computed.is_of(saved.run.steps))
     };
-    // A run of other steps is refused by what differs.
-    if saved.run.steps == steps && !saved.rungs.iter().all(whole) {
+    if !saved.rungs.iter().all(whole) {
         return Err(damaged("its steps are not those of its run".into()));
     }
     Ok(saved)

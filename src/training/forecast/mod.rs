@@ -9,6 +9,6 @@ pub mod fit;
 pub mod folder;
 pub mod search;
 
-pub use fit::{Draws, Fit, Purpose};
+pub use fit::{Draws, Fit, Purpose, Stop};
 pub use folder::{LadderOptions, LadderRun, LadderSettings, Progress, RungSummary};
 pub use search::{Computed, Place, Search, Tried};

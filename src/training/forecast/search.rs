@@ -43,6 +43,11 @@ impl Computed {
         ordered && self.0.first() == Some(&0) && self.0.last().is_some_and(|last| *last < steps)
     }
 
+    /// Whether they are as many.
+    pub(super) fn counts(&self, other: &Self) -> bool {
+        self.0.len() == other.0.len()
+    }
+
     /// As a table whose other steps are skipped, and those steps.
     ///
     /// # Errors
@@ -174,7 +179,7 @@ impl Search {
         while place.next < moves.len() {
             let (moved, from) = moves[place.next].clone();
             place.next += 1;
-            place.tried += 1;
+            place.tried = place.tried.saturating_add(1);
             let (table, skipped) = moved.table(steps, branches)?;
             let glanced = self.glance.fit(&table, &skipped, Some((&glimpse, from)))?;
             let mut kept = false;

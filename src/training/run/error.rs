@@ -62,6 +62,9 @@ pub enum TrainingError {
         path: std::path::PathBuf,
         file: &'static str,
     },
+    /// Somebody asked it to stop.
+    #[error("stopped")]
+    Stopped,
     /// A state that is none.
     #[error("{} is damaged: {problem}", path.display())]
     State {
@@ -94,7 +97,9 @@ impl TrainingError {
     /// What a run on this engine ended with: where burn only says that something failed, the engine may know what.
     pub(in crate::training) fn explained(self, watch: Option<&Watch>) -> Self {
         match (self, watch) {
-            (Self::Device(fault), Some(watch)) => Self::Device(watch.explained(fault)),
+            (Self::Device(fault) | Self::Sample(SampleError::Device(fault)), Some(watch)) => {
+                Self::Device(watch.explained(fault))
+            }
             (other, _) => other,
         }
     }
