@@ -90,7 +90,7 @@ typedef struct hm_model_info {
 } hm_model_info;
 
 /* What a schedule costs and saves, for one image and one half of the guidance batch. One that decides while a run goes on
- * (fb:THRESHOLD) counts as computing everything. */
+ * (fb, db) counts as computing everything. */
 typedef struct hm_figures {
   uint32_t steps;
   uint32_t branches;
