@@ -50,10 +50,10 @@
 //! | room | what lives there |
 //! | --- | --- |
 //! | [`graph`] | the network as pure data: the branches that may be reused, and what each costs |
+//! | [`diffusion`] | noise schedule, respacing, guidance, solvers, seeded noise |
 //! | [`schedule`] | the table of what is computed, its file, CUR and MACs, router logits, importers' index conversion |
 //! | [`policy`] | ways to choose what to reuse, one file each |
 //! | [`plan`] | the compiler: schedule and graph to ops, slots and exact figures |
-//! | [`diffusion`] | noise schedule, respacing, guidance, solvers, seeded noise |
 //! | [`device`] | adapter choice and reports, sharing the host's device |
 //! | [`kernels`] | hand-written shaders with their CPU twins; forms with gradients |
 //! | [`layers`] | what networks are made of beside their blocks |

@@ -12,15 +12,14 @@ use super::{
 };
 use crate::{
     checkpoint::{ModelInfo, ReleasedRouter, model_info},
+    diffusion::Weights,
     graph::SiteKind,
     pipeline::schedule_file,
     plan::compile,
     policy::Policy,
     report::draw_schedule,
     sampler::{Settings, model_identity, run_settings},
-    schedule::{
-        Estimate, Measured, PolicyRecord, ReleasedKind, Schedule, ScheduleFile, router_from_release,
-    },
+    schedule::{Measured, PolicyRecord, ReleasedKind, Schedule, ScheduleFile, router_from_release},
 };
 
 #[derive(clap::Args, Debug)]
@@ -321,7 +320,7 @@ fn picture(file: &ScheduleFile, schedule: &Schedule) -> String {
 }
 
 /// What a step takes for the clean image: `1.54·H0 - 0.08·H1 - 0.05·x`.
-fn estimate_text(estimate: &Estimate) -> String {
+fn estimate_text(estimate: &Weights) -> String {
     let predictions = estimate.predictions.iter().enumerate();
     let mut terms: Vec<(f64, String)> = predictions
         .map(|(j, weight)| (*weight, format!("H{j}")))

@@ -12,7 +12,7 @@ use std::{
     thread::ThreadId,
 };
 
-use burn::backend::ExecutionError;
+use burn::{backend::ExecutionError, tensor::Tensor};
 
 /// Why a device did not do its work.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -94,6 +94,17 @@ impl DeviceFault {
             Self::Failed { message }
         }
     }
+}
+
+/// The values of a tensor, row-major.
+///
+/// # Errors
+/// What the device failed with, if it did.
+pub(crate) fn read_back<const D: usize>(x: Tensor<D>) -> Result<Vec<f32>, DeviceFault> {
+    let data = x.try_into_data();
+    let data = data.map_err(|e| DeviceFault::from_execution(&e))?;
+    let values = data.try_into_vec::<f32>();
+    values.map_err(|e| DeviceFault::failed(format!("{e:?}")))
 }
 
 /// The innermost line of cubecl's report, without headings and backtrace.

@@ -15,6 +15,7 @@ pub use adapters::{AdapterReport, Api, DeviceChoice, adapter_vendor, adapters, c
 pub(crate) use engine::Watch;
 pub use engine::{Choice, DeviceReport, Engine};
 pub use fault::DeviceFault;
+pub(crate) use fault::read_back;
 pub use launches::LaunchCount;
 pub use sharing::{device_descriptor, required_features, required_limits};
 

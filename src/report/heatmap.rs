@@ -10,8 +10,9 @@ use super::{
     plot::{Area, Drawn, FONT, INK, LINE, MARK, WIDTH, line, picture},
 };
 use crate::{
+    diffusion::Weights,
     graph::SiteKind,
-    schedule::{Estimate, FORECAST_DEPTH, Schedule, ScheduleFile},
+    schedule::{FORECAST_DEPTH, Schedule, ScheduleFile},
 };
 
 /// How a training went, a value a pass.
@@ -201,7 +202,7 @@ fn weights(area: &Area<'_>, schedule: &Schedule) -> Drawn {
     let label = (FONT, 10).into_font().color(&INK);
     for s in 0..schedule.steps() {
         let of_step = schedule.forecast().estimates.get(&s);
-        let Estimate { state, predictions } = *of_step.unwrap_or(&Estimate::NEWEST);
+        let Weights { state, predictions } = *of_step.unwrap_or(&Weights::NEWEST);
         for (column, weight) in predictions.into_iter().chain([state]).enumerate() {
             let strength = weight.abs().clamp(0.0, 1.0);
             let fade = |to: u8| (255.0 - (255.0 - f64::from(to)) * 0.7 * strength) as u8;

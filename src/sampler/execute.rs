@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     cache::FeatureStore,
-    device::DeviceFault,
+    device::read_back,
     models::{At, Denoiser},
     plan::Op,
 };
@@ -147,9 +147,6 @@ impl<'a> Pass<'a> {
 
 /// The number that a decision waits for.
 fn read_one(number: Tensor<1>) -> Result<f32, SampleError> {
-    let data = number.try_into_data();
-    let data = data.map_err(|e| DeviceFault::from_execution(&e))?;
-    let numbers = data.try_into_vec::<f32>();
-    let numbers = numbers.map_err(|e| DeviceFault::failed(format!("{e:?}")))?;
+    let numbers = read_back(number)?;
     Ok(numbers.first().copied().unwrap_or(f32::NAN))
 }

@@ -10,7 +10,7 @@ use burn::tensor::{Tensor, TensorData};
 
 use super::{SampleError, batch::Batch, parts::PartTimes, setup::Setup, state::RunState};
 use crate::{
-    device::{DeviceFault, Watch},
+    device::{DeviceFault, Watch, read_back},
     diffusion::ImageNoise,
     models::Condition,
     plan::Plan,
@@ -230,15 +230,14 @@ impl Run {
     /// Values of a tensor, and what the engine says of how they came about.
     fn read(&self, x: &Tensor<4>) -> Result<Vec<f32>, SampleError> {
         let watch = self.watch.as_ref();
-        let data = x.clone().try_into_data().map_err(|e| match watch {
-            Some(watch) => watch.explained(DeviceFault::from_execution(&e)),
-            None => DeviceFault::failed(e),
+        let values = read_back(x.clone()).map_err(|fault| match watch {
+            Some(watch) => watch.explained(fault),
+            None => fault,
         })?;
         if let Some(fault) = watch.and_then(Watch::fault) {
             return Err(fault.into());
         }
-        let values = data.try_into_vec::<f32>();
-        values.map_err(|e| DeviceFault::failed(format!("{e:?}")).into())
+        Ok(values)
     }
 
     fn finish(&mut self, batch: Batch) -> Result<Event, SampleError> {

@@ -12,7 +12,7 @@ use super::{
 use crate::{
     cache::{CacheDtype, FeatureStore},
     device::Engine,
-    diffusion::{Step, Weights, solvers::kept_predictions},
+    diffusion::{Step, solvers::kept_predictions},
     kernels::OutputLayout,
     models::{Condition, ConditionError, Latents, Model},
     plan::Plan,
@@ -95,10 +95,7 @@ impl Sampler {
         let plan = Plan::of(&reuse, graph);
         let forecast = reuse.table().map(Schedule::forecast);
         for (s, estimate) in forecast.iter().flat_map(|f| &f.estimates) {
-            steps[*s].estimate = Weights {
-                state: estimate.state,
-                predictions: estimate.predictions,
-            };
+            steps[*s].estimate = *estimate;
         }
         let history = kept_predictions(&steps, |s| plan.runs_network(s));
         Ok(Self {

@@ -11,8 +11,8 @@ use super::{
     setup::{Sampler, Setup},
 };
 use crate::{
-    cache::FeatureStore, device::DeviceFault, diffusion::ImageNoise, graph::Graph,
-    models::Condition, plan::Plan, schedule::FORECAST_DEPTH,
+    cache::FeatureStore, device::read_back, diffusion::ImageNoise, graph::Graph, models::Condition,
+    plan::Plan, schedule::FORECAST_DEPTH,
 };
 
 /// Where all images stand before a step.
@@ -163,10 +163,10 @@ impl Stepper {
             batch.history = Some(upload(planes, FORECAST_DEPTH * images));
             batch.noise = stand.noise[batch.first..batch.first + images].to_vec();
             let x0 = batch.advance(&self.setup, None)?;
-            after.x.extend(read(batch.x.clone())?);
-            after.x0.extend(read(x0)?);
+            after.x.extend(read_back(batch.x.clone())?);
+            after.x0.extend(read_back(x0)?);
             let planes = match batch.history.take() {
-                Some(history) => read(history)?,
+                Some(history) => read_back(history)?,
                 None => Vec::new(),
             };
             for (plane, values) in after.history.iter_mut().zip(planes.chunks(of_batch.len())) {
@@ -176,11 +176,4 @@ impl Stepper {
         }
         Ok(after)
     }
-}
-
-fn read(x: Tensor<4>) -> Result<Vec<f32>, SampleError> {
-    let data = x.try_into_data();
-    let data = data.map_err(|e| DeviceFault::from_execution(&e))?;
-    let values = data.try_into_vec::<f32>();
-    values.map_err(|e| DeviceFault::failed(format!("{e:?}")).into())
 }

@@ -5,45 +5,25 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::{Schedule, ScheduleError};
+use crate::diffusion::{Weights, solvers::PREDICTIONS};
 
 /// Predictions that a forecast may weigh.
-pub const FORECAST_DEPTH: usize = 3;
+pub const FORECAST_DEPTH: usize = PREDICTIONS;
 
-/// What a step takes for the clean image: `X̂ = state·x + Σ_j predictions[j]·H_j`, clipped where the run clips. `H_0` is the
-/// prediction of the network that is newest at that step: the step's own where it runs the network.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Estimate {
-    pub state: f64,
-    pub predictions: [f64; FORECAST_DEPTH],
+/// Whether weights are numbers in single precision, in which they are used.
+fn is_finite(estimate: &Weights) -> bool {
+    let finite = |weight: f64| (weight as f32).is_finite();
+    finite(estimate.state) && estimate.predictions.iter().all(|w| finite(*w))
 }
 
-impl Estimate {
-    /// The newest prediction as it is.
-    pub const NEWEST: Self = Self {
-        state: 0.0,
-        predictions: [1.0, 0.0, 0.0],
-    };
-
-    /// How many of the newest predictions carry weight.
-    fn depth(&self) -> usize {
-        let last = self.predictions.iter().rposition(|w| *w != 0.0);
-        last.map_or(0, |last| last + 1)
-    }
-
-    fn is_finite(&self) -> bool {
-        // They are used in single precision.
-        let finite = |weight: f64| (weight as f32).is_finite();
-        finite(self.state) && self.predictions.iter().all(|w| finite(*w))
-    }
-}
-
-/// The estimates of a run, and the steps that have nothing else.
+/// What the steps of a run take for the clean image (`X̂` of [`crate::diffusion::Step`]), and those that have nothing else: `H_0` is the
+/// prediction of the network that is newest at a step, its own where it runs the network.
 ///
 /// A step without the network computes no branch and reads no feature: it is forecast whole.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Forecast {
     /// What steps take for the clean image, where it is not the newest prediction as it is.
-    pub estimates: BTreeMap<usize, Estimate>,
+    pub estimates: BTreeMap<usize, Weights>,
     /// Steps that run no network.
     pub skipped: Vec<usize>,
 }
@@ -80,7 +60,7 @@ impl Forecast {
             let made = (0..table.steps().min(s + 1))
                 .filter(|s| self.runs_network(*s))
                 .count();
-            if s >= table.steps() || !estimate.is_finite() || estimate.depth() > made {
+            if s >= table.steps() || !is_finite(estimate) || estimate.depth() > made {
                 return refused(
                     s,
                     format!(
@@ -111,7 +91,7 @@ pub(super) fn of(schedule: &Schedule) -> Option<ForecastRecord> {
     let forecast = schedule.forecast();
     let row = |s: usize| match forecast.estimates.get(&s) {
         None => Vec::new(),
-        Some(Estimate { state, predictions }) => {
+        Some(Weights { state, predictions }) => {
             predictions.iter().chain([state]).copied().collect()
         }
     };
@@ -139,7 +119,7 @@ pub(super) fn apply(table: Schedule, record: &ForecastRecord) -> Result<Schedule
             [] => {}
             [a, b, c, state] => {
                 let predictions = [a, b, c];
-                estimates.insert(s, Estimate { state, predictions });
+                estimates.insert(s, Weights { state, predictions });
             }
             _ => {
                 let problem = format!(
@@ -165,7 +145,7 @@ mod tests {
     }
 
     fn forecast(s: usize, predictions: [f64; 3], skipped: &[usize]) -> Forecast {
-        let estimate = Estimate {
+        let estimate = Weights {
             state: 0.25,
             predictions,
         };

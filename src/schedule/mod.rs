@@ -16,7 +16,7 @@ pub use bundled::{
     SPEED_RANGE, USUAL_SPEED, best_at, bundled_schedule, bundled_schedules, nearest, speed_of,
 };
 pub use file::{FORMAT, GuidanceRecord, Measured, PolicyRecord, RunSettings, ScheduleFile};
-pub use forecast::{Estimate, FORECAST_DEPTH, Forecast, ForecastRecord};
+pub use forecast::{FORECAST_DEPTH, Forecast, ForecastRecord};
 pub use identity::ModelIdentity;
 pub use import::{ReleasedKind, router_from_release};
 pub use probed::{Probed, Reuse, Threshold};

@@ -5,11 +5,11 @@ use std::{path::Path, sync::Arc};
 use harmonica::{
     checkpoint::{self, LoadOptions, ModelSpec, load_model},
     device::Engine,
-    diffusion::{Guidance, GuidedChannels, Solver},
+    diffusion::{Guidance, GuidedChannels, Solver, Weights},
     metrics::{max_abs_error, mse},
     models::{Condition, Model, Prompts},
     sampler::{Event, Request, Sampler, Settings},
-    schedule::{Estimate, Forecast, Schedule},
+    schedule::{Forecast, Schedule},
     training::forecast::{Draws, Purpose},
 };
 
@@ -51,7 +51,7 @@ fn expected(set: &str) -> Schedule {
     let rows = tensor(FILE, &format!("{set}.estimates")).1;
     let estimates = rows.chunks(4).enumerate().skip(1).map(|(s, row)| {
         let row: Vec<f64> = row.iter().map(|w| f64::from(*w)).collect();
-        let estimate = Estimate {
+        let estimate = Weights {
             state: row[3],
             predictions: [row[0], row[1], row[2]],
         };
@@ -145,7 +145,7 @@ fn the_fit_finds_what_the_independent_one_finds() {
             );
             let weights = |schedule: &Schedule| -> Vec<f32> {
                 let estimates = schedule.forecast().estimates.values();
-                let of = |e: &Estimate| [e.predictions[0] as f32, e.state as f32];
+                let of = |e: &Weights| [e.predictions[0] as f32, e.state as f32];
                 estimates.flat_map(of).collect()
             };
             within(

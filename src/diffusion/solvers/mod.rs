@@ -94,7 +94,7 @@ impl Weights {
     };
 
     /// How many of the newest predictions carry weight.
-    fn depth(&self) -> usize {
+    pub fn depth(&self) -> usize {
         let last = self.predictions.iter().rposition(|w| *w != 0.0);
         last.map_or(0, |last| last + 1)
     }

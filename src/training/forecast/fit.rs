@@ -8,12 +8,12 @@
 use std::sync::Arc;
 
 use crate::{
-    diffusion::ImageNoise,
+    diffusion::{ImageNoise, Weights},
     metrics::mse,
     models::{Condition, Model, Prompts},
     plan::compile,
     sampler::{SampleError, Sampler, Settings, Stand, Stepper, Uncorrected},
-    schedule::{Estimate, FORECAST_DEPTH, Forecast, Schedule},
+    schedule::{FORECAST_DEPTH, Forecast, Schedule},
     training::run::TrainingError,
 };
 
@@ -271,7 +271,7 @@ impl Draws {
     fn corrected(
         &self,
         s: usize,
-        estimate: &Estimate,
+        estimate: &Weights,
         basis: &Basis<'_>,
         after: &Uncorrected,
     ) -> Vec<f32> {
@@ -330,14 +330,14 @@ impl Basis<'_> {
         terms
     }
 
-    fn weighed(&self, estimate: &Estimate, i: usize) -> f64 {
+    fn weighed(&self, estimate: &Weights, i: usize) -> f64 {
         let terms = self.terms(i);
         let predictions = estimate.predictions.iter().zip(terms);
         estimate.state * terms[FORECAST_DEPTH] + predictions.map(|(w, h)| w * h).sum::<f64>()
     }
 
     /// Ridge least squares: `min Σ (w·terms − target)² + μ·|w − e_0|²`.
-    fn fitted(&self, target: impl Fn(usize) -> f64) -> Estimate {
+    fn fitted(&self, target: impl Fn(usize) -> f64) -> Weights {
         let (mut normal, mut right) = ([[0.0; UNKNOWNS]; UNKNOWNS], [0.0; UNKNOWNS]);
         for i in 0..self.state.len() {
             let (terms, y) = (self.terms(i), target(i));
@@ -359,7 +359,7 @@ impl Basis<'_> {
         predictions.copy_from_slice(&solution[..FORECAST_DEPTH]);
         // What is not there yet has no weight, to the last bit.
         predictions[self.history.len()..].fill(0.0);
-        Estimate {
+        Weights {
             state: solution[FORECAST_DEPTH],
             predictions,
         }
@@ -407,7 +407,7 @@ mod tests {
             history: &history,
             state: &state,
         };
-        let made = Estimate {
+        let made = Weights {
             state: 0.25,
             predictions: [1.5, -0.5, 0.0],
         };
@@ -427,6 +427,6 @@ mod tests {
             state: &nothing[0],
         };
         let found = basis.fitted(|_| 0.0);
-        assert_eq!(found, Estimate::NEWEST);
+        assert_eq!(found, Weights::NEWEST);
     }
 }
