@@ -62,60 +62,64 @@ impl ScheduleArgs {
             }
             Err(PolicyError::NotLearned {
                 speed: Some(speed), ..
-            }) if self.learn => {
-                let folder = Self::learned_in(pipeline, settings)?;
-                let choice = ScheduleChoice::Learned {
-                    speed: Some(speed),
-                    folder: Some(folder.clone()),
-                };
-                let known = folder
-                    .is_dir()
-                    .then(|| choose_schedule(&choice, false, info, settings));
-                match known {
-                    Some(Ok(chosen)) => return warned(chosen, false),
-                    Some(Err(error)) if !matches!(error, PolicyError::NotLearned { .. }) => {
-                        return Err(error.into());
-                    }
-                    _ => {}
-                }
-                context.say(format!(
-                    "fitting a schedule of {speed}× into {}",
-                    folder.display()
-                ));
-                let settings_of_fit = LadderSettings {
-                    sweeps: 0,
-                    ..LadderSettings::default()
-                };
-                let asked = Asked {
-                    resume: folder.join("ladder.json").exists(),
-                    out: folder,
-                    targets: vec![Budget::TargetSpeedup(speed)],
-                    settings: settings_of_fit,
-                    json: false,
-                    go_on: "the same command goes on",
-                };
-                train_ladder::make(&asked, pipeline, *settings, context)?;
-                warned(choose_schedule(&choice, false, info, settings)?, false)
-            }
+            }) if self.learn => learned(speed, pipeline, settings, context),
             chosen => warned(chosen?, self.force),
         }
     }
+}
 
-    /// Where schedules that were fitted on the way lie, a folder for all that a fit depends on.
-    fn learned_in(pipeline: &Pipeline, settings: &Settings) -> Result<PathBuf, CliError> {
-        let info = &pipeline.info;
-        let run = run_settings(info, settings)?;
-        let what = serde_json::json!([
-            info.fingerprint.to_string(),
-            run,
-            settings.clip_x0,
-            pipeline.prompts.identity(),
-        ]);
-        let hash = blake3::hash(what.to_string().as_bytes()).to_hex();
-        let solver = settings.solver.to_string().replace([':', '+'], "");
-        let name = format!("{solver}{}-{}", settings.steps, &hash[..8]);
-        Ok(PathBuf::from("harmonica-ladders").join(name))
+/// The schedule of this speed that was fitted on the way before, or is now.
+fn learned(
+    speed: f64,
+    pipeline: &Pipeline,
+    settings: &Settings,
+    context: &Context,
+) -> Result<Chosen, CliError> {
+    let folder = learned_in(pipeline, settings)?;
+    let choice = ScheduleChoice::Learned {
+        speed: Some(speed),
+        folder: Some(folder.clone()),
+    };
+    let find = || choose_schedule(&choice, false, &pipeline.info, settings);
+    if folder.is_dir() {
+        match find() {
+            Err(PolicyError::NotLearned { .. }) => {}
+            known => return warned(known?, false),
+        }
     }
+    context.say(format!(
+        "fitting a schedule of {speed}× into {}",
+        folder.display()
+    ));
+    let asked = Asked {
+        resume: folder.join("ladder.json").exists(),
+        out: folder,
+        targets: vec![Budget::TargetSpeedup(speed)],
+        settings: LadderSettings {
+            sweeps: 0,
+            ..LadderSettings::default()
+        },
+        json: false,
+        go_on: "the same command goes on",
+    };
+    train_ladder::make(&asked, pipeline, *settings, context)?;
+    warned(find()?, false)
+}
+
+/// Where schedules that were fitted on the way lie, a folder for all that a fit depends on.
+fn learned_in(pipeline: &Pipeline, settings: &Settings) -> Result<PathBuf, CliError> {
+    let info = &pipeline.info;
+    let run = run_settings(info, settings)?;
+    let what = serde_json::json!([
+        info.fingerprint.to_string(),
+        run,
+        settings.clip_x0,
+        pipeline.prompts.identity(),
+    ]);
+    let hash = blake3::hash(what.to_string().as_bytes()).to_hex();
+    let solver = settings.solver.to_string().replace([':', '+'], "");
+    let name = format!("{solver}{}-{}", settings.steps, &hash[..8]);
+    Ok(PathBuf::from("harmonica-ladders").join(name))
 }
 
 /// One schedule by file name or policy.

@@ -26,6 +26,13 @@ use crate::{
     schedule::{Probed, Reuse, Schedule, ScheduleError},
 };
 
+/// What users may name, but for the random table.
+macro_rules! policies {
+    () => {
+        "none, fora:N, taylor:N[:ORDER], pab[:SELF[:CROSS]], scm:BITS, fb:THRESHOLD, db:FRONT:REAR:THRESHOLD"
+    };
+}
+
 /// A named policy with its arguments.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Policy {
@@ -172,7 +179,10 @@ impl FromStr for ScheduleChoice {
             Err(_) if is_file() => Ok(Self::File(path.into())),
             Err(PolicyError::Unknown { name, .. }) => Err(PolicyError::Unknown {
                 name,
-                expected: "none, fora:N, taylor:N[:ORDER], pab[:SELF[:CROSS]], scm:BITS, fb:THRESHOLD, db:FRONT:REAR:THRESHOLD, random:CUR[:SEED], steps:K[:SOLVER], learned[:SPEED], or a *.schedule.json file, or folder of such files, that exists",
+                expected: concat!(
+                    policies!(),
+                    ", random:CUR[:SEED], steps:K[:SOLVER], learned[:SPEED], or a *.schedule.json file, or folder of such files, that exists"
+                ),
             }),
             Err(bad) => Err(bad),
         }
@@ -326,7 +336,7 @@ impl FromStr for Policy {
             ("pab", _) => Err(bad("expected pab[:SELF[:CROSS]]")),
             _ => Err(PolicyError::Unknown {
                 name: spec.into(),
-                expected: "none, fora:N, taylor:N[:ORDER], pab[:SELF[:CROSS]], scm:BITS, fb:THRESHOLD, db:FRONT:REAR:THRESHOLD, or random:CUR[:SEED]",
+                expected: concat!(policies!(), ", or random:CUR[:SEED]"),
             }),
         }
     }

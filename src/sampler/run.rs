@@ -229,12 +229,8 @@ impl Run {
 
     /// Values of a tensor, and what the engine says of how they came about.
     fn read(&self, x: &Tensor<4>) -> Result<Vec<f32>, SampleError> {
-        let watch = self.watch.as_ref();
-        let values = read_back(x.clone()).map_err(|fault| match watch {
-            Some(watch) => watch.explained(fault),
-            None => fault,
-        })?;
-        if let Some(fault) = watch.and_then(Watch::fault) {
+        let values = read_back(x.clone()).map_err(|fault| self.explained(fault))?;
+        if let Some(fault) = self.watch.as_ref().and_then(Watch::fault) {
             return Err(fault.into());
         }
         Ok(values)
@@ -302,7 +298,10 @@ impl Run {
         }
         let x0 = batch
             .advance(&self.setup, parts)
-            .map_err(|error| self.explained(error))?;
+            .map_err(|error| match error {
+                SampleError::Device(fault) => self.explained(fault).into(),
+                error => error,
+            })?;
         if batch.reused_in_a_row > 0 {
             self.reused_passes += (batch.conditions.len() * self.setup.copies()) as u64;
         }
@@ -346,21 +345,17 @@ impl Run {
         polled.transpose()
     }
 
-    /// What the engine says of an error of its device.
-    fn explained(&self, error: SampleError) -> SampleError {
-        match (error, &self.watch) {
-            (SampleError::Device(fault), Some(watch)) => watch.explained(fault).into(),
-            (error, _) => error,
+    /// What the engine says of a fault.
+    fn explained(&self, fault: DeviceFault) -> DeviceFault {
+        match &self.watch {
+            Some(watch) => watch.explained(fault),
+            None => fault,
         }
     }
 
     /// What ended a poll.
     fn fault_of_panic(&self, panic: &(dyn Any + Send)) -> DeviceFault {
-        let fault = DeviceFault::of_panic(panic);
-        match &self.watch {
-            Some(watch) => watch.explained(fault),
-            None => fault,
-        }
+        self.explained(DeviceFault::of_panic(panic))
     }
 
     /// Runs to the end: all images `[B, C, H, W]`, row-major.

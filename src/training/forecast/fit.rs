@@ -53,7 +53,6 @@ pub struct Draws {
     clip: bool,
     /// `x` of the uncached run before each step and after the last, `[images, C, H, W]` each.
     reference: Vec<Vec<f32>>,
-    images: usize,
     stop: Stop,
 }
 
@@ -176,14 +175,8 @@ impl Draws {
             weights: steps.iter().map(|s| s.update.predictions[0]).collect(),
             clip: settings.clip_x0,
             reference,
-            images: conditions.len(),
             stop,
         })
-    }
-
-    /// How many there are.
-    pub fn images(&self) -> usize {
-        self.images
     }
 
     /// The forecast of a table whose `skipped` steps run no network. The steps before `from` are those of `before`, whose table

@@ -172,7 +172,7 @@ impl Search {
     ) -> Result<Option<bool>, TrainingError> {
         let (steps, branches) = (self.steps, self.branches);
         let (table, skipped) = place.computed.table(steps, branches)?;
-        let mut best = self.all.fit(&table, &skipped, None)?;
+        let mut best = self.fitted(&place.computed)?;
         let mut glimpse = self.glance.fit(&table, &skipped, None)?;
         let before = *place.before.get_or_insert(best.typical());
         let mut moves = place.computed.moves(steps);
