@@ -65,6 +65,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let request = Request {
         conditions: Condition::classes(&labels),
         seed: 0,
+        first: 0,
         noise: None,
         batch: labels.len(),
     };

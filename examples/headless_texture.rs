@@ -39,6 +39,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let request = Request {
         conditions: Condition::classes(&[0, 11, 22, 33]),
         seed: 0,
+        first: 0,
         noise: None,
         batch: 2,
     };

@@ -98,6 +98,7 @@ fn train_network(engine: &Engine, minutes: f64, folder: &Path) -> Result<PathBuf
         save_every: Duration::from_secs(300),
         sample_every: Some(Duration::from_secs(600)),
         dtype: StoredDtype::F16,
+        vae: None,
     };
     let mut run = PretrainRun::open(
         &data,
@@ -186,6 +187,7 @@ fn train_router_and_draw(
         let request = Request {
             conditions: Condition::classes(&labels),
             seed: 0,
+            first: 0,
             noise: None,
             batch: 16,
         };

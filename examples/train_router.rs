@@ -106,6 +106,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let request = Request {
         conditions: Prompts::of(&*model).in_turn(6),
         seed: 7,
+        first: 0,
         noise: None,
         batch: 2,
     };

@@ -84,3 +84,19 @@ pub fn check_writable(path: &Path) -> io::Result<()> {
 pub fn write_bytes_atomically(out: &Path, bytes: &[u8]) -> io::Result<()> {
     write_atomically(out, |e| e, |file| file.write_all(bytes))
 }
+
+/// Reads a whole file of at most `most` bytes.
+///
+/// # Errors
+/// The system's, and [`io::ErrorKind::FileTooLarge`].
+pub fn read_up_to(path: &Path, most: u64) -> io::Result<Vec<u8>> {
+    use std::io::Read;
+    let mut bytes = Vec::new();
+    File::open(path)?
+        .take(most.saturating_add(1))
+        .read_to_end(&mut bytes)?;
+    match bytes.len() as u64 > most {
+        true => Err(io::ErrorKind::FileTooLarge.into()),
+        false => Ok(bytes),
+    }
+}

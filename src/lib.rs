@@ -24,7 +24,7 @@
 //! let chosen = pipeline.choose("learned:2", &settings)?;
 //! let sampler = pipeline.sampler(settings, Some(chosen.reuse))?;
 //! let conditions = Condition::classes(&[6, 7]);
-//! let request = Request { conditions, seed: 0, noise: None, batch: 2 };
+//! let request = Request { conditions, seed: 0, first: 0, noise: None, batch: 2 };
 //! // A run is an iterator that does one step a poll: stop polling to pause, drop it to cancel.
 //! for event in sampler.run(request)? {
 //!     match event? {

@@ -111,6 +111,7 @@ impl Worker {
         let request = Request {
             conditions: Condition::classes(&[job.label]),
             seed: job.seed,
+            first: 0,
             noise: None,
             batch: 1,
         };

@@ -173,6 +173,7 @@ pub unsafe extern "C" fn hm_sample(
                 .map(|label| Condition::Class(*label as usize))
                 .collect(),
             seed: given.seed,
+            first: 0,
             noise: None,
             batch,
         })?;

@@ -85,6 +85,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
     let request = Request {
         conditions: pipeline.prompts.in_turn(args.batch),
         seed: 0,
+        first: 0,
         noise: None,
         batch: args.batch,
     };

@@ -106,6 +106,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
         let run = sampler.run(Request {
             conditions: conditions.to_vec(),
             seed: args.seed,
+            first: 0,
             noise: None,
             batch: batch_for(&info.outline, guided, BATCH_BYTES).min(conditions.len()),
         })?;

@@ -4,6 +4,7 @@ use crate::{
     checkpoint::CheckpointError,
     device::DeviceError,
     diffusion::DiffusionError,
+    models::vae::VaeError,
     pipeline::OpenError,
     policy::PolicyError,
     report::ReportError,
@@ -32,12 +33,23 @@ pub(super) enum CliError {
     Training(#[from] TrainingError),
     #[error(transparent)]
     Open(#[from] OpenError),
+    #[error(transparent)]
+    Vae(VaeError),
     /// Flags that make no sense together or for this model.
     #[error("{0}")]
     Usage(String),
     /// Ctrl-C.
     #[error("interrupted")]
     Interrupted,
+}
+
+impl From<VaeError> for CliError {
+    fn from(error: VaeError) -> Self {
+        match error {
+            VaeError::Interrupted => Self::Interrupted,
+            error => Self::Vae(error),
+        }
+    }
 }
 
 impl CliError {

@@ -16,6 +16,7 @@ mod draw;
 mod error;
 mod inspect;
 mod options;
+mod recipe;
 mod sample;
 mod schedule;
 mod schedules;
@@ -34,7 +35,7 @@ use std::{
     time::Instant,
 };
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use error::CliError;
 
@@ -131,10 +132,34 @@ fn print_line(line: std::fmt::Arguments<'_>) {
     }
 }
 
+/// What this process was asked for; a picture that is to be drawn again says the rest.
+fn command_line() -> Result<Cli, CliError> {
+    let line: Vec<_> = std::env::args_os().collect();
+    let matches = Cli::command().get_matches_from(&line);
+    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    let (Command::Sample(args), Some(given)) = (&cli.command, matches.subcommand_matches("sample"))
+    else {
+        return Ok(cli);
+    };
+    match &args.from {
+        None => Ok(cli),
+        Some(picture) => {
+            let recipe = recipe::Recipe::read(picture)?;
+            Ok(Cli::parse_from(recipe.filled(line, given)))
+        }
+    }
+}
+
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
     let started = Instant::now();
-    let cli = Cli::parse();
+    let cli = match command_line() {
+        Ok(cli) => cli,
+        Err(error) => {
+            eprintln!("error: {}", error.explain());
+            return ExitCode::from(error.exit_code());
+        }
+    };
     cli.verbosity.start_logging();
     let interrupted = Arc::new(AtomicBool::new(false));
     signals::catch(interrupted.clone(), cli.command.stops_cleanly());

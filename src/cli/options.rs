@@ -1,7 +1,7 @@
 //! Flags that several subcommands share.
 
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
@@ -14,7 +14,7 @@ use crate::{
     checkpoint::{LoadOptions, ModelInfo, ModelSpec},
     device::{DeviceChoice, Engine},
     diffusion::{Guidance, GuidedChannels, Solver},
-    models::Prompts,
+    models::{Prompts, vae::Tiling},
     pipeline::{Pipeline, USUAL_STEPS, read_texts},
     sampler::Settings,
 };
@@ -62,6 +62,13 @@ pub(super) struct ModelArgs {
     /// `prompt_attention_mask` [P,L] and, for guidance, `negative_prompt_embeds` [1,L,width]
     #[arg(long, value_name = "FILE")]
     pub texts: Option<PathBuf>,
+    /// The autoencoder that makes pictures of latents: a diffusers folder, or a file of an AutoencoderKL or of TAESD; none for
+    /// a rough preview [default: the `vae` folder beside the model, where there is one]
+    #[arg(long, value_name = "FILE|DIR|none")]
+    pub vae: Option<String>,
+    /// Decode latents in tiles of so many cells a side, for less memory [default: auto, whole where that takes at most 2 GiB]
+    #[arg(long, value_name = "auto|off|N", value_parser = clap::value_parser!(Tiling))]
+    pub vae_tile: Option<Tiling>,
 }
 
 impl ModelArgs {
@@ -81,6 +88,23 @@ impl ModelArgs {
         match &self.texts {
             None => Ok(pipeline),
             Some(path) => Ok(pipeline.with_texts(read_texts(path)?)?),
+        }
+    }
+
+    /// The same with what makes pictures of its latents, for commands that write some.
+    pub fn with_decoder(&self, pipeline: Pipeline) -> Result<Pipeline, CliError> {
+        let beside = || {
+            let folder = Path::new(&self.model).join("vae");
+            folder.is_dir().then_some(folder)
+        };
+        let vae = match self.vae.as_deref() {
+            Some("none") => None,
+            Some(path) => Some(path.into()),
+            None => beside(),
+        };
+        match vae {
+            None => Ok(pipeline),
+            Some(path) => Ok(pipeline.with_vae(&path, self.vae_tile.unwrap_or_default())?),
         }
     }
 }
@@ -166,7 +190,7 @@ impl RunArgs {
 #[derive(Args, Debug)]
 pub(super) struct SessionArgs {
     #[command(flatten)]
-    model: ModelArgs,
+    pub model: ModelArgs,
     #[command(flatten)]
     device: DeviceArgs,
     #[command(flatten)]

@@ -1,17 +1,20 @@
 //! `harmonica sample`
 
 use std::{
+    io::Write,
     path::{Path, PathBuf},
     time::Instant,
 };
 
+use image::RgbImage;
 use serde_json::json;
 
 use super::{
     Context,
     draw::draw_each,
     error::CliError,
-    options::{CacheArgs, Session, SessionArgs, print_json, progress},
+    options::{CacheArgs, ModelArgs, Session, SessionArgs, print_json, progress},
+    recipe::Recipe,
     schedules::ScheduleArgs,
 };
 use crate::{
@@ -19,9 +22,12 @@ use crate::{
     device::LaunchCount,
     files::check_writable,
     models::Condition,
-    pipeline::Pipeline,
-    report::{ReportError, Tile, columns_for, grid, image_from_values, write_png},
-    sampler::{BATCH_BYTES, Request, batch_for},
+    pipeline::{Decoder, Pipeline},
+    report::{
+        PictureFormat, PictureText, ReportError, Tile, columns_for, encode_picture, grid,
+        write_picture,
+    },
+    sampler::{BATCH_BYTES, Request, Settings, batch_for},
     schedule::Reuse,
 };
 
@@ -42,17 +48,32 @@ pub(super) struct Args {
     #[arg(long, value_name = "A,B,…", value_delimiter = ',')]
     classes: Vec<String>,
     /// Number of images; classes repeat in turn [default: one a class, at most 46]
-    #[arg(long, value_name = "N")]
+    #[arg(short = 'n', long, value_name = "N")]
     count: Option<usize>,
     /// Seed of the noise
-    #[arg(long, default_value_t = 0)]
+    #[arg(short, long, default_value_t = 0)]
     seed: u64,
+    /// Number of the first image: image N draws the N-th noise of the seed
+    #[arg(long, value_name = "N", default_value_t = 0, conflicts_with = "noise")]
+    first: u64,
     /// Images at a time [default: what fits in 1 GiB, at most 16]
     #[arg(long, value_name = "N")]
     batch: Option<usize>,
-    /// A .png for one grid, anything else for a folder of single images
-    #[arg(long, value_name = "FILE.png|DIR", default_value = "harmonica.png")]
+    /// A .png, .jpg or .webp for the picture, or for a labelled grid of several; - for a PNG on stdout; anything else is a folder
+    /// of single pictures
+    #[arg(
+        short,
+        long,
+        value_name = "FILE|DIR|-",
+        default_value = "harmonica.png"
+    )]
     out: PathBuf,
+    /// A labelled grid, even of one picture
+    #[arg(long)]
+    grid: bool,
+    /// Draw a PNG again that this command wrote: model, seed, class and settings are the picture's where no flag says otherwise
+    #[arg(long, value_name = "FILE.png")]
+    pub(super) from: Option<PathBuf>,
     /// Starting noise: a safetensors file with `noise` [B,C,H,W] and, if it is to choose classes, `labels` [B]
     #[arg(long, value_name = "FILE")]
     noise: Option<PathBuf>,
@@ -64,13 +85,180 @@ pub(super) struct Args {
     json: bool,
 }
 
+/// Where pictures go.
+enum Out {
+    /// All in one file: the picture, or a grid.
+    File(PathBuf, PictureFormat),
+    Stdout,
+    /// One PNG each.
+    Folder(PathBuf),
+}
+
+impl Out {
+    fn of(args: &Args) -> Result<Self, CliError> {
+        if args.out == Path::new("-") {
+            return match args.json {
+                true => Err(CliError::Usage(
+                    "--out - writes the picture to stdout, where --json writes too; pass a file"
+                        .into(),
+                )),
+                false => Ok(Self::Stdout),
+            };
+        }
+        match PictureFormat::of(&args.out) {
+            Ok(Some(format)) => Ok(Self::File(args.out.clone(), format)),
+            Ok(None) if args.grid => Err(CliError::Usage(format!(
+                "--grid makes one picture, and {} is a folder; pass a .png, .jpg or .webp",
+                args.out.display()
+            ))),
+            Ok(None) => Ok(Self::Folder(args.out.clone())),
+            Err(ending) => Err(CliError::Usage(format!(
+                "--out {}: .{ending} files are not written; expected .png, .jpg, .webp, or a folder",
+                args.out.display()
+            ))),
+        }
+    }
+
+    /// A place that cannot be written is found out before the work, not after it.
+    fn check(&self) -> Result<(), CliError> {
+        let first = match self {
+            Self::Stdout => return Ok(()),
+            Self::File(path, _) => path.clone(),
+            Self::Folder(path) => path.join("image.png"),
+        };
+        writable(&first)
+    }
+}
+
+fn writable(path: &Path) -> Result<(), CliError> {
+    check_writable(path).map_err(|source| {
+        CliError::Report(ReportError::Io {
+            path: path.into(),
+            source,
+        })
+    })
+}
+
+/// Pictures on their way out.
+struct Pictures<'a> {
+    out: &'a Out,
+    decoder: &'a Decoder,
+    info: &'a ModelInfo,
+    conditions: &'a [Condition],
+    /// How to draw all of them again; none where starting noise came from a file.
+    recipe: Option<Recipe>,
+    /// Those that wait for the rest: a grid is whole or not there.
+    waiting: Vec<RgbImage>,
+    /// Files that are written.
+    files: Vec<PathBuf>,
+}
+
+impl Pictures<'_> {
+    /// Images `first..` of the run.
+    fn take(&mut self, first: usize, values: &[f32], context: &Context) -> Result<(), CliError> {
+        let shape = self.info.outline.latents.shape();
+        for (i, image) in values.chunks(shape.iter().product()).enumerate() {
+            let mut go_on = || context.check_interrupt().is_ok();
+            let picture = self.decoder.picture(image, shape, &mut go_on)?;
+            match self.out {
+                Out::Folder(folder) => {
+                    let number = first + i;
+                    let title = name_of(&self.conditions[number], number, self.info);
+                    let path = folder.join(format!("{number:05}-{}.png", file_name(&title)));
+                    write_picture(&picture, &path, PictureFormat::Png, &self.texts(number, 1))?;
+                    self.files.push(path);
+                }
+                _ => self.waiting.push(picture),
+            }
+        }
+        Ok(())
+    }
+
+    /// What a PNG of images `first..first + count` says.
+    fn texts(&self, first: usize, count: usize) -> Vec<PictureText> {
+        let Some(recipe) = &self.recipe else {
+            return Vec::new();
+        };
+        let conditions = &self.conditions[first..first + count];
+        let classes = conditions.iter().filter_map(Condition::class);
+        let classes: Vec<_> = classes.map(|class| self.class(class)).collect();
+        let title = match conditions {
+            [one] => name_of(one, first, self.info),
+            several => format!("{} images", several.len()),
+        };
+        recipe.of_images(first, count, classes).texts(&title)
+    }
+
+    /// A class as `--classes` takes it.
+    fn class(&self, class: usize) -> String {
+        let name = self.info.class_name(class);
+        match name.contains(',') || self.info.class_by_name(&name) != Some(class) {
+            true => class.to_string(),
+            false => name,
+        }
+    }
+
+    /// Writes what waits: a picture, or a grid.
+    fn finish(&mut self, as_grid: bool) -> Result<(), CliError> {
+        let (path, format) = match self.out {
+            Out::Folder(_) => return Ok(()),
+            Out::File(path, format) => (Some(path), *format),
+            Out::Stdout => (None, PictureFormat::Png),
+        };
+        let texts = self.texts(0, self.waiting.len());
+        let tiles = std::mem::take(&mut self.waiting).into_iter().enumerate();
+        let mut tiles: Vec<_> = tiles
+            .map(|(i, image)| Tile {
+                image,
+                label: name_of(&self.conditions[i], i, self.info),
+            })
+            .collect();
+        let picture = match tiles.len() {
+            1 if !as_grid => tiles.remove(0).image,
+            count => grid(&tiles, columns_for(count)),
+        };
+        match path {
+            Some(path) => {
+                write_picture(&picture, path, format, &texts)?;
+                self.files.push(path.clone());
+            }
+            None => {
+                let failed = |message: String| {
+                    CliError::Report(ReportError::Draw {
+                        path: "stdout".into(),
+                        message,
+                    })
+                };
+                let bytes = encode_picture(&picture, format, &texts).map_err(failed)?;
+                let mut stdout = std::io::stdout().lock();
+                let written = stdout.write_all(&bytes).and_then(|()| stdout.flush());
+                written.map_err(|e| failed(e.to_string()))?;
+            }
+        }
+        Ok(())
+    }
+}
+
 pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
+    let out = Out::of(&args)?;
     let Session {
         pipeline,
         settings,
         seconds_load,
     } = args.session.open(context)?;
+    let pipeline = args.session.model.with_decoder(pipeline)?;
     let (engine, info) = (&pipeline.engine, &pipeline.info);
+
+    if let Some(picture) = &args.from {
+        let drawn_by = Recipe::read(picture)?.fingerprint;
+        if drawn_by != info.fingerprint.to_string() {
+            context.say(format!(
+                "warning: weights {drawn_by} drew {}, these are {}: expect another picture",
+                picture.display(),
+                info.fingerprint
+            ));
+        }
+    }
 
     let given = args
         .noise
@@ -99,25 +287,17 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
         None => (None, choose(&args.classes, args.count, &pipeline)?),
     };
 
-    // A place that cannot be written is found out before the work, not after it.
-    let single = is_png(&args.out);
-    let first_file = if single {
-        args.out.clone()
-    } else {
-        args.out.join("image.png")
-    };
-    for path in std::iter::once(&first_file).chain(&args.save_tensors) {
-        check_writable(path).map_err(|source| ReportError::Io {
-            path: path.clone(),
-            source,
-        })?;
-    }
+    out.check()?;
+    args.save_tensors
+        .iter()
+        .try_for_each(|path| writable(path))?;
 
     let batch = args.batch.unwrap_or_else(|| {
         batch_for(&info.outline, settings.guidance.is_active(), BATCH_BYTES)
             .min(conditions.len().max(1))
     });
     let chosen = args.schedule.resolve(&pipeline, &settings, context)?;
+    let recipe = recipe(&args, &pipeline, &settings, &chosen.name, conditions.len());
     let settings = chosen.settings;
     let sampler = pipeline
         .sampler(settings, Some(chosen.reuse))?
@@ -125,6 +305,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
     let request = Request {
         conditions: conditions.clone(),
         seed: args.seed,
+        first: args.first,
         noise,
         batch,
     };
@@ -136,42 +317,43 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
         "image steps",
     );
     let started = Instant::now();
-    // Single pictures are written as they come; a grid or tensor file is whole or not there.
-    let keep = single || args.save_tensors.is_some();
-    let (mut values, mut written) = (Vec::new(), 0);
+    let mut pictures = Pictures {
+        out: &out,
+        decoder: &pipeline.decoder,
+        info,
+        conditions: &conditions,
+        recipe,
+        waiting: Vec::new(),
+        files: Vec::new(),
+    };
+    let mut values = Vec::new();
     let drawn = draw_each(
         steps,
         &bar,
         |images| images as u64,
         context,
         |first, x0| {
-            if !single {
-                written += write_singles(&args.out, first, &x0, &conditions, info)?;
-            }
-            if keep {
+            pictures.take(first, &x0, context)?;
+            if args.save_tensors.is_some() {
                 values.extend(x0);
             }
             Ok(())
         },
     );
-    if drawn.is_err() {
-        bar.abandon();
-        if written > 0 {
-            context.say(format!(
-                "{written} of {} images lie in {}",
-                conditions.len(),
-                args.out.display()
-            ));
+    let totals = match drawn {
+        Ok(totals) => totals,
+        Err(error) => {
+            bar.abandon();
+            keep_finished(&mut pictures, &args, context)?;
+            return Err(error);
         }
-    }
-    let totals = drawn?;
+    };
     let seconds = started.elapsed().as_secs_f64();
     bar.finish_and_clear();
     let dispatches = launches.finish(engine);
 
-    if single {
-        write_grid(&args.out, &values, &conditions, info)?;
-    }
+    pictures.finish(args.grid)?;
+    let files = std::mem::take(&mut pictures.files);
     if let Some(path) = &args.save_tensors {
         let [c, h, w] = info.outline.latents.shape();
         let shapes = [("samples".to_owned(), vec![conditions.len(), c, h, w])];
@@ -180,13 +362,13 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
     }
 
     let report = engine.report();
-    if !info.is_pixel_space() {
-        context.say("this model draws latents; the picture is a rough preview of them (--save-tensors keeps the values)");
+    if !info.is_pixel_space() && matches!(pipeline.decoder, Decoder::Direct) {
+        context.say("this model draws latents; the picture is a rough preview of them (--vae makes the real one, --save-tensors keeps the values)");
     }
     context.say(format!(
-        "{}: {} images of {} in {:.1} s on {} ({}): {:.1} ms a step and image, {:.2} images/s",
+        "{}: {} of {} in {:.1} s on {} ({}): {:.1} ms a step and image, {:.2} images/s",
         args.out.display(),
-        conditions.len(),
+        images(conditions.len()),
         info.outline.name,
         seconds,
         report.device,
@@ -210,13 +392,83 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
     if args.json {
         print_json(&json!({
             "device": report.device, "backend": report.backend, "model": info.outline.name,
+            "fingerprint": info.fingerprint.to_string(), "seed": args.seed, "first": args.first,
+            "solver": settings.solver.to_string(), "guidance": settings.guidance.scale(),
             "steps": settings.steps, "images": conditions.len(), "batch": batch,
             "seconds_load": seconds_load, "seconds_sampling": seconds,
             "schedule": chosen.name, "cur": totals.cur(), "macs_full": totals.macs_full, "macs": totals.macs,
             "peak_cache_bytes": totals.peak_cache_bytes, "cache_dtype": args.cache.cache_dtype.to_string(), "dispatches": dispatches, "out": args.out,
+            "files": files,
         }));
     }
     Ok(())
+}
+
+/// After a run that broke off: pictures that were finished are not lost.
+fn keep_finished(pictures: &mut Pictures, args: &Args, context: &Context) -> Result<(), CliError> {
+    let finished = pictures.waiting.len() + pictures.files.len();
+    if finished == 0 {
+        return Ok(());
+    }
+    pictures.finish(args.grid)?;
+    context.say(format!(
+        "{finished} of {} lie in {}",
+        images(pictures.conditions.len()),
+        args.out.display()
+    ));
+    Ok(())
+}
+
+fn images(count: usize) -> String {
+    match count {
+        1 => "1 image".into(),
+        count => format!("{count} images"),
+    }
+}
+
+/// How to draw this run again; none where its noise came from a file.
+fn recipe(
+    args: &Args,
+    pipeline: &Pipeline,
+    settings: &Settings,
+    chosen: &str,
+    count: usize,
+) -> Option<Recipe> {
+    let (format, version) = Recipe::here();
+    let model: &ModelArgs = &args.session.model;
+    let named = args.schedule.schedule.is_some() || args.schedule.speed.is_some();
+    let switch = if settings.clip_x0 { "on" } else { "off" };
+    let recipe = Recipe {
+        format,
+        version,
+        model: model.model.clone(),
+        fingerprint: pipeline.info.fingerprint.to_string(),
+        classes: Vec::new(),
+        texts: model.texts.as_ref().map(|path| path.display().to_string()),
+        seed: args.seed,
+        first: args.first,
+        count,
+        steps: settings.steps,
+        solver: settings.solver.to_string(),
+        guidance: settings.guidance.scale(),
+        guidance_channels: settings.guidance.channels().to_string(),
+        clip_x0: switch.into(),
+        cache_dtype: args.cache.cache_dtype.to_string(),
+        schedule: match named {
+            true => args.schedule.schedule.clone(),
+            // What it came to without a flag.
+            false if chosen == "none" => Some("none".into()),
+            false => Some("learned".into()),
+        },
+        speed: args.schedule.speed,
+        heads: model.heads,
+        input_size: model
+            .input_size
+            .map(|[height, width]| format!("{height}x{width}")),
+        vae: model.vae.clone(),
+        vae_tile: model.vae_tile.map(|tiling| tiling.to_string()),
+    };
+    args.noise.is_none().then_some(recipe)
 }
 
 /// What every image is to show.
@@ -327,54 +579,14 @@ fn name_of(condition: &Condition, i: usize, info: &ModelInfo) -> String {
     }
 }
 
-fn is_png(out: &Path) -> bool {
-    out.extension()
-        .is_some_and(|e| e.eq_ignore_ascii_case("png"))
-}
-
-fn write_grid(
-    out: &Path,
-    values: &[f32],
-    conditions: &[Condition],
-    info: &ModelInfo,
-) -> Result<(), CliError> {
-    let shape = info.outline.latents.shape();
-    let tiles: Vec<_> = values
-        .chunks(shape.iter().product())
-        .zip(conditions)
-        .enumerate()
-        .map(|(i, (image, condition))| Tile {
-            image: image_from_values(image, shape),
-            label: name_of(condition, i, info),
-        })
-        .collect();
-    Ok(write_png(&grid(&tiles, columns_for(tiles.len())), out)?)
-}
-
-/// Images `first..` of a run into a folder; returns how many.
-fn write_singles(
-    out: &Path,
-    first: usize,
-    values: &[f32],
-    conditions: &[Condition],
-    info: &ModelInfo,
-) -> Result<usize, CliError> {
-    let shape = info.outline.latents.shape();
-    let images = values.chunks(shape.iter().product());
-    let count = images.len();
-    for (i, (values, condition)) in images.zip(&conditions[first..]).enumerate() {
-        let name: String = name_of(condition, first + i, info)
-            .chars()
-            .map(|c| {
-                if c.is_alphanumeric() || c == '-' {
-                    c
-                } else {
-                    '_'
-                }
-            })
-            .collect();
-        let path = out.join(format!("{:05}-{name}.png", first + i));
-        write_png(&image_from_values(values, shape), &path)?;
-    }
-    Ok(count)
+/// The same as part of a file's name.
+fn file_name(title: &str) -> String {
+    let plain = |c: char| {
+        if c.is_alphanumeric() || c == '-' {
+            c
+        } else {
+            '_'
+        }
+    };
+    title.chars().map(plain).take(80).collect()
 }

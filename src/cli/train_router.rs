@@ -233,6 +233,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
         model,
         info,
         prompts,
+        ..
     } = pipeline;
     if run.solver.is_stochastic() {
         return Err(CliError::Usage(

@@ -2,16 +2,20 @@
 //! come in here.
 
 mod choice;
+mod decoder;
 mod texts;
 
 pub use choice::{Chosen, choose_schedule, schedule_file};
+pub use decoder::Decoder;
 pub use texts::{read_texts, texts_named};
+
+use std::path::Path;
 
 use crate::{
     checkpoint::{LoadOptions, ModelInfo, ModelSpec, load_model},
     device::Engine,
     diffusion::{Guidance, Solver},
-    models::{Model, Prompts},
+    models::{Model, Prompts, vae::Tiling},
     policy::PolicyError,
     sampler::{SampleError, Sampler, Settings},
     schedule::Reuse,
@@ -28,6 +32,8 @@ pub struct Pipeline {
     pub info: ModelInfo,
     /// What its images may show: all classes of a model of classes, the texts that were given to a model of texts.
     pub prompts: Prompts,
+    /// What makes pictures of its images.
+    pub decoder: Decoder,
 }
 
 /// Why a pipeline could not be opened.
@@ -63,7 +69,17 @@ impl Pipeline {
             model,
             info,
             prompts,
+            decoder: Decoder::Direct,
         })
+    }
+
+    /// The same with an autoencoder that makes pictures of its latents: see [`Decoder::open`].
+    ///
+    /// # Errors
+    /// [`CheckpointError`](crate::checkpoint::CheckpointError).
+    pub fn with_vae(self, path: &Path, tiling: Tiling) -> Result<Self, OpenError> {
+        let decoder = Decoder::open(path, tiling, &self.info, &self.engine)?;
+        Ok(Self { decoder, ..self })
     }
 
     /// The same for other texts. What they say of no text goes before what the model brings.

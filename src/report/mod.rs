@@ -12,7 +12,10 @@ pub use curves::{Panel, draw_curves};
 pub use front::{FrontPoint, draw_front};
 pub use grid::{Tile, columns_for, grid};
 pub use heatmap::{Curves, draw_schedule};
-pub use picture::{image_from_values, write_png};
+pub use picture::{
+    PictureFormat, PictureText, encode_picture, image_from_values, text_of_png, write_picture,
+    write_png,
+};
 
 /// Why a picture could not be written.
 #[derive(Debug, thiserror::Error)]

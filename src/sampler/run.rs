@@ -22,8 +22,10 @@ use crate::{
 pub struct Request {
     /// What each image is to show.
     pub conditions: Vec<Condition>,
-    /// Seed of the noise; image `i` draws from stream `i` of it.
+    /// Seed of the noise; image `i` draws from stream `first + i` of it.
     pub seed: u64,
+    /// Number of the first image, so that any image of a larger run can be drawn by itself.
+    pub first: u64,
     /// Starting noise `[B, C, H, W]` instead of seeded noise.
     pub noise: Option<Vec<f32>>,
     /// Images at a time.
@@ -172,7 +174,7 @@ impl Run {
         let first = self.next_image;
         let count = request.batch.min(request.conditions.len() - first);
         let mut noise: Vec<_> = (0..count)
-            .map(|i| ImageNoise::new(request.seed, (first + i) as u64))
+            .map(|i| ImageNoise::new(request.seed, request.first.wrapping_add((first + i) as u64)))
             .collect();
         let mut values = Vec::with_capacity(count * size);
         // Drawn even when replaced, so that later noise of stochastic solvers is the same.

@@ -76,6 +76,7 @@ impl Stepper {
         let request = Request {
             conditions: conditions.to_vec(),
             seed: 0,
+            first: 0,
             noise: Some(x.clone()),
             batch,
         };

@@ -84,6 +84,7 @@ impl Case {
         Request {
             conditions: Condition::classes(&integers(FILE, &format!("{}.labels", self.name))),
             seed: 0,
+            first: 0,
             noise: Some(tensor(FILE, &format!("{}.noise", self.name)).1),
             batch: 2,
         }

@@ -39,6 +39,7 @@ fn two_images() -> Request {
     Request {
         conditions: Condition::classes(&[6, 29]),
         seed: 5,
+        first: 0,
         noise: None,
         batch: 2,
     }

@@ -123,6 +123,7 @@ fn c_and_rust_make_the_same_images() {
         .sample(Request {
             conditions: Condition::classes(&[3, 5]),
             seed: 0,
+            first: 0,
             noise: None,
             batch: 2,
         })

@@ -103,6 +103,7 @@ fn request() -> Request {
     Request {
         conditions: Condition::classes(&[1, 2]),
         seed: 3,
+        first: 0,
         noise: None,
         batch: 2,
     }

@@ -71,6 +71,7 @@ fn request() -> Request {
     Request {
         conditions: conditions(),
         seed: 0,
+        first: 0,
         noise: Some(tensor(FILE, "noise").1),
         batch: 4,
     }

@@ -135,6 +135,7 @@ fn cached_runs_are_those_of_the_naive_sampler() {
             let request = Request {
                 conditions: texts(file, "text", "mask"),
                 seed: 0,
+                first: 0,
                 noise: Some(tensor(file, noise).1),
                 batch: 2,
             };

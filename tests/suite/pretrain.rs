@@ -271,6 +271,7 @@ fn options(folder: &Path, steps: u64, resume: bool) -> PretrainOptions {
         save_every: Duration::from_secs(3600),
         sample_every: None,
         dtype: StoredDtype::F32,
+        vae: None,
     }
 }
 

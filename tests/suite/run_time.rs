@@ -49,6 +49,7 @@ fn request() -> Request {
     Request {
         conditions: Condition::classes(&integers(FILE, "labels")),
         seed: 0,
+        first: 0,
         noise: Some(tensor(FILE, "noise").1),
         batch: 2,
     }

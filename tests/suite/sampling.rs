@@ -74,6 +74,7 @@ fn cpu_and_vulkan_draw_the_same_images() {
         let request = Request {
             conditions: Condition::classes(&[6, 29]),
             seed: 5,
+            first: 0,
             noise: None,
             batch: 2,
         };
@@ -94,6 +95,7 @@ fn batch_size_does_not_change_an_image() {
         let request = Request {
             conditions: Condition::classes(&labels),
             seed: 11,
+            first: 0,
             noise: None,
             batch,
         };
@@ -119,6 +121,7 @@ fn stochastic_solvers_repeat_whatever_the_batch() {
             let request = Request {
                 conditions: Condition::classes(&[1, 2, 3]),
                 seed,
+                first: 0,
                 noise: None,
                 batch,
             };
@@ -143,6 +146,7 @@ fn a_run_that_reuses_nothing_is_the_plain_loop() {
             let request = Request {
                 conditions: Condition::classes(&[7]),
                 seed: 3,
+                first: 0,
                 noise: Some(noise.clone()),
                 batch: 1,
             };
@@ -183,6 +187,7 @@ fn a_run_pauses_cancels_and_refuses_bad_requests() {
     let request = |labels: Vec<usize>, batch| Request {
         conditions: Condition::classes(&labels),
         seed: 0,
+        first: 0,
         noise: None,
         batch,
     };
@@ -249,6 +254,7 @@ fn infinite_noise_is_reported_as_such() {
     let request = Request {
         conditions: Condition::classes(&[0, 1]),
         seed: 0,
+        first: 0,
         noise: Some(noise),
         batch: 2,
     };
@@ -333,6 +339,7 @@ fn a_run_lives_on_its_own_and_moves_between_threads() {
     let request = Request {
         conditions: Condition::classes(&[6, 7]),
         seed: 4,
+        first: 0,
         noise: None,
         batch: 2,
     };
@@ -358,6 +365,7 @@ fn previews_show_the_predicted_image_of_each_step() {
     let request = Request {
         conditions: Condition::classes(&[6]),
         seed: 4,
+        first: 0,
         noise: None,
         batch: 1,
     };
@@ -389,6 +397,7 @@ fn a_run_resumes_where_it_stood() {
     let request = Request {
         conditions: Condition::classes(&[6, 7, 8]),
         seed: 4,
+        first: 0,
         noise: None,
         batch: 2,
     };

@@ -20,7 +20,7 @@ use crate::{
     checkpoint::{LoadOptions, ModelSpec, StoredDtype, load_state},
     device::DeviceReport,
     metrics::peak_memory_bytes,
-    models::dit::DitConfig,
+    models::{dit::DitConfig, vae::Vae},
     training::{
         TrainingError,
         network::{
@@ -41,6 +41,10 @@ pub(super) struct Args {
     /// classes), or a .safetensors file with `latents` [N,C,H,W] and `labels` [N]
     #[arg(long, value_name = "DIR|FILE")]
     data: PathBuf,
+    /// Learn latents of the pictures instead of pixels: the autoencoder that makes them (a diffusers folder, or a file of an
+    /// AutoencoderKL or of TAESD); `sample --vae` takes the same one
+    #[arg(long, value_name = "FILE|DIR")]
+    vae: Option<PathBuf>,
     /// Folder of the run: model.safetensors, checkpoint.safetensors, train.jsonl, curve.png, samples.png
     #[arg(long, value_name = "DIR", default_value = "dit")]
     out: PathBuf,
@@ -115,7 +119,16 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
         .as_ref()
         .map(|state| &state.config)
         .or(before.as_ref().map(|b| &b.config));
-    let data = read_data(&args, known, context)?;
+    let vae = args
+        .vae
+        .as_ref()
+        .map(|path| Vae::open(path, engine.device()))
+        .transpose()?;
+    let data = read_data(&args, known, vae.as_ref(), context)?;
+    let data = match &vae {
+        Some(vae) => encoded(data, vae, &settings, context)?,
+        None => data,
+    };
     let start = match (init, &before) {
         (Some(state), _) => PretrainStart::From(Box::new(state)),
         (None, Some(before)) if !args.network.names_one() => {
@@ -138,6 +151,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
             Some(DtypeArg::F16) => StoredDtype::F16,
             None => before.map_or(StoredDtype::F32, |saved| saved.dtype),
         },
+        vae,
     };
     let mut run = PretrainRun::open(&data, start, options, engine.device())?.with_engine(&engine);
     context.say(format!(
@@ -303,13 +317,48 @@ fn report(
     }
 }
 
+/// The pictures' latents, with a bar.
+fn encoded(
+    data: Dataset,
+    vae: &Vae,
+    settings: &PretrainSettings,
+    context: &Context,
+) -> Result<Dataset, CliError> {
+    let bar = progress(context, data.len() as u64, "pictures encoded");
+    let latents = data.encoded(vae, settings.flip, &mut |done, _| {
+        bar.set_position(done as u64);
+        match context.check_interrupt() {
+            Ok(()) => ControlFlow::Continue(()),
+            Err(_) => ControlFlow::Break(()),
+        }
+    });
+    bar.finish_and_clear();
+    read(latents)
+}
+
+fn read(data: Result<Dataset, DataError>) -> Result<Dataset, CliError> {
+    match data {
+        Ok(data) => Ok(data),
+        Err(DataError::Stopped) => Err(CliError::Interrupted),
+        Err(e) => Err(TrainingError::from(e).into()),
+    }
+}
+
 /// Reads the pictures, with a bar.
 fn read_data(
     args: &Args,
     known: Option<&DitConfig>,
+    vae: Option<&Vae>,
     context: &Context,
 ) -> Result<Dataset, CliError> {
-    let image_size = args.network.image_size.or(known.map(|c| c.input_size[0]));
+    let factor = vae.map_or(1, |vae| vae.config().factor());
+    let known = known.map(|c| c.input_size[0] * factor);
+    let image_size = args.network.image_size.or(known);
+    if let Some(size) = image_size.filter(|size| !size.is_multiple_of(factor)) {
+        return Err(CliError::Usage(format!(
+            "--image-size is {size}, expected a multiple of {factor}, the pixels of a cell of the autoencoder's latents"
+        )));
+    }
     if image_size.is_some_and(|size| size == 0 || size > 1 << 14) {
         return Err(CliError::Usage(format!(
             "--image-size is {}, expected 1 to {}",
@@ -338,12 +387,6 @@ fn read_data(
         }
     });
     bar.finish_and_clear();
-    match data {
-        Ok(data) => {
-            tracing::debug!(seconds = started.elapsed().as_secs_f64(), "read the data");
-            Ok(data)
-        }
-        Err(DataError::Stopped) => Err(CliError::Interrupted),
-        Err(e) => Err(TrainingError::from(e).into()),
-    }
+    tracing::debug!(seconds = started.elapsed().as_secs_f64(), "read the data");
+    read(data)
 }

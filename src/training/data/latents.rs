@@ -53,7 +53,10 @@ pub(super) fn read(path: &Path) -> Result<Dataset, DataError> {
     hash.update(bytemuck::cast_slice(&values));
     hash.update(bytemuck::cast_slice(&labels));
     Ok(Dataset {
-        values: Values::Latents(values),
+        values: Values::Latents {
+            values,
+            mirrored: None,
+        },
         shape: [c, h, w],
         labels,
         class_names: Vec::new(),

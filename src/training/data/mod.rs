@@ -19,7 +19,10 @@ use std::{
 
 use store::Store;
 
-use crate::checkpoint::CheckpointError;
+use crate::{
+    checkpoint::CheckpointError,
+    models::vae::{Vae, VaeError},
+};
 
 /// Why there is nothing to train on.
 #[derive(Debug, thiserror::Error)]
@@ -59,6 +62,9 @@ pub enum DataError {
     /// The container of the latents.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
+    /// The autoencoder that was to make latents of pictures.
+    #[error("cannot make latents of the pictures: {0}")]
+    Vae(#[from] VaeError),
     /// The caller broke off.
     #[error("reading the pictures was broken off")]
     Stopped,
@@ -134,7 +140,11 @@ enum Values {
     /// `[H, W, 3]` bytes a picture.
     Pixels(Store),
     /// `[N, C, H, W]`
-    Latents(Vec<f32>),
+    Latents {
+        values: Vec<f32>,
+        /// Those of the mirrored pictures, where they were made here and are wanted.
+        mirrored: Option<Vec<f32>>,
+    },
 }
 
 impl Dataset {
@@ -175,6 +185,14 @@ impl Dataset {
         self.shape
     }
 
+    /// Whether a picture can be read mirrored.
+    pub fn mirrors(&self) -> bool {
+        match &self.values {
+            Values::Pixels(_) => true,
+            Values::Latents { mirrored, .. } => mirrored.is_some(),
+        }
+    }
+
     /// Whether these are RGB pixels in [-1, 1] rather than latents.
     pub fn is_pixels(&self) -> bool {
         matches!(self.values, Values::Pixels(_))
@@ -213,8 +231,62 @@ impl Dataset {
         &self.identity
     }
 
+    /// The latents of these pictures, as an autoencoder makes them: the means of what it says. With `mirror`, those of the
+    /// mirrored pictures too, which training then takes for them.
+    ///
+    /// `each` hears of every picture `(done, all)` and may break off.
+    ///
+    /// # Errors
+    /// [`DataError`]; latents stay as they are.
+    pub fn encoded(
+        self,
+        vae: &Vae,
+        mirror: bool,
+        each: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
+    ) -> Result<Self, DataError> {
+        if !self.is_pixels() {
+            return Ok(self);
+        }
+        let factor = vae.config().factor();
+        let [_, height, width] = self.shape;
+        let shape = [
+            vae.config().latent_channels(),
+            height / factor,
+            width / factor,
+        ];
+        let mut pixels = vec![0.0; self.shape.iter().product()];
+        let mut hash = blake3::Hasher::new();
+        hash.update(self.identity.as_bytes());
+        let mut sides = vec![Vec::new(); 1 + usize::from(mirror)];
+        for index in 0..self.len() {
+            if each(index, self.len()).is_break() {
+                return Err(DataError::Stopped);
+            }
+            for (side, latents) in sides.iter_mut().enumerate() {
+                let change = Augmentation {
+                    mirror: side == 1,
+                    shift: [0; 2],
+                };
+                self.read(index, change, &mut pixels)?;
+                let made = vae.encode(&pixels, self.shape)?;
+                hash.update(bytemuck::cast_slice(&made));
+                latents.extend(made);
+            }
+        }
+        let mut sides = sides.into_iter();
+        Ok(Self {
+            values: Values::Latents {
+                values: sides.next().unwrap_or_default(),
+                mirrored: sides.next(),
+            },
+            shape,
+            identity: hash.finalize().to_hex()[..32].to_owned(),
+            ..self
+        })
+    }
+
     /// Picture `index` as `[C, H, W]` values into `out`: pixels `v/127.5 − 1`, latents as they are (these are never
-    /// augmented).
+    /// shifted, and mirrored only where they [were made](Self::encoded) of mirrored pictures).
     ///
     /// # Errors
     /// [`DataError::Temporary`] where pixels lie on disk.
@@ -226,7 +298,11 @@ impl Dataset {
     ) -> Result<(), DataError> {
         let [channels, height, width] = self.shape;
         match &self.values {
-            Values::Latents(values) => {
+            Values::Latents { values, mirrored } => {
+                let values = match mirrored {
+                    Some(mirrored) if change.mirror => mirrored,
+                    _ => values,
+                };
                 out.copy_from_slice(&values[index * out.len()..][..out.len()]);
             }
             Values::Pixels(store) => {

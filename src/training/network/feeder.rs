@@ -27,7 +27,7 @@ impl<'d> Feeder<'d> {
         Self {
             order: Order::new(settings.seed, &labels, &data.counts(), settings.balance),
             mirrors: (0..data.classes())
-                .map(|class| data.is_pixels() && settings.mirrors(name(class)))
+                .map(|class| data.mirrors() && settings.mirrors(name(class)))
                 .collect(),
             data,
         }

@@ -33,6 +33,7 @@
 //!     save_every: Duration::from_secs(600),
 //!     sample_every: None,
 //!     dtype: StoredDtype::F32,
+//!     vae: None,
 //! };
 //! for event in PretrainRun::open(&data, PretrainStart::Fresh(config), options, engine.device())? {
 //!     if let PretrainEvent::Step(step) = event? {

@@ -12,9 +12,10 @@ use std::{
 };
 
 use burn::tensor::Device;
+use image::RgbImage;
 
 use super::{
-    data::Dataset,
+    data::{DataError, Dataset},
     feeder::Feeder,
     history::{History, PretrainStep},
     learner::Learner,
@@ -25,7 +26,11 @@ use crate::{
     checkpoint::{StateDict, StoredDtype, save_state},
     device::{DeviceFault, Engine, Watch},
     diffusion::{Guidance, GuidedChannels, Solver},
-    models::{Condition, Model, dit::DitConfig},
+    models::{
+        Condition, Model,
+        dit::DitConfig,
+        vae::{Tiling, Vae},
+    },
     report::{Tile, columns_for, draw_curves, grid, image_from_values, write_png},
     sampler::{Request, Sampler, Settings},
     training::TrainingError,
@@ -51,6 +56,8 @@ pub struct PretrainOptions {
     pub sample_every: Option<Duration>,
     /// Element type of `model.safetensors`.
     pub dtype: StoredDtype,
+    /// What makes pictures of the latents in the sample grids.
+    pub vae: Option<Vae>,
 }
 
 /// What happened in a poll.
@@ -237,6 +244,7 @@ impl<'d> PretrainRun<'d> {
         let request = Request {
             conditions: Condition::classes(&labels),
             seed: 0,
+            first: 0,
             noise: None,
             batch: 16,
         };
@@ -252,15 +260,32 @@ impl<'d> PretrainRun<'d> {
         let tiles: Vec<_> = values
             .chunks(shape.iter().product())
             .zip(labels)
-            .map(|(values, class)| Tile {
-                image: image_from_values(values, shape),
-                label: name(class),
+            .map(|(values, class)| {
+                Ok(Tile {
+                    image: self.picture(values, shape)?,
+                    label: name(class),
+                })
             })
-            .collect();
+            .collect::<Result<_, TrainingError>>()?;
         let picture = grid(&tiles, columns_for(tiles.len()));
         write_png(&picture, &self.options.folder.samples())?;
         (self.sampled, self.unsampled) = (Instant::now(), 0);
         Ok(())
+    }
+
+    /// What the network's image shows, as far as that can be told.
+    fn picture(&self, values: &[f32], shape: [usize; 3]) -> Result<RgbImage, TrainingError> {
+        let Some(vae) = &self.options.vae else {
+            return Ok(image_from_values(values, shape));
+        };
+        let [_, height, width] = shape;
+        let factor = vae.config().factor();
+        let pixels = vae.decode(values, shape, Tiling::Auto, &mut || true);
+        let pixels = pixels.map_err(DataError::from)?;
+        Ok(image_from_values(
+            &pixels,
+            [3, factor * height, factor * width],
+        ))
     }
 
     /// One optimizer step.

@@ -1,0 +1,227 @@
+//! Autoencoders: from pictures to the latents that a network draws, and back.
+//!
+//! Two kinds, each a list of [`Layer`]s: `AutoencoderKL` (arXiv 2112.10752), which the published DiT and PixArt were trained with,
+//! and TAESD, a small one for pictures at once.
+
+mod config;
+mod infer;
+mod layers;
+mod names;
+mod network;
+mod tiles;
+
+pub use config::{KlConfig, TinyConfig, VaeConfig};
+pub use layers::{Layer, Padding};
+pub use tiles::Tiling;
+
+use std::path::Path;
+
+use burn::tensor::{Device, Tensor, TensorData};
+
+use self::network::Network;
+use crate::{
+    containers::{self, CheckpointError},
+    device::{DeviceFault, read_back},
+};
+
+/// An autoencoder on a device.
+#[derive(Debug, Clone)]
+pub struct Vae {
+    config: VaeConfig,
+    decoder: Option<Network>,
+    encoder: Option<Network>,
+    device: Device,
+}
+
+/// Why latents or pictures could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum VaeError {
+    /// The file holds only one of the two halves.
+    #[error("this autoencoder has no {half}; load a file that holds one")]
+    Half { half: &'static str },
+    /// Values of another shape.
+    #[error("expected {expected}, found {found:?}")]
+    Shape { expected: String, found: [usize; 3] },
+    /// A picture that is not one.
+    #[error(
+        "the decoded picture holds a value that is not finite: the latents, or the weights of the autoencoder, are damaged"
+    )]
+    NotFinite,
+    /// The device.
+    #[error(transparent)]
+    Device(#[from] DeviceFault),
+    /// The caller said so.
+    #[error("interrupted")]
+    Interrupted,
+}
+
+impl Vae {
+    /// Loads an autoencoder: a diffusers folder (`vae/` or its parent), or a file of weights in diffusers' names, those of the
+    /// latent-diffusion release (by itself or inside a whole checkpoint) or TAESD's.
+    ///
+    /// Peak memory is the weights in f32 plus one tensor.
+    ///
+    /// # Errors
+    /// [`CheckpointError`]; shapes are checked before any weight is read.
+    pub fn open(path: &Path, device: &Device) -> Result<Self, CheckpointError> {
+        Self::open_with(path, None, device)
+    }
+
+    /// The same for a file that does not tell its config, where it is not the usual one: groups of norms and scaling of latents
+    /// stand in no shape.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_with(
+        path: &Path,
+        config: Option<VaeConfig>,
+        device: &Device,
+    ) -> Result<Self, CheckpointError> {
+        let inner = path.join("vae");
+        let path = if inner.is_dir() { &inner } else { path };
+        let mut source = containers::open(path)?;
+        let found = infer::describe(&source, config)?;
+        let mut halves = [&found.decoder, &found.encoder]
+            .into_iter()
+            .map(|half| match half {
+                None => Ok(None),
+                Some(half) => Network::load(half, &mut source, device).map(Some),
+            });
+        let (decoder, encoder) = (
+            halves.next().transpose()?.flatten(),
+            halves.next().transpose()?.flatten(),
+        );
+        tracing::debug!(path = %path.display(), "loaded an autoencoder");
+        Ok(Self {
+            config: found.config,
+            decoder,
+            encoder,
+            device: device.clone(),
+        })
+    }
+
+    /// What is known of it beside its weights.
+    pub fn config(&self) -> &VaeConfig {
+        &self.config
+    }
+
+    /// Whether it makes pictures of latents.
+    pub fn decodes(&self) -> bool {
+        self.decoder.is_some()
+    }
+
+    /// Whether it makes latents of pictures.
+    pub fn encodes(&self) -> bool {
+        self.encoder.is_some()
+    }
+
+    /// Bytes that decoding latents of `[height, width]` in one piece holds at a time, the weights not counted: an estimate.
+    pub fn decode_bytes(&self, size: [usize; 2]) -> u64 {
+        self.decoder
+            .as_ref()
+            .map_or(0, |decoder| decoder.peak_bytes(size))
+    }
+
+    /// The picture `[3, f·H, f·W]` in [-1, 1] of latents `[C, H, W]` as a network draws them, `f` the
+    /// [factor](VaeConfig::factor). `go_on` is asked before every tile.
+    ///
+    /// # Errors
+    /// [`VaeError`].
+    pub fn decode(
+        &self,
+        latents: &[f32],
+        shape: [usize; 3],
+        tiling: Tiling,
+        go_on: &mut dyn FnMut() -> bool,
+    ) -> Result<Vec<f32>, VaeError> {
+        let decoder = self
+            .decoder
+            .as_ref()
+            .ok_or(VaeError::Half { half: "decoder" })?;
+        let channels = self.config.latent_channels();
+        self.check(shape, channels, latents.len(), 1, "latents")?;
+        let latents: Vec<f32> = latents.iter().map(|z| self.config.to_vae(*z)).collect();
+        let side = tiling.side(|side| decoder.peak_bytes([side; 2]), [shape[1], shape[2]]);
+        let picture = tiles::over(
+            &latents,
+            shape,
+            side,
+            self.config.factor(),
+            |tile, shape| {
+                if !go_on() {
+                    return Err(VaeError::Interrupted);
+                }
+                Ok(read_back(self.pass(decoder, tile, shape))?)
+            },
+        )?;
+        if picture.iter().any(|v| !v.is_finite()) {
+            return Err(VaeError::NotFinite);
+        }
+        Ok(picture)
+    }
+
+    /// The latents `[C, H/f, W/f]` of a picture `[3, H, W]` in [-1, 1], as a network draws them: the mean of what the encoder
+    /// says.
+    ///
+    /// # Errors
+    /// [`VaeError`]; sides that are no multiples of the [factor](VaeConfig::factor) too.
+    pub fn encode(&self, picture: &[f32], shape: [usize; 3]) -> Result<Vec<f32>, VaeError> {
+        self.check(shape, 3, picture.len(), self.config.factor(), "a picture")?;
+        let (mut moments, [_, height, width]) = self.moments(picture, shape)?;
+        // Means come first.
+        moments.truncate(self.config.latent_channels() * height * width);
+        moments
+            .iter_mut()
+            .for_each(|z| *z = self.config.to_network(*z));
+        Ok(moments)
+    }
+
+    /// What the encoder says of a picture `[3, H, W]`, and its shape: means and logarithms of variances `[2C, h, w]`, or `[C, h, w]`
+    /// where it knows no variance; `h` and `w` are rounded down.
+    ///
+    /// # Errors
+    /// As [`Self::encode`], but for sides of any length.
+    pub fn moments(
+        &self,
+        picture: &[f32],
+        shape: [usize; 3],
+    ) -> Result<(Vec<f32>, [usize; 3]), VaeError> {
+        let encoder = self
+            .encoder
+            .as_ref()
+            .ok_or(VaeError::Half { half: "encoder" })?;
+        self.check(shape, 3, picture.len(), 1, "a picture")?;
+        let x = self.pass(encoder, picture.to_vec(), shape);
+        let [_, c, h, w] = x.dims();
+        Ok((read_back(x)?, [c, h, w]))
+    }
+
+    fn check(
+        &self,
+        shape: [usize; 3],
+        channels: usize,
+        numbers: usize,
+        multiple: usize,
+        what: &str,
+    ) -> Result<(), VaeError> {
+        let [found, height, width] = shape;
+        let whole = |side: usize| side > 0 && side.is_multiple_of(multiple);
+        if found == channels && whole(height) && whole(width) && numbers == found * height * width {
+            return Ok(());
+        }
+        Err(VaeError::Shape {
+            expected: format!(
+                "{what} [{channels}, H, W] with sides that are multiples of {multiple}"
+            ),
+            found: shape,
+        })
+    }
+
+    /// One pass over `[C, H, W]`.
+    fn pass(&self, network: &Network, values: Vec<f32>, [c, h, w]: [usize; 3]) -> Tensor<4> {
+        let x = Tensor::<4>::from_data(TensorData::new(values, [1, c, h, w]), &self.device);
+        network
+            .forward(x.permute([0, 2, 3, 1]))
+            .permute([0, 3, 1, 2])
+    }
+}

@@ -1,0 +1,85 @@
+//! From what a network draws to pictures.
+
+use std::path::Path;
+
+use image::RgbImage;
+
+use crate::{
+    checkpoint::{CheckpointError, ModelInfo},
+    device::Engine,
+    models::vae::{Tiling, Vae, VaeError},
+    report::image_from_values,
+};
+
+/// What makes pictures of a network's images.
+#[derive(Debug, Clone, Default)]
+pub enum Decoder {
+    /// Pixels as they are; of latents a rough preview.
+    #[default]
+    Direct,
+    /// An autoencoder's decoder.
+    Vae(Box<Vae>, Tiling),
+}
+
+impl Decoder {
+    /// The autoencoder at `path` (see [`Vae::open`]), for the latents of a model.
+    ///
+    /// # Errors
+    /// [`CheckpointError`], also where model and autoencoder do not belong together.
+    pub fn open(
+        path: &Path,
+        tiling: Tiling,
+        info: &ModelInfo,
+        engine: &Engine,
+    ) -> Result<Self, CheckpointError> {
+        let contradiction = |problem: String| CheckpointError::Settings {
+            path: path.into(),
+            problem,
+        };
+        let model = &info.outline;
+        if info.is_pixel_space() {
+            return Err(contradiction(format!(
+                "{} draws pixels, which need no autoencoder; leave it out",
+                model.name
+            )));
+        }
+        let vae = Vae::open(path, engine.device())?;
+        let channels = vae.config().latent_channels();
+        if channels != model.latents.channels {
+            return Err(contradiction(format!(
+                "the autoencoder has {channels} latent channels, {} draws {}; expected the one that it was trained with",
+                model.name, model.latents.channels
+            )));
+        }
+        if !vae.decodes() {
+            return Err(contradiction(
+                "it holds an encoder alone; expected a decoder".into(),
+            ));
+        }
+        Ok(Self::Vae(Box::new(vae), tiling))
+    }
+
+    /// The picture of one image `[C, H, W]`. `go_on` is asked before every tile of a large one.
+    ///
+    /// # Errors
+    /// [`VaeError`].
+    pub fn picture(
+        &self,
+        image: &[f32],
+        shape: [usize; 3],
+        go_on: &mut dyn FnMut() -> bool,
+    ) -> Result<RgbImage, VaeError> {
+        match self {
+            Self::Direct => Ok(image_from_values(image, shape)),
+            Self::Vae(vae, tiling) => {
+                let [_, height, width] = shape;
+                let factor = vae.config().factor();
+                let pixels = vae.decode(image, shape, *tiling, go_on)?;
+                Ok(image_from_values(
+                    &pixels,
+                    [3, height * factor, width * factor],
+                ))
+            }
+        }
+    }
+}
