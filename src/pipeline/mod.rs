@@ -10,7 +10,7 @@ pub use texts::{read_texts, texts_named};
 use crate::{
     checkpoint::{LoadOptions, ModelInfo, ModelSpec, load_model},
     device::Engine,
-    diffusion::{Guidance, Solver},
+    diffusion::{Guidance, Solver, Spacing},
     models::{Model, Prompts},
     policy::PolicyError,
     sampler::{SampleError, Sampler, Settings},
@@ -88,6 +88,7 @@ impl Pipeline {
         let guidance = Guidance::new(self.info.usual_guidance(), channels);
         Settings {
             steps: USUAL_STEPS,
+            spacing: Spacing::usual(self.info.outline.latents.prediction),
             solver: Solver::Ddim { eta: 0.0 },
             guidance: guidance.unwrap_or_default(),
             clip_x0: self.info.clip_x0,

@@ -24,7 +24,7 @@ use super::{
 use crate::{
     checkpoint::{StateDict, StoredDtype, save_state},
     device::{DeviceFault, Engine, Watch},
-    diffusion::{Guidance, GuidedChannels, Solver},
+    diffusion::{Guidance, GuidedChannels, Solver, Spacing},
     models::{Condition, Model, dit::DitConfig},
     report::{Tile, columns_for, draw_curves, grid, image_from_values, write_png},
     sampler::{Request, Sampler, Settings},
@@ -221,6 +221,7 @@ impl<'d> PretrainRun<'d> {
         let one = config.classes == 1;
         let settings = Settings {
             steps: SAMPLE_STEPS,
+            spacing: Spacing::Even,
             solver: Solver::ddim(0.0)?,
             guidance: Guidance::new(
                 if one { 1.0 } else { SAMPLE_GUIDANCE },
