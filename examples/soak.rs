@@ -14,7 +14,7 @@ use std::{
 use harmonica::{
     checkpoint::random_model,
     device::{Engine, device_descriptor},
-    diffusion::{Guidance, GuidedChannels, Solver},
+    diffusion::{Guidance, GuidedChannels, Solver, Spacing},
     metrics::{peak_memory_bytes, reset_peak_memory},
     models::Condition,
     models::dit::DitConfig,
@@ -55,6 +55,7 @@ impl Host {
         let (model, info) = random_model(config.architecture()?, 1, engine.device())?;
         let settings = Settings {
             steps: STEPS,
+            spacing: Spacing::Even,
             solver: Solver::ddim(0.0)?,
             guidance: Guidance::new(2.0, GuidedChannels::All)?,
             clip_x0: info.clip_x0,

@@ -19,7 +19,7 @@ use std::{
 use harmonica::{
     checkpoint::{LoadOptions, ModelSpec, StoredDtype, load_model},
     device::{DeviceChoice, Engine},
-    diffusion::{Guidance, GuidedChannels, Solver},
+    diffusion::{Guidance, GuidedChannels, Solver, Spacing},
     layers::NORM_EPS,
     metrics::psnr,
     models::Condition,
@@ -137,6 +137,7 @@ fn train_router_and_draw(
     let (model, info) = load_model(&spec, LoadOptions::default(), engine.device())?;
     let settings = Settings {
         steps: 20,
+        spacing: Spacing::Even,
         solver: Solver::ddim(0.0)?,
         guidance: Guidance::new(3.0, GuidedChannels::Three)?,
         clip_x0: info.clip_x0,

@@ -11,7 +11,7 @@ use std::{error::Error, ops::ControlFlow, path::PathBuf};
 use harmonica::{
     checkpoint::{LoadOptions, ModelSpec, load_model},
     device::{DeviceChoice, Engine},
-    diffusion::{Guidance, GuidedChannels, Solver},
+    diffusion::{Guidance, GuidedChannels, Solver, Spacing},
     models::Prompts,
     report::{Tile, grid, image_from_values, write_png},
     sampler::{Request, Sampler, Settings, batch_for},
@@ -41,6 +41,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let run = Settings {
         steps: 20,
         // Routers are trained along the deterministic path.
+        spacing: Spacing::Even,
         solver: Solver::ddim(0.0)?,
         guidance: Guidance::new(info.usual_guidance(), GuidedChannels::Three)?,
         clip_x0: info.clip_x0,

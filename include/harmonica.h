@@ -37,6 +37,18 @@ extern "C" {
 /* hm_settings.solver: DPM-Solver++ (2M). */
 #define HM_SOLVER_DPM2M 2
 
+/* hm_settings.solver: DPM-Solver++ (3M). */
+#define HM_SOLVER_DPM3M 3
+
+/* hm_settings.solver: DPM-Solver++ (2M) SDE, with fresh noise at every step. */
+#define HM_SOLVER_DPM2M_SDE 4
+
+/* hm_settings.solver: SA-Solver, with fresh noise in the middle of a run. */
+#define HM_SOLVER_SA 5
+
+/* hm_settings.solver: Euler's method. */
+#define HM_SOLVER_EULER 6
+
 /* hm_settings.guidance_channels: the first three, as the public DiT release. */
 #define HM_GUIDE_THREE 0
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use harmonica::{
     checkpoint::ModelInfo,
-    diffusion::{DiffusionError, Guidance, GuidedChannels, Solver},
+    diffusion::{DiffusionError, Guidance, GuidedChannels, Solver, Spacing},
     plan::{Accounting, compile},
     policy::Policy,
     sampler::{Settings, model_identity, run_settings},
@@ -158,6 +158,7 @@ impl State {
     pub fn settings(&self) -> Result<Settings, DiffusionError> {
         Ok(Settings {
             steps: self.controls.steps,
+            spacing: Spacing::Even,
             solver: Solver::ddim(0.0)?,
             guidance: Guidance::new(self.controls.guidance, GuidedChannels::Three)?,
             clip_x0: self.info.clip_x0,

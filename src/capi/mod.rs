@@ -40,7 +40,8 @@ pub use model::{
     hm_model_info, hm_model_load,
 };
 pub use sample::{
-    HM_GUIDE_ALL, HM_GUIDE_THREE, HM_SOLVER_DDIM, HM_SOLVER_DDPM, HM_SOLVER_DPM2M, hm_progress,
+    HM_GUIDE_ALL, HM_GUIDE_THREE, HM_SOLVER_DDIM, HM_SOLVER_DDPM, HM_SOLVER_DPM2M,
+    HM_SOLVER_DPM2M_SDE, HM_SOLVER_DPM3M, HM_SOLVER_EULER, HM_SOLVER_SA, hm_progress,
     hm_progress_fn, hm_rgb8, hm_sample, hm_settings, hm_settings_init, hm_write_png,
 };
 pub use schedule::{

@@ -12,7 +12,7 @@ use super::{
     schedule::hm_schedule,
 };
 use crate::{
-    diffusion::{Guidance, GuidedChannels, Solver},
+    diffusion::{Guidance, GuidedChannels, Solver, Spacing},
     models::Condition,
     report::{Tile, columns_for, grid, image_from_values, write_png},
     sampler::{BATCH_BYTES, Event, Request, Settings, batch_for},
@@ -24,6 +24,14 @@ pub const HM_SOLVER_DDIM: u32 = 0;
 pub const HM_SOLVER_DDPM: u32 = 1;
 /// [`hm_settings::solver`]: DPM-Solver++ (2M).
 pub const HM_SOLVER_DPM2M: u32 = 2;
+/// [`hm_settings::solver`]: DPM-Solver++ (3M).
+pub const HM_SOLVER_DPM3M: u32 = 3;
+/// [`hm_settings::solver`]: DPM-Solver++ (2M) SDE, with fresh noise at every step.
+pub const HM_SOLVER_DPM2M_SDE: u32 = 4;
+/// [`hm_settings::solver`]: SA-Solver, with fresh noise in the middle of a run.
+pub const HM_SOLVER_SA: u32 = 5;
+/// [`hm_settings::solver`]: Euler's method.
+pub const HM_SOLVER_EULER: u32 = 6;
 /// [`hm_settings::guidance_channels`]: the first three, as the public DiT release.
 pub const HM_GUIDE_THREE: u32 = 0;
 /// [`hm_settings::guidance_channels`]: all.
@@ -75,11 +83,16 @@ impl hm_settings {
         };
         Ok(Settings {
             steps: self.steps as usize,
+            spacing: Spacing::Even,
             solver: match self.solver {
                 HM_SOLVER_DDIM => Solver::ddim(self.eta)?,
                 HM_SOLVER_DDPM => Solver::Ddpm,
                 HM_SOLVER_DPM2M => Solver::Dpm2m,
-                other => return Err(unknown("solver", other, HM_SOLVER_DPM2M)),
+                HM_SOLVER_DPM3M => Solver::Dpm3m,
+                HM_SOLVER_DPM2M_SDE => Solver::Dpm2mSde,
+                HM_SOLVER_SA => Solver::SaSolver,
+                HM_SOLVER_EULER => Solver::Euler,
+                other => return Err(unknown("solver", other, HM_SOLVER_EULER)),
             },
             guidance: Guidance::new(
                 self.guidance,

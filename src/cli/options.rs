@@ -13,7 +13,7 @@ use crate::{
     cache::CacheDtype,
     checkpoint::{LoadOptions, ModelInfo, ModelSpec},
     device::{DeviceChoice, Engine},
-    diffusion::{Guidance, GuidedChannels, Solver},
+    diffusion::{Guidance, GuidedChannels, Solver, Spacing},
     models::{Prompts, vae::Tiling},
     pipeline::{Pipeline, USUAL_STEPS, read_texts},
     sampler::Settings,
@@ -142,7 +142,11 @@ pub(super) struct RunArgs {
     /// Denoising steps [default: 20]
     #[arg(long, value_name = "T")]
     pub steps: Option<usize>,
-    /// ddim, ddim:ETA, ddpm or dpm++2m
+    /// Where the steps lie: even, timesteps 999 to 0; ddim, multiples of a whole number (the DiT release's ddimN); dpm, even ones
+    /// without 0 (PixArt with dpm++2m); flow[:SHIFT] for flow-matching models [default: even, flow for those]
+    #[arg(long)]
+    pub spacing: Option<String>,
+    /// ddim, ddim:ETA, ddpm, euler, dpm++2m, dpm++3m, dpm++2m-sde or sa-solver
     #[arg(long, default_value = "ddim")]
     pub solver: String,
     /// DDIM's eta: 0 deterministic, 1 as noisy as DDPM
@@ -175,13 +179,18 @@ impl RunArgs {
             None => info.outline.guidance.1,
         };
         let scale = self.guidance.unwrap_or(info.usual_guidance());
+        let spacing = match &self.spacing {
+            Some(spacing) => spacing.parse()?,
+            None => Spacing::usual(info.outline.latents.prediction),
+        };
         let settings = Settings {
             steps: self.steps.unwrap_or(USUAL_STEPS),
+            spacing,
             solver,
             guidance: Guidance::new(scale, channels)?,
             clip_x0: self.clip_x0.unwrap_or(info.clip_x0),
         };
-        settings.trajectory()?;
+        settings.numbers(&info.outline.latents)?;
         Ok(settings)
     }
 }

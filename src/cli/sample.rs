@@ -449,6 +449,7 @@ fn recipe(
         first: args.first,
         count,
         steps: settings.steps,
+        spacing: settings.spacing.to_string(),
         solver: settings.solver.to_string(),
         guidance: settings.guidance.scale(),
         guidance_channels: settings.guidance.channels().to_string(),

@@ -70,7 +70,7 @@ pub(super) fn run(asked: Asked, session: Session, context: &Context) -> Result<(
         asked.settings.validation, report.device, report.backend
     ));
     context.say(format!(
-        "next: harmonica sample --steps {} --schedule {} --speed {:.2}, with the same --model, --solver, --guidance and --clip-x0",
+        "next: harmonica sample --steps {} --schedule {} --speed {:.2}, with the same --model, --solver, --spacing, --guidance and --clip-x0",
         settings.steps,
         asked.out.display(),
         rows[0]["macs_ratio"].as_f64().unwrap_or(2.0)

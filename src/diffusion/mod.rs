@@ -1,7 +1,7 @@
 //! The diffusion process: noise schedule and respacing, guidance, solvers, seeded noise.
 //!
 //! Nothing here knows the network. The formulas are those of the public DiT release (linear betas
-//! over 1000 training steps) and of the solvers' papers.
+//! over 1000 training steps), of rectified flows, and of the solvers' papers.
 
 mod guidance;
 mod noise;
@@ -10,7 +10,7 @@ pub mod solvers;
 
 pub use guidance::{Guidance, GuidedChannels};
 pub use noise::ImageNoise;
-pub use respace::{MAX_STEPS, StepCoefficients, Trajectory};
+pub use respace::{MAX_STEPS, Spacing, StepCoefficients, Trajectory};
 pub use solvers::{Prediction, Predicts, Solver, Step, StepNoise, Weights};
 
 /// A setting of the diffusion process that makes no sense.
@@ -19,6 +19,32 @@ pub enum DiffusionError {
     /// `steps` outside `1..=1000`.
     #[error("cannot sample in {steps} steps: expected 1 to {max}, the number of training timesteps", max = MAX_STEPS)]
     Steps { steps: usize },
+    /// A number of steps that cannot be spaced so.
+    #[error("cannot space {steps} steps as `{spacing}`: expected {expected}")]
+    Spacing {
+        spacing: Spacing,
+        steps: usize,
+        expected: String,
+    },
+    /// A run along another path than the network was trained on.
+    #[error(
+        "cannot space steps as `{spacing}` for a network that predicts {prediction}: expected `flow` for one that predicts a flow, another spacing for others"
+    )]
+    Path {
+        spacing: Spacing,
+        prediction: Prediction,
+    },
+    /// A shift of a flow's noise that is not a finite number > 0.
+    #[error(
+        "cannot shift a flow by {shift}: expected a finite number above 0; 1 means no shift, 3 is usual"
+    )]
+    Shift { shift: f64 },
+    /// An unknown name of a spacing.
+    #[error("unknown spacing `{name}`: expected {expected}")]
+    UnknownSpacing {
+        name: String,
+        expected: &'static str,
+    },
     /// `eta` outside `[0, 1]` or not a number.
     #[error(
         "cannot run DDIM with eta {eta}: expected a number from 0 (deterministic) to 1 (as noisy as DDPM)"

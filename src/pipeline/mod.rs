@@ -14,7 +14,7 @@ use std::path::Path;
 use crate::{
     checkpoint::{LoadOptions, ModelInfo, ModelSpec, load_model},
     device::Engine,
-    diffusion::{Guidance, Solver},
+    diffusion::{Guidance, Solver, Spacing},
     models::{Model, Prompts, vae::Tiling},
     policy::PolicyError,
     sampler::{SampleError, Sampler, Settings},
@@ -104,6 +104,7 @@ impl Pipeline {
         let guidance = Guidance::new(self.info.usual_guidance(), channels);
         Settings {
             steps: USUAL_STEPS,
+            spacing: Spacing::usual(self.info.outline.latents.prediction),
             solver: Solver::Ddim { eta: 0.0 },
             guidance: guidance.unwrap_or_default(),
             clip_x0: self.info.clip_x0,

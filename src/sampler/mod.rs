@@ -21,7 +21,7 @@ use crate::{
     cache::CacheError,
     checkpoint::ModelInfo,
     device::DeviceFault,
-    diffusion::{DiffusionError, Guidance, Predicts, Solver, Step, Trajectory},
+    diffusion::{DiffusionError, Guidance, Predicts, Solver, Spacing, Step, Trajectory},
     models::{ConditionError, Latents, Outline},
     schedule::{GuidanceRecord, ModelIdentity, RunSettings, ScheduleError},
 };
@@ -31,6 +31,8 @@ use crate::{
 pub struct Settings {
     /// `T`
     pub steps: usize,
+    /// Where they lie among the times that the network was trained at.
+    pub spacing: Spacing,
     pub solver: Solver,
     pub guidance: Guidance,
     /// Clip the predicted `x_0` to [-1, 1] at every step.
@@ -93,7 +95,7 @@ pub fn model_identity(info: &ModelInfo) -> ModelIdentity {
 /// What a schedule file says about a run.
 ///
 /// # Errors
-/// [`DiffusionError::Steps`].
+/// As [`Settings::trajectory`].
 pub fn run_settings(info: &ModelInfo, settings: &Settings) -> Result<RunSettings, DiffusionError> {
     let guidance = settings.guidance;
     Ok(RunSettings {
@@ -125,16 +127,17 @@ impl Settings {
     /// The respaced run.
     ///
     /// # Errors
-    /// [`DiffusionError::Steps`].
+    /// [`DiffusionError::Steps`], [`DiffusionError::Spacing`].
     pub fn trajectory(&self) -> Result<Trajectory, DiffusionError> {
-        Trajectory::linear(self.steps)
+        Trajectory::spaced(self.spacing, self.steps)
     }
 
     /// The numbers of every step, for a network that draws these latents.
     ///
     /// # Errors
-    /// [`DiffusionError::Steps`].
+    /// As [`Self::trajectory`], and [`DiffusionError::Path`].
     pub fn numbers(&self, latents: &Latents) -> Result<Vec<Step>, DiffusionError> {
+        self.spacing.check(latents.prediction)?;
         let predicts = Predicts {
             prediction: latents.prediction,
             learned_sigma: latents.out_channels == 2 * latents.channels,

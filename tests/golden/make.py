@@ -4,8 +4,8 @@
     python tests/golden/make.py solver router    # only these
     python tests/golden/make.py bundled          # needs assets/dit-emoji32.safetensors
 
-Needs torch, numpy and safetensors, diffusers for `diffusers`, `multistep` and `hooks`, and cache-dit for `hooks`. Files are written beside this
-script, always the same ones: seeds are fixed, the CPU is used, and everything is float32 unless said otherwise.
+Needs torch, numpy and safetensors, diffusers for `diffusers`, `multistep`, `trajectories` and `hooks`, and cache-dit for `hooks`. Files are
+written beside this script, always the same ones: seeds are fixed, the CPU is used, and everything is float32 unless said otherwise.
 Nothing here is shared with the Rust code: it is a second reading of the same formulas, written to be obvious, not fast.
 
 "Always the same" ends where training begins: tiny-a is trained for some seconds (see `denoiser`), and another machine
@@ -28,6 +28,10 @@ Parts
              (epsilon, then the sigma channels) and noise[s]. Computed in float64.
   multistep  multistep.safetensors: whole runs of T = 3, 10 and 20 steps of diffusers' DPM-Solver++ (2M) at the release's
              timesteps: `T.states` [T+1,1,4,4,4] under fixed network outputs `T.out` [T,1,4,4,4].
+  trajectories  trajectories.safetensors: whole runs of diffusers' schedulers under fixed outputs `T.out` and noise `T.noise`, both
+             [T,1,2,4,4], for T = 2, 3, 10 and 20: `SPACING.SOLVER.T` [T+1,1,2,4,4], states as the network sees them, and
+             `SPACING.T` [T], the timesteps. `even` is the release's, `dpm` and `flow[:SHIFT]` are the schedulers' own.
+             A run ends at the clean image, also SA-Solver's, which in diffusers stops at timestep 0.
   sdt        sdt-{loo,progressive,plain}.safetensors: Step-Wise Denoising Training of a router for tiny-a.
   cached     cached.safetensors: images of DDIM runs that reuse features, for m in tiny-{a,b,c}: `m.noise` [2,C,H,W],
              `m.labels` [2] i64, and for two tables t: `m.t.table` [6,N] u8 (1 computes), `m.t.f32` and `m.t.f16` [2,C,H,W].
@@ -477,22 +481,101 @@ def part_solver():
     write("solver.safetensors", {"x": x, "out": out, "noise": noise} | results)
 
 
+LINEAR_BETAS = dict(num_train_timesteps=1000, beta_start=1e-4, beta_end=0.02, beta_schedule="linear")
+
+
+def states_of(scheduler, x, out, **by_step):
+    """A run from x; `by_step` are further arguments of the scheduler's steps, one a step."""
+    states = [x]
+    for s, t in enumerate(scheduler.timesteps):
+        others = {name: values[s] for name, values in by_step.items()}
+        states.append(scheduler.step(out[s], t, states[-1], **others).prev_sample)
+    return states
+
+
 def part_multistep():
     from diffusers import DPMSolverMultistepScheduler
 
     results = {}
     for steps in (3, 10, 20):
-        solver = DPMSolverMultistepScheduler(
-            num_train_timesteps=1000, beta_start=1e-4, beta_end=0.02, beta_schedule="linear", solver_order=2,
-            final_sigmas_type="zero",
-        )
+        solver = DPMSolverMultistepScheduler(**LINEAR_BETAS, solver_order=2, final_sigmas_type="zero")
         solver.set_timesteps(timesteps=Respaced(steps).timesteps)
         x, out = normal(410, 1, 4, 4, 4), normal(411, steps, 1, 4, 4, 4)
-        states = [x]
-        for s, t in enumerate(solver.timesteps):
-            states.append(solver.step(out[s], t, states[-1]).prev_sample)
-        results |= {f"{steps}.out": out, f"{steps}.states": torch.stack(states)}
+        results |= {f"{steps}.out": out, f"{steps}.states": torch.stack(states_of(solver, x, out))}
     write("multistep.safetensors", results)
+
+
+def sa_states(scheduler, x, out, noise):
+    """In float64: the scheduler takes differences of close numbers. An image that is all but clean ends the run: infinities, as
+    of a clean one, are nothing that it can compute with."""
+    alpha_bar = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0)[scheduler.timesteps]
+    clean = torch.tensor([1e-8], dtype=torch.float64)
+    scheduler.sigmas = torch.cat([((1 - alpha_bar) / alpha_bar).sqrt(), clean])
+    states = [x.double()]
+    for s, t in enumerate(scheduler.timesteps):
+        with mock.patch("diffusers.schedulers.scheduling_sasolver.randn_tensor", return_value=noise[s].double()):
+            states.append(scheduler.step(out[s].double(), t, states[-1]).prev_sample)
+    return states
+
+
+def euler_states(scheduler, x, out):
+    """The scheduler's state is the network's times sqrt(sigma^2 + 1)."""
+    scales = (scheduler.sigmas**2 + 1).sqrt()
+    state = x * scales[0]
+    states = [x]
+    for s, t in enumerate(scheduler.timesteps):
+        torch.testing.assert_close(scheduler.scale_model_input(state, t), states[-1])
+        state = scheduler.step(out[s], t, state).prev_sample
+        states.append(state / scales[s + 1])
+    return states
+
+
+def part_trajectories():
+    from diffusers import (
+        DPMSolverMultistepScheduler,
+        EulerDiscreteScheduler,
+        FlowMatchEulerDiscreteScheduler,
+        SASolverScheduler,
+    )
+
+    def dpm(order, kind="dpmsolver++"):
+        return DPMSolverMultistepScheduler(
+            **LINEAR_BETAS, solver_order=order, algorithm_type=kind, final_sigmas_type="zero"
+        )
+
+    results = {}
+    for steps in (2, 3, 10, 20):
+        x, noise = normal(420, 1, 2, 4, 4), normal(422, steps, 1, 2, 4, 4)
+        # Near the noise that is there, as a network's: otherwise the first step's clean image drowns all others.
+        out = x + normal(421, steps, 1, 2, 4, 4, std=0.1)
+        results |= {f"{steps}.out": out, f"{steps}.noise": noise}
+
+        def keep(spacing, solver, scheduler, states):
+            timesteps, states = scheduler.timesteps.float(), torch.stack([s.float() for s in states])
+            torch.testing.assert_close(timesteps, results.setdefault(f"{spacing}.{steps}", timesteps))
+            results[f"{spacing}.{solver}.{steps}"] = states
+
+        for spacing in ("even", "dpm"):
+            multistep = {"dpm++2m": dpm(2), "dpm++3m": dpm(3), "dpm++2m-sde": dpm(2, "sde-dpmsolver++")}
+            for name, scheduler in multistep.items():
+                if spacing == "even":
+                    scheduler.set_timesteps(timesteps=Respaced(steps).timesteps)
+                else:
+                    scheduler.set_timesteps(steps)
+                keep(spacing, name, scheduler, states_of(scheduler, x, out, variance_noise=noise))
+            scheduler = SASolverScheduler(**LINEAR_BETAS)
+            scheduler.set_timesteps(steps)
+            if spacing == "even":
+                scheduler.timesteps = torch.tensor(Respaced(steps).timesteps)
+            keep(spacing, "sa-solver", scheduler, sa_states(scheduler, x, out, noise))
+        scheduler = EulerDiscreteScheduler(**LINEAR_BETAS)
+        scheduler.set_timesteps(timesteps=Respaced(steps).timesteps)
+        keep("even", "euler", scheduler, euler_states(scheduler, x, out))
+        for spacing, shift in (("flow", 1.0), ("flow:3", 3.0)):
+            scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
+            scheduler.set_timesteps(steps)
+            keep(spacing, "euler", scheduler, states_of(scheduler, x, out))
+    write("trajectories.safetensors", results)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1060,6 +1143,7 @@ PARTS = {
     "diffusers": part_diffusers,
     "solver": part_solver,
     "multistep": part_multistep,
+    "trajectories": part_trajectories,
     "sdt": part_sdt,
     "cached": part_cached,
     "forecast": part_forecast,

@@ -282,9 +282,34 @@ fn bad_usage_ends_with_code_2_and_its_reason() {
             "error: unknown guidance channels `4`: expected `3` (the public DiT release) or `all` (textbook)",
         ),
         (
-            &["--solver", "euler"],
+            &["--solver", "heun"],
             2,
-            "error: unknown solver `euler`: expected `ddim`, `ddim:ETA` (0 to 1), `ddpm` or `dpm++2m`",
+            "error: unknown solver `heun`: expected `ddim`, `ddim:ETA` (0 to 1), `ddpm`, `euler`, `dpm++2m`, `dpm++3m`, `dpm++2m-sde` or `sa-solver`",
+        ),
+        (
+            &["--spacing", "linear"],
+            2,
+            "error: unknown spacing `linear`: expected `even`, `ddim`, `dpm`, `flow` or `flow:SHIFT` (above 0)",
+        ),
+        (
+            &["--steps", "300", "--spacing", "ddim"],
+            2,
+            "error: cannot space 300 steps as `ddim`: expected as many as a whole stride makes of 1000, such as 250",
+        ),
+        (
+            &["--steps", "1000", "--spacing", "dpm"],
+            2,
+            "error: cannot space 1000 steps as `dpm`: expected at most 999",
+        ),
+        (
+            &["--spacing", "flow:3"],
+            2,
+            "error: cannot space steps as `flow:3` for a network that predicts noise: expected `flow` for one that predicts a flow, another spacing for others",
+        ),
+        (
+            &["--spacing", "flow:-1"],
+            2,
+            "error: cannot shift a flow by -1: expected a finite number above 0; 1 means no shift, 3 is usual",
         ),
         (
             &["--eta", "1.5"],

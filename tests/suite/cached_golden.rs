@@ -5,7 +5,7 @@ use harmonica::{
     cache::CacheDtype,
     checkpoint::{self, LoadOptions, ModelSpec, load_model},
     device::Engine,
-    diffusion::{Guidance, GuidedChannels, Solver},
+    diffusion::{Guidance, GuidedChannels, Solver, Spacing},
     metrics::max_abs_error,
     models::{At, Condition, Context, Denoiser, Join, Model, Outline, Partial, Times},
     sampler::{Event, Request, Sampler, Settings},
@@ -63,6 +63,7 @@ impl Case {
         let scale = self.setting("guidance").parse().unwrap();
         Settings {
             steps: self.setting("steps").parse().unwrap(),
+            spacing: Spacing::Even,
             solver: Solver::ddim(0.0).unwrap(),
             guidance: Guidance::new(scale, GuidedChannels::Three).unwrap(),
             clip_x0: self.setting(&format!("clip_{}", self.name)) == "true",

@@ -4,7 +4,7 @@ use harmonica::{
     cache::CacheDtype,
     checkpoint::{LoadOptions, ModelSpec, load_model},
     device::Engine,
-    diffusion::{Guidance, GuidedChannels, Solver},
+    diffusion::{Guidance, GuidedChannels, Solver, Spacing},
     graph::SiteKind,
     metrics::max_abs_error,
     models::{Condition, Model},
@@ -18,6 +18,7 @@ use crate::common::{engines, golden, harmonica_json, within};
 fn settings(steps: usize) -> Settings {
     Settings {
         steps,
+        spacing: Spacing::Even,
         solver: Solver::ddim(0.0).unwrap(),
         guidance: Guidance::new(3.0, GuidedChannels::Three).unwrap(),
         clip_x0: true,

@@ -9,7 +9,7 @@ use harmonica::{
     capi::*,
     checkpoint::{LoadOptions, ModelSpec, load_model},
     device::Engine,
-    diffusion::{Guidance, GuidedChannels, Solver},
+    diffusion::{Guidance, GuidedChannels, Solver, Spacing},
     models::Condition,
     sampler::{Request, Sampler, Settings},
 };
@@ -111,6 +111,7 @@ fn c_and_rust_make_the_same_images() {
     .unwrap();
     let run = Settings {
         steps: 4,
+        spacing: Spacing::Even,
         solver: Solver::ddim(0.0).unwrap(),
         guidance: Guidance::new(3.0, GuidedChannels::Three).unwrap(),
         clip_x0: info.clip_x0,

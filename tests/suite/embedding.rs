@@ -12,7 +12,7 @@ use harmonica::{
         DeviceError, DeviceFault, Engine, device_descriptor,
         interop::{ImagePainter, InteropError, TensorBuffer},
     },
-    diffusion::{Guidance, GuidedChannels, Solver},
+    diffusion::{Guidance, GuidedChannels, Solver, Spacing},
     models::{Condition, Model, dit::DitConfig},
     report::image_from_values,
     sampler::{Event, Request, SampleError, Sampler, Settings},
@@ -92,6 +92,7 @@ fn small_model(engine: &Engine) -> (Model, Settings) {
     let (model, info) = random_model(config.architecture().unwrap(), 1, engine.device()).unwrap();
     let settings = Settings {
         steps: 6,
+        spacing: Spacing::Even,
         solver: Solver::ddim(0.0).unwrap(),
         guidance: Guidance::new(2.0, GuidedChannels::All).unwrap(),
         clip_x0: info.clip_x0,

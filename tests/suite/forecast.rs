@@ -5,7 +5,7 @@ use std::{path::Path, sync::Arc};
 use harmonica::{
     checkpoint::{self, LoadOptions, ModelSpec, load_model},
     device::Engine,
-    diffusion::{Guidance, GuidedChannels, Solver, Weights},
+    diffusion::{Guidance, GuidedChannels, Solver, Spacing, Weights},
     metrics::{max_abs_error, mse},
     models::{Condition, Model, Prompts},
     sampler::{Event, Request, Sampler, Settings},
@@ -32,6 +32,7 @@ fn settings(clip_x0: bool) -> Settings {
     let setting = |name: &str| checkpoint::open(&golden(FILE)).unwrap().metadata()[name].clone();
     Settings {
         steps: setting("steps").parse().unwrap(),
+        spacing: Spacing::Even,
         solver: Solver::ddim(0.0).unwrap(),
         guidance: Guidance::new(setting("guidance").parse().unwrap(), GuidedChannels::Three)
             .unwrap(),

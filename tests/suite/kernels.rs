@@ -433,7 +433,7 @@ fn solver_step_is_what_its_numbers_say() {
         let scale = if guided.is_some() { 2.5 } else { 1.0 };
         let guidance = Guidance::new(scale, guided.unwrap_or_default()).unwrap();
         let step = Step {
-            timestep: 0,
+            timestep: 0.0,
             predict: [1.2, -0.6],
             clip,
             estimate,
@@ -520,7 +520,7 @@ fn solver_step_is_what_its_numbers_say() {
 #[test]
 fn clipping_keeps_what_is_no_number() {
     let step = Step {
-        timestep: 0,
+        timestep: 0.0,
         predict: [1.0, -1.0],
         clip: true,
         estimate: Weights::NEWEST,

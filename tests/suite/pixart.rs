@@ -7,7 +7,7 @@ use harmonica::{
     cache::CacheDtype,
     checkpoint::{LoadOptions, ModelSpec, load_model},
     device::Engine,
-    diffusion::{Guidance, GuidedChannels, Solver},
+    diffusion::{Guidance, GuidedChannels, Solver, Spacing},
     graph::SiteKind,
     metrics::max_abs_error,
     models::{self, Condition, Model, Picture, TextEmbedding},
@@ -112,6 +112,7 @@ fn cached_runs_are_those_of_the_naive_sampler() {
     let schedule = Schedule::new(6, 6, table.into_iter().map(|c| c == 1).collect()).unwrap();
     let settings = Settings {
         steps: 6,
+        spacing: Spacing::Even,
         solver: Solver::ddim(0.0).unwrap(),
         guidance: Guidance::new(4.5, GuidedChannels::All).unwrap(),
         clip_x0: false,

@@ -4,7 +4,7 @@ use harmonica::{
     cache::CacheDtype,
     checkpoint::{self, LoadOptions, ModelSpec, load_model},
     device::Engine,
-    diffusion::{Guidance, GuidedChannels, Solver},
+    diffusion::{Guidance, GuidedChannels, Solver, Spacing},
     metrics::max_abs_error,
     models::{Condition, Model},
     policy::Policy,
@@ -31,6 +31,7 @@ fn setting(name: &str) -> f64 {
 fn settings() -> Settings {
     Settings {
         steps: setting("steps") as usize,
+        spacing: Spacing::Even,
         solver: Solver::ddim(0.0).unwrap(),
         guidance: Guidance::new(setting("guidance"), GuidedChannels::Three).unwrap(),
         clip_x0: false,

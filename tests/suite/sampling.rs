@@ -4,7 +4,7 @@ use burn::tensor::{Tensor, TensorData};
 use harmonica::{
     checkpoint::{LoadOptions, ModelSpec, load_model, read_named_tensors, write_tensors},
     device::Engine,
-    diffusion::{Guidance, GuidedChannels, Solver},
+    diffusion::{Guidance, GuidedChannels, Solver, Spacing},
     kernels::solver_step_of_images,
     metrics::{max_abs_error, psnr},
     models::{self, Condition, ConditionError},
@@ -17,6 +17,7 @@ use crate::common::{engines, golden, harmonica, harmonica_json, tensor, within};
 fn settings(steps: usize, guidance: f64) -> Settings {
     Settings {
         steps,
+        spacing: Spacing::Even,
         solver: Solver::ddim(0.0).unwrap(),
         guidance: Guidance::new(guidance, GuidedChannels::Three).unwrap(),
         clip_x0: true,
@@ -112,7 +113,13 @@ fn batch_size_does_not_change_an_image() {
 #[test]
 fn stochastic_solvers_repeat_whatever_the_batch() {
     let model = bundled(&Engine::cpu());
-    for solver in [Solver::Ddpm, Solver::ddim(1.0).unwrap()] {
+    let solvers = [
+        Solver::Ddpm,
+        Solver::ddim(1.0).unwrap(),
+        Solver::Dpm2mSde,
+        Solver::SaSolver,
+    ];
+    for solver in solvers {
         let run = |batch, seed| {
             let settings = Settings {
                 solver,
@@ -401,7 +408,16 @@ fn a_run_resumes_where_it_stood() {
         noise: None,
         batch: 2,
     };
-    for solver in [Solver::ddim(0.0).unwrap(), Solver::Ddpm, Solver::Dpm2m] {
+    let solvers = [
+        Solver::ddim(0.0).unwrap(),
+        Solver::Ddpm,
+        Solver::Euler,
+        Solver::Dpm2m,
+        Solver::Dpm3m,
+        Solver::Dpm2mSde,
+        Solver::SaSolver,
+    ];
+    for solver in solvers {
         let settings = Settings {
             solver,
             ..settings(5, 3.0)

@@ -2,7 +2,10 @@
 
 use burn::tensor::{Device, Tensor, TensorData};
 use harmonica::{
-    diffusion::{Guidance, Prediction, Predicts, Solver, Trajectory},
+    diffusion::{
+        Guidance, Prediction, Predicts, Solver, Step, StepNoise, Trajectory,
+        solvers::kept_predictions,
+    },
     kernels::{Before, OutputLayout, solver_step, solver_step_of_images},
     metrics::max_abs_error,
 };
@@ -55,58 +58,128 @@ fn every_step_of_every_solver() {
     }
 }
 
-/// Whole runs of DPM-Solver++ (2M), whose steps look back, against diffusers' scheduler: by the composed form and by the
-/// kernel, which gets each output as if a network of one-pixel patches had made it.
+/// What a network says that predicts noise, or something else, without sigma channels or clipping.
+fn predicts(prediction: Prediction) -> Predicts {
+    Predicts {
+        prediction,
+        learned_sigma: false,
+        clip: false,
+    }
+}
+
+/// A run from `states[0]` under fixed outputs and noise, by the composed form and by the kernel, which gets each output as if a
+/// network of one-pixel patches had made it; every state within `bound` of the largest number there.
+fn replay(
+    name: &str,
+    steps: &[Step],
+    [out, noise, states]: [&[f32]; 3],
+    channels: usize,
+    device: &Device,
+    bound: f64,
+) {
+    let size = channels * 16;
+    let at = |values: &[f32], s: usize| -> Tensor<4> {
+        let values = values[s * size..][..size].to_vec();
+        Tensor::from_data(TensorData::new(values, [1, channels, 4, 4]), device)
+    };
+    let layout = OutputLayout {
+        patch: 1,
+        out_channels: channels,
+        guidance: Guidance::default(),
+    };
+    let kept = kept_predictions(steps, |_| true);
+    let (mut x, mut composed) = (at(states, 0), at(states, 0));
+    let mut history = (kept > 0).then(|| Tensor::zeros([kept, channels, 4, 4], device));
+    let mut earlier = Vec::new();
+    for (s, step) in steps.iter().enumerate() {
+        let fresh = (step.noise != StepNoise::None).then(|| at(noise, s));
+        let images = at(out, s);
+        let (next, _, prediction) = solver_step_of_images(
+            composed,
+            Some(images.clone()),
+            &earlier,
+            fresh.clone(),
+            step,
+        );
+        composed = next;
+        earlier.splice(0..0, prediction);
+        earlier.truncate(kept);
+        let patches = images.reshape([1, channels, 16]).swap_dims(1, 2);
+        let before = Before {
+            x,
+            output: Some((patches, Tensor::zeros([channels], device))),
+            history: history.take(),
+            noise: fresh,
+        };
+        let after = solver_step(before, layout, step);
+        (x, history) = (after.x, after.history);
+        let expected = &states[(s + 1) * size..][..size];
+        let scale = expected.iter().fold(1.0f32, |m, v| m.max(v.abs()));
+        for found in [&composed, &x] {
+            let found: Vec<f32> = found.clone().into_data().try_into_vec().unwrap();
+            let error = max_abs_error(&found, expected) / scale;
+            within(format!("{name}, step {s}"), error, bound);
+        }
+    }
+}
+
+/// Whole runs of DPM-Solver++ (2M), whose steps look back, against diffusers' scheduler.
 #[test]
 fn multistep_runs_are_those_of_diffusers() {
     let file = "multistep.safetensors";
     for (device_name, engine) in engines() {
-        let device = engine.device();
         for steps in [3, 10, 20] {
             let (_, out) = tensor(file, &format!("{steps}.out"));
             let (_, states) = tensor(file, &format!("{steps}.states"));
-            let (out, states): (Vec<_>, Vec<_>) =
-                (out.chunks(64).collect(), states.chunks(64).collect());
-            let at = |values: &[f32]| -> Tensor<4> {
-                Tensor::from_data(TensorData::new(values.to_vec(), [1, 4, 4, 4]), device)
-            };
-            let predicts = Predicts {
-                prediction: Prediction::Epsilon,
-                learned_sigma: false,
-                clip: false,
-            };
             let run = Trajectory::linear(steps).unwrap();
-            let numbers = Solver::Dpm2m.steps(&run, predicts);
-            let layout = OutputLayout {
-                patch: 1,
-                out_channels: 4,
-                guidance: Guidance::default(),
-            };
-            let (mut x, mut history) = (at(states[0]), Some(at(&[0.0; 64])));
-            let (mut composed, mut earlier) = (at(states[0]), Vec::new());
-            for (s, step) in numbers.iter().enumerate() {
-                let images = at(out[s]);
-                let (next, _, prediction) =
-                    solver_step_of_images(composed, Some(images.clone()), &earlier, None, step);
-                (composed, earlier) = (next, prediction.into_iter().collect());
-                let patches = images.reshape([1, 4, 16]).swap_dims(1, 2);
-                let before = Before {
-                    x,
-                    output: Some((patches, Tensor::zeros([4], device))),
-                    history: history.take(),
-                    noise: None,
-                };
-                let after = solver_step(before, layout, step);
-                (x, history) = (after.x, after.history);
-                let expected = states[s + 1];
-                let scale = expected.iter().fold(1.0f32, |m, v| m.max(v.abs()));
-                for found in [&composed, &x] {
-                    let found: Vec<f32> = found.clone().into_data().try_into_vec().unwrap();
-                    let error = max_abs_error(&found, expected) / scale;
-                    within(
-                        format!("multistep, {steps} steps, {device_name}"),
-                        error,
-                        5e-6,
+            let numbers = Solver::Dpm2m.steps(&run, predicts(Prediction::Epsilon));
+            let name = format!("multistep, {steps} steps, {device_name}");
+            replay(
+                &name,
+                &numbers,
+                [&out, &[], &states],
+                4,
+                engine.device(),
+                5e-6,
+            );
+        }
+    }
+}
+
+/// Whole runs of diffusers' schedulers, at the timesteps that these choose or at the release's: looking back up to two steps,
+/// with noise of some steps or of all, along a flow. From the first step's lower order to the last, which ends at the clean image.
+#[test]
+fn trajectories_are_those_of_diffusers() {
+    let file = "trajectories.safetensors";
+    let multistep = ["dpm++2m", "dpm++3m", "dpm++2m-sde", "sa-solver"];
+    let with_euler = [&["euler"][..], &multistep].concat();
+    let cases = [
+        ("even", &with_euler[..], Prediction::Epsilon),
+        ("dpm", &multistep[..], Prediction::Epsilon),
+        ("flow", &["euler"][..], Prediction::Flow),
+        ("flow:3", &["euler"][..], Prediction::Flow),
+    ];
+    for (device_name, engine) in engines() {
+        for (spacing, solvers, prediction) in cases {
+            for steps in [2, 3, 10, 20] {
+                let run = Trajectory::spaced(spacing.parse().unwrap(), steps).unwrap();
+                let found: Vec<f32> = run.steps().iter().map(|s| s.timestep as f32).collect();
+                let (_, timesteps) = tensor(file, &format!("{spacing}.{steps}"));
+                let error = max_abs_error(&found, &timesteps);
+                within(format!("timesteps, {spacing}, {steps} steps"), error, 2e-4);
+                let (_, out) = tensor(file, &format!("{steps}.out"));
+                let (_, noise) = tensor(file, &format!("{steps}.noise"));
+                for name in solvers {
+                    let solver: Solver = name.parse().unwrap();
+                    let numbers = solver.steps(&run, predicts(prediction));
+                    let (_, states) = tensor(file, &format!("{spacing}.{name}.{steps}"));
+                    replay(
+                        &format!("{name}, {spacing}, {steps} steps, {device_name}"),
+                        &numbers,
+                        [&out, &noise, &states],
+                        2,
+                        engine.device(),
+                        2e-5,
                     );
                 }
             }

@@ -5,29 +5,22 @@ use crate::diffusion::StepCoefficients;
 
 /// Algorithm 2: with `λ = ln(√ᾱ / √(1−ᾱ))`, `h = λ' − λ` and `r = (λ − λ_before) / h`,
 /// `x' = σ'/σ·x − √ᾱ'·(e^−h − 1)·D`, where `D = (1 + 1/2r)·X − 1/2r·X_before`.
-///
-/// First order at the first step, which has nothing before it, and at the last, where `h` is infinite.
 pub(super) fn update(points: &[StepCoefficients], s: usize) -> Weights {
-    let point = &points[s];
-    let [signal, spread] = point.signal_and_spread();
-    let half_log_snr = |[signal, spread]: [f64; 2]| (signal / spread).ln();
-    let next = point.next_signal_and_spread();
-    let [next_signal, next_spread] = next;
-    // √ᾱ'·e^−h = σ'·√ᾱ/σ, which is finite where h is not.
-    let gain = next_signal - next_spread * signal / spread;
-    let state = next_spread / spread;
-    if s == 0 || point.last {
-        return Weights {
-            state,
-            predictions: [gain, 0.0, 0.0],
-        };
-    }
-    let now = half_log_snr([signal, spread]);
-    let ratio =
-        (now - half_log_snr(points[s - 1].signal_and_spread())) / (half_log_snr(next) - now);
-    let slope = 0.5 / ratio;
+    let [state, clean] = points[s].first_order();
     Weights {
         state,
-        predictions: [gain * (1.0 + slope), -gain * slope, 0.0],
+        predictions: second_order(points, s, clean),
     }
+}
+
+/// `weight·D`.
+///
+/// First order at the first step, which has nothing before it, and at the last, where `h` is infinite.
+pub(super) fn second_order(points: &[StepCoefficients], s: usize, weight: f64) -> [f64; 3] {
+    if s == 0 || points[s].last {
+        return [weight, 0.0, 0.0];
+    }
+    let ratio = points[s - 1].log_snr_step() / points[s].log_snr_step();
+    let slope = 0.5 / ratio;
+    [weight * (1.0 + slope), -weight * slope, 0.0]
 }

@@ -4,6 +4,10 @@
 mod ddim;
 mod ddpm;
 mod dpm;
+mod dpm3m;
+mod dpm_sde;
+mod euler;
+mod sa_solver;
 
 use std::{fmt, str::FromStr};
 
@@ -19,12 +23,20 @@ pub enum Solver {
     Ddim { eta: f64 },
     /// Ancestral DDPM sampling, with the learned-range variance where the network has one.
     Ddpm,
+    /// Euler's method; what flow-matching networks (arXiv 2209.03003) are usually sampled with.
+    Euler,
     /// DPM-Solver++ of second order, multistep (arXiv 2211.01095, algorithm 2).
     Dpm2m,
+    /// DPM-Solver++ of third order, multistep.
+    Dpm3m,
+    /// SDE-DPM-Solver++ of second order, multistep: fresh noise at every step.
+    Dpm2mSde,
+    /// SA-Solver (arXiv 2309.05019), predictor and corrector of second order, fresh noise between timesteps 800 and 200.
+    SaSolver,
 }
 
 /// Names that [`Solver`] is written and read by.
-const EXPECTED: &str = "`ddim`, `ddim:ETA` (0 to 1), `ddpm` or `dpm++2m`";
+const EXPECTED: &str = "`ddim`, `ddim:ETA` (0 to 1), `ddpm`, `euler`, `dpm++2m`, `dpm++3m`, `dpm++2m-sde` or `sa-solver`";
 
 /// Predictions of the clean image that a step may weigh: its own and those before it.
 pub const PREDICTIONS: usize = 3;
@@ -37,8 +49,8 @@ pub const PREDICTIONS: usize = 3;
 /// 3. `x' = update.state·x + update.predictions[0]·X̂ + Σ_{j≥1} update.predictions[j]·H_j`, and noise.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Step {
-    /// The training timestep that the network is told.
-    pub timestep: usize,
+    /// The time that the network is told, 0 to 1000.
+    pub timestep: f64,
     pub predict: [f64; 2],
     pub clip: bool,
     pub estimate: Weights,
@@ -64,7 +76,7 @@ pub enum StepNoise {
     },
 }
 
-/// What a network was trained to predict of `x = √ᾱ·x_0 + √(1−ᾱ)·ε`.
+/// What a network was trained to predict of `x = √ᾱ·x_0 + √(1−ᾱ)·ε`, or of a flow's `x = (1−σ)·x_0 + σ·ε`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Prediction {
     /// The noise `ε`.
@@ -74,6 +86,8 @@ pub enum Prediction {
     Velocity,
     /// The clean image `x_0`.
     Sample,
+    /// The flow's direction `ε − x_0` (arXiv 2209.03003, towards noise).
+    Flow,
 }
 
 /// What a step needs to know of the network's output.
@@ -109,6 +123,17 @@ impl Step {
 }
 
 impl StepNoise {
+    /// With `factor` times the deviation.
+    fn times(self, factor: f64) -> Self {
+        match self {
+            Self::None => Self::None,
+            Self::Deviation(deviation) => Self::Deviation(deviation * factor),
+            Self::Learned { log_variances } => Self::Learned {
+                log_variances: log_variances.map(|v| v + 2.0 * factor.ln()),
+            },
+        }
+    }
+
     /// That of a step that runs no network: where the network would say the deviation, the larger one it could say.
     pub fn without_network(self) -> Self {
         match self {
@@ -128,13 +153,25 @@ pub fn kept_predictions(steps: &[Step], runs_network: impl Fn(usize) -> bool) ->
 }
 
 impl Prediction {
-    /// What the state and the output weigh in the clean image, at a step with `√ᾱ` and `√(1−ᾱ)`.
+    /// What the state and the output weigh in the clean image, at a step where image and noise weigh so much in the state.
     fn weights(self, [signal, spread]: [f64; 2]) -> [f64; 2] {
         match self {
             Self::Epsilon => [1.0 / signal, -spread / signal],
             Self::Velocity => [signal, -spread],
             Self::Sample => [0.0, 1.0],
+            Self::Flow => [1.0 / (signal + spread), -spread / (signal + spread)],
         }
+    }
+}
+
+impl fmt::Display for Prediction {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Epsilon => "noise",
+            Self::Velocity => "a velocity",
+            Self::Sample => "clean images",
+            Self::Flow => "a flow",
+        })
     }
 }
 
@@ -149,12 +186,12 @@ impl Solver {
         }
     }
 
-    /// Whether every step but the last needs fresh noise.
+    /// Whether steps take fresh noise.
     pub fn is_stochastic(&self) -> bool {
         match self {
             Self::Ddim { eta } => *eta != 0.0,
-            Self::Ddpm => true,
-            Self::Dpm2m => false,
+            Self::Ddpm | Self::Dpm2mSde | Self::SaSolver => true,
+            Self::Euler | Self::Dpm2m | Self::Dpm3m => false,
         }
     }
 
@@ -165,15 +202,26 @@ impl Solver {
             let (update, noise) = match *self {
                 Self::Ddim { eta } => ddim::update(point, eta),
                 Self::Ddpm => ddpm::update(point, predicts.learned_sigma),
+                Self::Euler => (euler::update(point), StepNoise::None),
                 Self::Dpm2m => (dpm::update(points, s), StepNoise::None),
+                Self::Dpm3m => (dpm3m::update(points, s), StepNoise::None),
+                Self::Dpm2mSde => dpm_sde::update(points, s),
+                Self::SaSolver => sa_solver::update(points, s),
             };
+            let weighed = point.signal_and_spread().map(|w| w * point.norm);
             Step {
                 timestep: point.timestep,
-                predict: predicts.prediction.weights(point.signal_and_spread()),
+                predict: predicts.prediction.weights(weighed),
                 clip: predicts.clip,
                 estimate: Weights::NEWEST,
-                update,
-                noise: if point.last { StepNoise::None } else { noise },
+                update: Weights {
+                    state: update.state * point.norm_prev / point.norm,
+                    predictions: update.predictions.map(|w| w * point.norm_prev),
+                },
+                noise: match point.last {
+                    true => StepNoise::None,
+                    false => noise.times(point.norm_prev),
+                },
             }
         };
         points.iter().enumerate().map(step).collect()
@@ -190,7 +238,11 @@ impl FromStr for Solver {
         match name.split_once(':') {
             None if name == "ddim" => Ok(Self::Ddim { eta: 0.0 }),
             None if name == "ddpm" => Ok(Self::Ddpm),
+            None if name == "euler" => Ok(Self::Euler),
             None if ["dpm++2m", "dpm++", "dpmpp-2m"].contains(&name) => Ok(Self::Dpm2m),
+            None if ["dpm++3m", "dpmpp-3m"].contains(&name) => Ok(Self::Dpm3m),
+            None if ["dpm++2m-sde", "dpmpp-2m-sde"].contains(&name) => Ok(Self::Dpm2mSde),
+            None if name == "sa-solver" => Ok(Self::SaSolver),
             Some(("ddim", eta)) => Self::ddim(eta.parse().map_err(|_| unknown())?),
             _ => Err(unknown()),
         }
@@ -216,7 +268,11 @@ impl fmt::Display for Solver {
             Self::Ddim { eta } if *eta == 0.0 => f.write_str("ddim"),
             Self::Ddim { eta } => write!(f, "ddim:{eta}"),
             Self::Ddpm => f.write_str("ddpm"),
+            Self::Euler => f.write_str("euler"),
             Self::Dpm2m => f.write_str("dpm++2m"),
+            Self::Dpm3m => f.write_str("dpm++3m"),
+            Self::Dpm2mSde => f.write_str("dpm++2m-sde"),
+            Self::SaSolver => f.write_str("sa-solver"),
         }
     }
 }
@@ -224,6 +280,18 @@ impl fmt::Display for Solver {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::diffusion::Spacing;
+
+    const NAMES: [&str; 8] = [
+        "ddim",
+        "ddim:0.5",
+        "ddpm",
+        "euler",
+        "dpm++2m",
+        "dpm++3m",
+        "dpm++2m-sde",
+        "sa-solver",
+    ];
 
     const EPSILON: Predicts = Predicts {
         prediction: Prediction::Epsilon,
@@ -233,26 +301,95 @@ mod tests {
 
     #[test]
     fn names_round_trip() {
-        for name in ["ddim", "ddim:0.5", "ddpm", "dpm++2m"] {
+        for name in NAMES {
             assert_eq!(name.parse::<Solver>().unwrap().to_string(), name);
         }
-        for name in ["", "euler", "ddim:2", "ddim:x", "ddpm:1"] {
+        for name in ["", "heun", "ddim:2", "ddim:x", "ddpm:1"] {
             assert!(name.parse::<Solver>().is_err(), "{name}");
         }
     }
 
     #[test]
     fn a_clean_network_ends_at_the_image_it_predicts() {
-        let run = Trajectory::linear(7).unwrap();
-        let solvers = [Solver::Ddim { eta: 0.0 }, Solver::Ddpm, Solver::Dpm2m];
-        for solver in solvers {
+        let spacings = [Spacing::Even, Spacing::Dpm, Spacing::Flow { shift: 3.0 }];
+        for (name, spacing) in NAMES.into_iter().flat_map(|n| spacings.map(|s| (n, s))) {
+            let solver: Solver = name.parse().unwrap();
+            let run = Trajectory::spaced(spacing, 7).unwrap();
             let last = *solver.steps(&run, EPSILON).last().unwrap();
-            assert_eq!(last.update.depth(), 1, "{solver}");
+            assert_eq!(last.update.depth(), 1, "{name}");
             let w = last.update.predictions[0];
-            assert!((w - 1.0).abs() < 1e-12, "{solver}: {w}");
-            assert_eq!(last.update.state.abs(), 0.0, "{solver}");
+            assert!((w - 1.0).abs() < 1e-12, "{name}: {w}");
+            assert_eq!(last.update.state.abs(), 0.0, "{name}");
             assert_eq!(last.noise, StepNoise::None);
         }
+    }
+
+    /// Whatever the number of steps, and where a run begins at nothing but noise, which has no logarithm of its signal.
+    #[test]
+    fn all_numbers_are_finite() {
+        let spacings = [Spacing::Even, Spacing::Dpm, Spacing::Flow { shift: 3.0 }];
+        for (name, spacing) in NAMES.into_iter().flat_map(|n| spacings.map(|s| (n, s))) {
+            let solver: Solver = name.parse().unwrap();
+            let predicts = Predicts {
+                prediction: match spacing {
+                    Spacing::Flow { .. } => Prediction::Flow,
+                    _ => Prediction::Epsilon,
+                },
+                learned_sigma: false,
+                clip: false,
+            };
+            for steps in [1, 2, 3, 4, 14, 15, 50] {
+                let run = Trajectory::spaced(spacing, steps).unwrap();
+                for step in solver.steps(&run, predicts) {
+                    let Weights { state, predictions } = step.update;
+                    let numbers = [step.predict.to_vec(), predictions.to_vec(), vec![state]];
+                    let finite = numbers.concat().iter().all(|v| v.is_finite());
+                    let deviation = match step.noise {
+                        StepNoise::Deviation(deviation) => deviation,
+                        _ => 0.0,
+                    };
+                    assert!(finite && deviation.is_finite(), "{name}: {step:?}");
+                }
+            }
+        }
+    }
+
+    /// Euler's step over noise levels is DDIM's without noise, and along a straight path a step along the network's output.
+    #[test]
+    fn euler_follows_the_path() {
+        let steps = |solver: Solver| solver.steps(&Trajectory::linear(6).unwrap(), EPSILON);
+        let ddim = steps(Solver::Ddim { eta: 0.0 });
+        for (a, b) in steps(Solver::Euler).iter().zip(&ddim) {
+            let weights = |step: &Step| [step.update.state, step.update.predictions[0]];
+            for (a, b) in weights(a).into_iter().zip(weights(b)) {
+                assert!((a - b).abs() < 1e-12, "{a} {b}");
+            }
+        }
+        let flow = Predicts {
+            prediction: Prediction::Flow,
+            ..EPSILON
+        };
+        let run = Trajectory::spaced(Spacing::Flow { shift: 3.0 }, 6).unwrap();
+        let steps = Solver::Euler.steps(&run, flow);
+        let (x, output) = (0.4, -0.9);
+        for (s, step) in steps.iter().enumerate() {
+            let [of_state, of_output] = step.predict;
+            let clean = of_state * x + of_output * output;
+            let found = step.update.state * x + step.update.predictions[0] * clean;
+            let next = steps.get(s + 1).map_or(0.0, |next| next.timestep);
+            let expected = x + (next - step.timestep) / 1000.0 * output;
+            assert!((found - expected).abs() < 1e-12, "{found} {expected}");
+        }
+    }
+
+    #[test]
+    fn sa_solver_adds_noise_in_the_middle_of_a_run() {
+        let run = Trajectory::linear(6).unwrap();
+        let noisy = |step: &Step| step.noise != StepNoise::None;
+        let steps = Solver::SaSolver.steps(&run, EPSILON);
+        // Timesteps 999, 799, 599, 400, 200, 0.
+        let expected = [false, true, true, true, true, false];
+        assert_eq!(steps.iter().map(noisy).collect::<Vec<_>>(), expected);
     }
 
     /// Whatever a network predicts, it predicts the same image.
@@ -266,6 +403,7 @@ mod tests {
                 (Prediction::Epsilon, noise),
                 (Prediction::Velocity, signal * noise - spread * clean),
                 (Prediction::Sample, clean),
+                (Prediction::Flow, noise - clean),
             ] {
                 let [state, weight] = prediction.weights([signal, spread]);
                 let found = state * x + weight * output;
@@ -285,6 +423,12 @@ mod tests {
         assert_eq!(earlier(Solver::Ddpm), vec![0; 20]);
         let mut second_order = vec![1; 20];
         (second_order[0], second_order[19]) = (0, 0);
+        assert_eq!(earlier(Solver::Euler), vec![0; 20]);
         assert_eq!(earlier(Solver::Dpm2m), second_order);
+        assert_eq!(earlier(Solver::Dpm2mSde), second_order);
+        let mut third_order = vec![2; 20];
+        (third_order[0], third_order[1], third_order[19]) = (0, 1, 0);
+        assert_eq!(earlier(Solver::Dpm3m), third_order);
+        assert_eq!(earlier(Solver::SaSolver), third_order);
     }
 }

@@ -25,7 +25,7 @@ use super::{
 use crate::{
     checkpoint::{StateDict, StoredDtype, save_state},
     device::{DeviceFault, Engine, Watch},
-    diffusion::{Guidance, GuidedChannels, Solver},
+    diffusion::{Guidance, GuidedChannels, Solver, Spacing},
     models::{
         Condition, Model,
         dit::DitConfig,
@@ -228,6 +228,7 @@ impl<'d> PretrainRun<'d> {
         let one = config.classes == 1;
         let settings = Settings {
             steps: SAMPLE_STEPS,
+            spacing: Spacing::Even,
             solver: Solver::ddim(0.0)?,
             guidance: Guidance::new(
                 if one { 1.0 } else { SAMPLE_GUIDANCE },

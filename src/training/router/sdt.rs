@@ -436,7 +436,7 @@ pub(super) mod tests {
     use super::*;
     use crate::{
         checkpoint::random_model,
-        diffusion::{Guidance, GuidedChannels, Solver},
+        diffusion::{Guidance, GuidedChannels, Solver, Spacing},
         models::dit::{DitArchitecture, DitConfig},
         training::router::{Proxy, iepo::lambda_long, walk::Walker},
     };
@@ -475,6 +475,7 @@ pub(super) mod tests {
         let guidance = Guidance::new(1.5, GuidedChannels::Three).unwrap();
         Settings {
             steps,
+            spacing: Spacing::Even,
             solver: Solver::ddim(0.0).unwrap(),
             guidance,
             clip_x0: true,

@@ -190,7 +190,7 @@ mod tests {
     use crate::{
         checkpoint::random_model,
         device::{Api, DeviceChoice, Engine},
-        diffusion::{Guidance, GuidedChannels, ImageNoise, Solver},
+        diffusion::{Guidance, GuidedChannels, ImageNoise, Solver, Spacing},
         models::Condition,
         sampler::Settings,
         training::router::walk::Treatment,
@@ -207,6 +207,7 @@ mod tests {
             let (model, _) = random_model(config.clone(), 7, engine.device()).unwrap();
             let settings = Settings {
                 steps: 4,
+                spacing: Spacing::Even,
                 solver: Solver::ddim(0.0).unwrap(),
                 guidance: Guidance::new(1.5, GuidedChannels::Three).unwrap(),
                 clip_x0: true,
