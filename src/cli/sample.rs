@@ -11,18 +11,17 @@ use super::{
     Context,
     draw::draw_each,
     error::CliError,
+    measure::check_outputs,
     options::{CacheArgs, Session, SessionArgs, print_json, progress},
     schedules::ScheduleArgs,
 };
 use crate::{
     checkpoint::{self, CheckpointError, ModelInfo, StoredDtype, write_safetensors},
     device::LaunchCount,
-    files::check_writable,
     models::Condition,
     pipeline::Pipeline,
-    report::{ReportError, Tile, columns_for, grid, image_from_values, write_png},
+    report::{Tile, columns_for, comparison::warnings, grid, image_from_values, write_png},
     sampler::{BATCH_BYTES, Request, batch_for},
-    schedule::Reuse,
 };
 
 /// More images than a run keeps in memory.
@@ -106,12 +105,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
     } else {
         args.out.join("image.png")
     };
-    for path in std::iter::once(&first_file).chain(&args.save_tensors) {
-        check_writable(path).map_err(|source| ReportError::Io {
-            path: path.clone(),
-            source,
-        })?;
-    }
+    check_outputs(std::iter::once(&first_file).chain(&args.save_tensors))?;
 
     let batch = args.batch.unwrap_or_else(|| {
         batch_for(&info.outline, settings.guidance.is_active(), BATCH_BYTES)
@@ -201,11 +195,14 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
         totals.macs_ratio(),
         totals.peak_cache_bytes as f64 / 1e6,
     ));
-    if matches!(sampler.reuse(), Reuse::AtRunTime(_)) && totals.reused == 0 {
-        context.say(format!(
-            "warning: {} never reused anything; a higher threshold, or fewer steps of warm-up, may",
-            chosen.name
-        ));
+    for warning in warnings(
+        &chosen.name,
+        chosen.origin,
+        sampler.reuse(),
+        totals.reused,
+        None,
+    ) {
+        context.say(format!("warning: {warning}"));
     }
     if args.json {
         print_json(&json!({
@@ -320,7 +317,7 @@ fn read_noise(path: &Path, info: &ModelInfo) -> Result<Noise, CliError> {
 }
 
 /// What image number `i` is called.
-fn name_of(condition: &Condition, i: usize, info: &ModelInfo) -> String {
+pub(super) fn name_of(condition: &Condition, i: usize, info: &ModelInfo) -> String {
     match condition.class() {
         Some(label) => info.class_name(label),
         None => format!("text-{i}"),

@@ -31,11 +31,8 @@ pub fn image_from_values(values: &[f32], [channels, height, width]: [usize; 3]) 
     })
 }
 
-/// Writes a PNG, whole or not at all.
-///
-/// # Errors
-/// [`ReportError`].
-pub fn write_png(image: &RgbImage, path: &Path) -> Result<(), ReportError> {
+/// A picture as the bytes of a PNG file; `path` is what errors name.
+pub(super) fn png(image: &RgbImage, path: &Path) -> Result<Vec<u8>, ReportError> {
     let mut bytes = std::io::Cursor::new(Vec::new());
     image
         .write_to(&mut bytes, ImageFormat::Png)
@@ -43,7 +40,15 @@ pub fn write_png(image: &RgbImage, path: &Path) -> Result<(), ReportError> {
             path: path.into(),
             message: e.to_string(),
         })?;
-    write_bytes_atomically(path, bytes.get_ref()).map_err(|source| ReportError::Io {
+    Ok(bytes.into_inner())
+}
+
+/// Writes a PNG, whole or not at all.
+///
+/// # Errors
+/// [`ReportError`].
+pub fn write_png(image: &RgbImage, path: &Path) -> Result<(), ReportError> {
+    write_bytes_atomically(path, &png(image, path)?).map_err(|source| ReportError::Io {
         path: path.into(),
         source,
     })
