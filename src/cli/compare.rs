@@ -157,17 +157,15 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
     }
     bar.finish_and_clear();
 
-    let mut rows = Vec::new();
-    let mut pictured = Vec::new();
     let shape = info.outline.latents.shape();
-    for Measured { row, map, pictures } in measured {
-        rows.push(row);
-        let pictures = pictures.chunks(shape.iter().product());
-        pictured.push(Pictured {
-            map,
-            pictures: pictures.map(|p| image_from_values(p, shape)).collect(),
-        });
-    }
+    let (rows, pictured): (Vec<_>, Vec<_>) = measured
+        .into_iter()
+        .map(|Measured { row, map, pictures }| {
+            let pictures = pictures.chunks(shape.iter().product());
+            let pictures = pictures.map(|p| image_from_values(p, shape)).collect();
+            (row, Pictured { map, pictures })
+        })
+        .unzip();
     let comparison = Comparison::of(rows);
     let verdict = comparison.verdict();
     if args.json {
@@ -198,11 +196,6 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
         write_text(path, &comparison.csv(), context)?;
     }
     if let Some(path) = &args.html {
-        let captions: Vec<String> = request.conditions[..pictures]
-            .iter()
-            .enumerate()
-            .map(|(i, condition)| name_of(condition, i, info))
-            .collect();
         let facts = [
             ("model", info.outline.name.clone()),
             ("steps", settings.steps.to_string()),
@@ -214,6 +207,8 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
             ("cache", dtype.to_string()),
             ("device", format!("{} ({})", report.device, report.backend)),
         ];
+        let shown = request.conditions.iter().take(pictures).enumerate();
+        let captions: Vec<String> = shown.map(|(i, shown)| name_of(shown, i, info)).collect();
         let html = page(
             &Page {
                 comparison: &comparison,
