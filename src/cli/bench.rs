@@ -123,7 +123,13 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
         });
     }
     let runs = Request {
-        conditions: once.conditions.repeat(args.runs),
+        conditions: once
+            .conditions
+            .iter()
+            .cycle()
+            .take(images)
+            .cloned()
+            .collect(),
         ..once
     };
     let measured = in_turn(&entries, None, &runs, 0, pipeline, (&bar, context))?;

@@ -17,7 +17,7 @@ use crate::{
     pipeline::Pipeline,
     policy::Origin,
     report::{
-        Map, ReportError,
+        ReportError, StepMap,
         comparison::{Comparison, Row, warnings},
     },
     sampler::{BATCH_BYTES, Event, Request, Run, Sampler, Settings},
@@ -75,7 +75,7 @@ impl Entry {
 /// What was measured.
 pub(super) struct Measured {
     pub row: Row,
-    pub map: Map,
+    pub map: StepMap,
     /// The first images `[K, C, H, W]`, as many as were asked for.
     pub pictures: Vec<f32>,
 }
@@ -223,7 +223,7 @@ impl<'a> Turns<'a> {
         let errors = Some((error, variance));
         let share = |count: usize| count as f64 / images.max(1) as f64;
         Measured {
-            map: Map::of(reuse, self.reused.into_iter().map(share).collect()),
+            map: StepMap::of(reuse, self.reused.into_iter().map(share).collect()),
             pictures: self.pictures,
             row: Row {
                 schedule: entry.name.clone(),

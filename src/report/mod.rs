@@ -14,7 +14,7 @@ pub use curves::{Panel, draw_curves};
 pub use front::{FrontPoint, draw_front};
 pub use grid::{Tile, columns_for, grid};
 pub use heatmap::{Curves, draw_schedule};
-pub use page::{Map, PICTURE_SIDE, Page, Pictured, page};
+pub use page::{PICTURE_SIDE, Page, Pictured, StepMap, page};
 pub use picture::{image_from_values, write_png};
 
 /// Why a picture could not be written.

@@ -16,7 +16,7 @@ pub const PICTURE_SIDE: u32 = 256;
 
 /// What a schedule does, step by step.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Map {
+pub enum StepMap {
     /// A row a step, a character a branch: `#` computed, `.` reused, `~` forecast of earlier features or predictions.
     Table(Vec<String>),
     /// Decided as the run goes on: the branches that may be reused, and the share of images at each step that reused them.
@@ -26,7 +26,7 @@ pub enum Map {
     },
 }
 
-impl Map {
+impl StepMap {
     /// That of a run; `reused`: the share of images at each step that was decided to reuse.
     pub fn of(reuse: &Reuse, reused: Vec<f64>) -> Self {
         let cell = |table: &Schedule, s: usize, n: usize| match table.computes(s, n) {
@@ -59,7 +59,7 @@ impl Map {
 /// What a page shows of a row beside its figures.
 #[derive(Debug, Clone)]
 pub struct Pictured {
-    pub map: Map,
+    pub map: StepMap,
     /// Its first images, as many of each row.
     pub pictures: Vec<RgbImage>,
 }
@@ -193,8 +193,8 @@ mod tests {
     #[test]
     fn maps_tell_reuse_from_forecasts() {
         let table = || Schedule::from_rule(4, 2, |s, n| s % 2 == 0 || (s == 1 && n == 1)).unwrap();
-        let map = |table: Schedule| Map::of(&table.into(), Vec::new());
-        let rows = |text: &str| Map::Table(text.split(' ').map(Into::into).collect());
+        let map = |table: Schedule| StepMap::of(&table.into(), Vec::new());
+        let rows = |text: &str| StepMap::Table(text.split(' ').map(Into::into).collect());
         assert_eq!(map(table()), rows("## .# ## .."));
         let features = table().with_reads(|s, _| match s {
             3 => vec![1.5, -0.5],
@@ -208,8 +208,8 @@ mod tests {
         assert_eq!(map(steps.unwrap()), rows("## .# ## ~~"));
         let probed = Reuse::AtRunTime(Probed::new(2, &graph(), 1, 0, 0.1).unwrap());
         assert_eq!(
-            Map::of(&probed, vec![0.0, 0.5]),
-            Map::Decided {
+            StepMap::of(&probed, vec![0.0, 0.5]),
+            StepMap::Decided {
                 middle: 2..6,
                 reused: vec![0.0, 0.5]
             }
@@ -238,7 +238,7 @@ mod tests {
             warnings: vec![evil.into()],
         };
         let pictured = Pictured {
-            map: Map::Table(vec!["##".into()]),
+            map: StepMap::Table(vec!["##".into()]),
             pictures: vec![RgbImage::new(600, 300)],
         };
         let html = page(
