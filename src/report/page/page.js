@@ -277,9 +277,15 @@ byId("legend").append(
       return el("li", null, svg("svg", { viewBox: "-8 -8 16 16", "aria-hidden": "true" }, mark), row.policy);
     }),
 );
+let drawnWidth = 0;
 new ResizeObserver(() => {
-  hideTip();
-  drawFront();
+  const width = byId("plot").clientWidth;
+  if (width === drawnWidth) return;
+  drawnWidth = width;
+  requestAnimationFrame(() => {
+    hideTip();
+    drawFront();
+  });
 }).observe(byId("plot"));
 
 // ---- pictures
@@ -415,7 +421,7 @@ function heatMap(row) {
   const total = sites.reduce((sum, group) => sum + group.length, 0);
   const wide = (width - left - gap * (kinds.length - 1)) / total;
   const tall = Math.max(2, Math.min(9, 180 / steps));
-  const seam = Math.min(0.8, wide / 6, tall / 6);
+  const seam = Math.min(wide, tall) < 4 ? 0 : Math.min(0.8, wide / 6, tall / 6);
   const height = top + steps * tall + bottom;
   const said = `${row.schedule}: ${(100 * row.cur).toFixed(1)} % of the branch evaluations are not computed`;
   const chart = svg("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": said });
