@@ -444,8 +444,8 @@ function heatMap(row) {
     const last = sites[k].length - 1;
     chart.append(
       svg("text", { x: (start + end) / 2, y: top - 5, "text-anchor": "middle" }, kind),
-      svg("text", { x: start + wide / 2, y: height - 4, "text-anchor": "middle" }, String(sites[k][0][1])),
-      svg("text", { x: end - wide / 2, y: height - 4, "text-anchor": "middle" }, String(sites[k][last][1])),
+      svg("text", { x: start, y: height - 4 }, String(sites[k][0][1])),
+      last > 0 ? svg("text", { x: end, y: height - 4, "text-anchor": "end" }, String(sites[k][last][1])) : "",
     );
     start = end + gap;
   });
