@@ -161,7 +161,7 @@ def note(path, row, images):
 def compare(harmonica, rows, words):
     """A table of `rows`, pairs of what the README calls a schedule and what the command does."""
     specs = ",".join(spec for _, spec in rows if spec != "none")
-    document = harmonica.json(f"compare --device cpu {words} --schedules {specs}")
+    document = harmonica.json(f"compare --device cpu --no-fewer-steps {words} --schedules {specs}")
     measured = document["rows"][-len(rows) :]
     for (_, spec), row in zip(rows, measured, strict=True):
         if spec.startswith("assets/"):
@@ -204,7 +204,7 @@ def front(harmonica, rows, words, truth=None):
     """A table of the front: `rows` as in `compare`, and where `truth` steps stand for the true solution, the error to it."""
     specs = ",".join(spec for _, spec in rows if spec != "none")
     more = f" --truth {truth}" if truth else ""
-    measured = harmonica.json(f"compare --device cpu {words}{more} --schedules {specs}")["rows"][-len(rows) :]
+    measured = harmonica.json(f"compare --device cpu --no-fewer-steps {words}{more} --schedules {specs}")["rows"][-len(rows) :]
     cells = []
     for (title, _), row in zip(rows, measured, strict=True):
         exact = row["mse"] == 0
@@ -360,7 +360,7 @@ def saturation(harmonica):
             row[order[:count]] = "."
             rows = ["".join(row) if s == step else "#" * branches for s in range(len(file["compute"]))]
             specs.append(table(f"step{step}-{count}", file, rows))
-    rows = harmonica.json(f"compare --device cpu --steps 20 --count 46 --schedules {','.join(specs)}")["rows"]
+    rows = harmonica.json(f"compare --device cpu --no-fewer-steps --steps 20 --count 46 --schedules {','.join(specs)}")["rows"]
     values = iter(rows[-len(specs) :])
     cells = [[str(step), *(f"{1e3 * next(values)['mse']:.3f}" for _ in counts)] for step in steps]
     return markdown(["step", *(f"{count} of {branches} reused" for count in counts)], cells)

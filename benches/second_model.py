@@ -49,7 +49,7 @@ def main():
         harmonica(words, "--model", model, "--out", folder / "ladder")
     learned = [str(folder / f"ladder/router-speedup{speed}.schedule.json") for speed in SPEEDS]
     specs = ",".join([*learned, *RIVALS])
-    command = [program, *"compare --device cpu --steps 20 --count 184 --json -q --schedules".split(), specs]
+    command = [program, *"compare --device cpu --no-fewer-steps --steps 20 --count 184 --json -q --schedules".split(), specs]
     text = subprocess.run([*command, "--model", model], check=True, stdout=subprocess.PIPE, text=True).stdout
     rows = sorted(json.loads(text)["rows"][1:], key=lambda row: row["macs_ratio"])
     print("| schedule | MACs ratio | MSE × 1000 | median | worst | PSNR dB | SSIM |")

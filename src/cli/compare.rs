@@ -1,28 +1,34 @@
 //! `harmonica compare`
 
-use std::{path::PathBuf, time::Instant};
+use std::path::PathBuf;
 
-use comfy_table::Table;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::{
     Context,
     draw::draw,
     error::CliError,
+    measure::{
+        Entry, Measured, check_outputs, in_turn, json_rows, print_rows, say_warnings, write_text,
+    },
     options::{CacheArgs, Session, SessionArgs, print_json, progress},
-    sample::MAX_COUNT,
-    schedules::resolve,
-    table::markdown_table,
+    sample::{MAX_COUNT, name_of},
 };
 use crate::{
-    checkpoint::ModelInfo,
-    files::check_writable,
-    metrics::{mean_and_error, median, mse, psnr_from_mse, ssim},
-    models::Condition,
-    report::{FrontPoint, ReportError, draw_front},
-    sampler::{BATCH_BYTES, Request, Settings, Totals, batch_for},
-    schedule::Reuse,
+    pipeline::Decoder,
+    policy::Origin,
+    report::{
+        FrontPoint, Page, Pictured,
+        comparison::{Comparison, fewer_steps},
+        draw_front, page,
+    },
+    sampler::{BATCH_BYTES, Request, batch_for},
 };
+
+/// More pictures of each row than a page can show.
+const MAX_PICTURES: usize = 64;
+/// Where a comparison has the images for it, it has so many rounds: one says nothing of how speeds vary.
+const ROUNDS: usize = 3;
 
 #[derive(clap::Args, Debug)]
 pub(super) struct Args {
@@ -33,6 +39,9 @@ pub(super) struct Args {
     /// Schedules to compare with the uncached run: files, policies, learned[:SPEED], or steps:K[:SOLVER] (no reuse, K steps)
     #[arg(long, value_name = "A,B,…", value_delimiter = ',', required = true)]
     schedules: Vec<String>,
+    /// Only what --schedules names: do not add, for each MACs ratio, the run of fewer steps (steps:K) nearest to it
+    #[arg(long)]
+    no_fewer_steps: bool,
     /// Images, of all classes in turn
     #[arg(long, default_value_t = 64)]
     count: usize,
@@ -45,6 +54,15 @@ pub(super) struct Args {
     /// Also draw error against saved work, a line a policy
     #[arg(long, value_name = "FILE.png")]
     plot: Option<PathBuf>,
+    /// Also write the rows as comma-separated values
+    #[arg(long, value_name = "FILE.csv")]
+    csv: Option<PathBuf>,
+    /// Also write a page to open in a browser: the table, the plot, pictures and schedules, in one file
+    #[arg(long, value_name = "FILE.html")]
+    html: Option<PathBuf>,
+    /// Pictures of each schedule on the page, at most 64; those of more than 256 pixels a side are scaled down
+    #[arg(long, value_name = "N", default_value_t = 8, requires = "html")]
+    pictures: usize,
     /// Use schedule files that were made for another model or run
     #[arg(long)]
     force: bool,
@@ -53,15 +71,168 @@ pub(super) struct Args {
     json: bool,
 }
 
-/// Something to compare: settings and a table.
-struct Entry {
-    name: String,
-    policy: String,
-    settings: Settings,
-    reuse: Reuse,
+pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
+    check(&args)?;
+    let mut session = args.session.open(context)?;
+    if args.html.is_some() {
+        session.pipeline = args.session.model.with_decoder(session.pipeline)?;
+    }
+    let Session {
+        pipeline, settings, ..
+    } = &session;
+    let (report, info) = (pipeline.engine.report(), &pipeline.info);
+    let dtype = args.cache.cache_dtype;
+    let entry = |spec: &str| Entry::of(spec, args.force, &session, dtype);
+    let mut entries = vec![Entry::uncached(&session, dtype)?];
+    for spec in &args.schedules {
+        entries.push(entry(spec)?);
+    }
+    // Those of the MACs ratios `ratios`.
+    let fewer = |ratios: &[f64], entries: &[Entry]| -> Result<Vec<Entry>, CliError> {
+        if args.no_fewer_steps {
+            return Ok(Vec::new());
+        }
+        let there = entries
+            .iter()
+            .filter_map(|e| e.fewer_steps(settings.solver));
+        let there: Vec<usize> = there.collect();
+        let counts = fewer_steps(settings.steps, ratios.iter().copied(), &there);
+        let specs = counts.into_iter().map(|count| format!("steps:{count}"));
+        specs.map(|spec| entry(&spec)).collect()
+    };
+    let full = entries[0].macs();
+    let ahead: Vec<f64> = entries
+        .iter()
+        .map(|entry| full as f64 / entry.macs().max(1) as f64)
+        .collect();
+    entries.extend(fewer(&ahead, &entries)?);
+    let truth = args.truth.map(|steps| entry(&format!("steps:{steps}")));
+    let truth = truth.transpose()?;
+    check_outputs([&args.plot, &args.csv, &args.html].into_iter().flatten())?;
+
+    let conditions = pipeline.prompts.in_turn(args.count);
+    let guided = settings.guidance.is_active();
+    let batch = batch_for(&info.outline, guided, BATCH_BYTES).min(args.count.div_ceil(ROUNDS));
+    let request = Request {
+        conditions,
+        seed: args.seed,
+        first: 0,
+        noise: None,
+        batch,
+    };
+    let pictures = match args.html {
+        Some(_) => args.pictures.min(args.count),
+        None => 0,
+    };
+    let steps = |entries: &[Entry]| -> usize {
+        let each = entries.iter().map(|entry| entry.sampler.settings().steps);
+        each.sum()
+    };
+    let length = steps(&entries) * (args.count + 1) + steps(truth.as_slice()) * args.count;
+    let bar = progress(context, length as u64, "image steps");
+    let advance = |images: usize| images as u64;
+    let truth = match &truth {
+        Some(truth) => {
+            let run = truth.sampler.run(request.clone())?;
+            Some(draw(run, &bar, advance, context)?.0)
+        }
+        None => None,
+    };
+    let measure = |entries: &[Entry]| -> Result<Vec<Measured>, CliError> {
+        // One image of each before any is timed: what is compiled on the way is compiled then.
+        let one = Request {
+            conditions: request.conditions[..1].to_vec(),
+            batch: 1,
+            ..request.clone()
+        };
+        let progress = (&bar, context);
+        in_turn(entries, None, &one, 0, pipeline, progress)?;
+        let truth = truth.as_deref();
+        in_turn(entries, truth, &request, pictures, pipeline, progress)
+    };
+    let mut measured = measure(&entries)?;
+    // What runs that decide as they go on have saved is known only now.
+    let ratios: Vec<f64> = measured.iter().map(|m| m.row.macs_ratio).collect();
+    let late = fewer(&ratios, &entries)?;
+    if !late.is_empty() {
+        let mut again = vec![Entry::uncached(&session, dtype)?];
+        again.extend(late);
+        bar.inc_length((steps(&again) * (args.count + 1)) as u64);
+        measured.extend(measure(&again)?.into_iter().skip(1));
+    }
+    bar.finish_and_clear();
+
+    let shape = info.outline.latents.shape();
+    let decoder = &pipeline.decoder;
+    let mut go_on = || context.check_interrupt().is_ok();
+    let (mut rows, mut pictured) = (Vec::new(), Vec::new());
+    for Measured { row, map, pictures } in measured {
+        let pictures = pictures.chunks(shape.iter().product());
+        let pictures = pictures.map(|image| decoder.picture(image, shape, &mut go_on));
+        let pictures = pictures.collect::<Result<_, _>>()?;
+        rows.push(row);
+        pictured.push(Pictured { map, pictures });
+    }
+    let comparison = Comparison::of(rows);
+    let verdict = comparison.verdict();
+    if args.json {
+        print_json(&json!({
+            "device": report.device, "backend": report.backend, "model": info.outline.name, "images": args.count, "batch": batch,
+            "seed": args.seed, "steps": settings.steps, "solver": settings.solver.to_string(),
+            "guidance": settings.guidance.scale(), "cache_dtype": dtype.to_string(),
+            "rows": json_rows(&comparison), "verdict": verdict,
+        }));
+    } else {
+        print_rows(&comparison);
+        context.say(format!(
+            "error to the uncached {}-step images over {} images (mean ± standard error, MSE × 1000; against a rival: image by image, over the same noise), {} rounds in turn, {} on {}",
+            settings.steps,
+            args.count,
+            args.count.div_ceil(batch),
+            info.outline.name,
+            report.device
+        ));
+    }
+    say_warnings(&comparison, context);
+    verdict.iter().for_each(|line| context.say(line));
+    if let Some(path) = &args.plot {
+        draw_front(&points(&comparison), path)?;
+        context.say(format!("drew {}", path.display()));
+    }
+    if let Some(path) = &args.csv {
+        write_text(path, &comparison.csv(), context)?;
+    }
+    if let Some(path) = &args.html {
+        let facts = [
+            ("model", info.outline.name.clone()),
+            ("steps", settings.steps.to_string()),
+            ("solver", settings.solver.to_string()),
+            ("guidance", settings.guidance.scale().to_string()),
+            ("images", args.count.to_string()),
+            ("seed", args.seed.to_string()),
+            ("batch", batch.to_string()),
+            ("cache", dtype.to_string()),
+            ("device", format!("{} ({})", report.device, report.backend)),
+        ];
+        let shown = request.conditions.iter().take(pictures).enumerate();
+        let captions: Vec<String> = shown.map(|(i, shown)| name_of(shown, i, info)).collect();
+        let html = page(
+            &Page {
+                comparison: &comparison,
+                rows: &pictured,
+                captions: &captions,
+                facts: &facts,
+                graph: &info.outline.graph,
+                is_preview: !info.is_pixel_space() && matches!(decoder, Decoder::Direct),
+            },
+            path,
+        )?;
+        write_text(path, &html, context)?;
+    }
+    Ok(())
 }
 
-pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
+fn check(args: &Args) -> Result<(), CliError> {
     if args.count == 0 {
         return Err(CliError::Usage(
             "--count is 0, expected at least 1 image".into(),
@@ -73,204 +244,24 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
             args.count
         )));
     }
-    let Session {
-        pipeline, settings, ..
-    } = args.session.open(context)?;
-    let (engine, info) = (&pipeline.engine, &pipeline.info);
-    let mut entries = vec![entry("none", args.force, info, &settings)?];
-    for spec in &args.schedules {
-        entries.push(entry(spec, args.force, info, &settings)?);
-    }
-
-    let truth = args.truth.map(|steps| format!("steps:{steps}"));
-    let truth = truth
-        .map(|spec| entry(&spec, args.force, info, &settings))
-        .transpose()?;
-    if let Some(path) = &args.plot {
-        let unwritable = |source| ReportError::Io {
-            path: path.clone(),
-            source,
-        };
-        check_writable(path).map_err(unwritable)?;
-    }
-    let conditions = pipeline.prompts.in_turn(args.count);
-    let all = entries.iter().chain(&truth);
-    let total: usize = all.map(|e| e.settings.steps * args.count).sum::<usize>() + settings.steps;
-    let bar = progress(context, total as u64, "image steps");
-    let drawn = |entry: &Entry, conditions: &[Condition]| -> Result<Drawn, CliError> {
-        let started = Instant::now();
-        let sampler = pipeline
-            .sampler(entry.settings, Some(entry.reuse.clone()))?
-            .with_cache_dtype(args.cache.cache_dtype);
-        let guided = entry.settings.guidance.is_active();
-        let run = sampler.run(Request {
-            conditions: conditions.to_vec(),
-            seed: args.seed,
-            first: 0,
-            noise: None,
-            batch: batch_for(&info.outline, guided, BATCH_BYTES).min(conditions.len()),
-        })?;
-        let (images, totals) = draw(run, &bar, |images| images as u64, context)?;
-        Ok(Drawn {
-            images,
-            totals,
-            seconds: started.elapsed().as_secs_f64(),
-        })
-    };
-    // The first run on a device compiles what all others find.
-    drawn(&entries[0], &conditions[..1])?;
-    let uncached = drawn(&entries[0], &conditions)?;
-    let truth = truth.as_ref().map(|truth| drawn(truth, &conditions));
-    let truth = truth.transpose()?;
-    let mut rows: Vec<Value> = Vec::new();
-    for (number, entry) in entries.iter().enumerate() {
-        let own = match number {
-            0 => None,
-            _ => Some(drawn(entry, &conditions)?),
-        };
-        let shape = info.outline.latents.shape();
-        let found = own.as_ref().unwrap_or(&uncached);
-        let mut row = figures(entry, found, &uncached, shape);
-        if let Some(truth) = &truth {
-            let (mean, error) = mean_and_error(&errors(found, truth, shape));
-            row["mse_true"] = mean.into();
-            row["mse_true_standard_error"] = error.into();
-        }
-        rows.push(row);
-    }
-    bar.finish_and_clear();
-    let report = engine.report();
-    if args.json {
-        print_json(&json!({
-            "device": report.device, "backend": report.backend, "model": info.outline.name, "images": args.count,
-            "seed": args.seed, "steps": settings.steps, "guidance": settings.guidance.scale(), "cache_dtype": args.cache.cache_dtype.to_string(),
-            "rows": rows,
-        }));
-        return draw_plot(&args, &rows, context);
-    }
-    out!("{}", table(&rows));
-    context.say(format!(
-        "error to the uncached {}-step images over {} images (mean ± standard error), {} on {}",
-        settings.steps, args.count, info.outline.name, report.device
-    ));
-    draw_plot(&args, &rows, context)
-}
-
-fn draw_plot(args: &Args, rows: &[Value], context: &Context) -> Result<(), CliError> {
-    if let Some(path) = &args.plot {
-        draw_front(&points(rows), path)?;
-        context.say(format!("drew {}", path.display()));
+    if args.pictures > MAX_PICTURES {
+        return Err(CliError::Usage(format!(
+            "--pictures is {}, expected at most {MAX_PICTURES}",
+            args.pictures
+        )));
     }
     Ok(())
 }
 
 /// Rows as points; schedules of one policy belong together.
-fn points(rows: &[Value]) -> Vec<FrontPoint> {
-    let number = |row: &Value, key: &str| row[key].as_f64().unwrap_or(f64::NAN);
-    rows.iter()
-        .skip(1)
-        .map(|row| FrontPoint {
-            policy: row["policy"].as_str().unwrap_or_default().into(),
-            macs_ratio: number(row, "macs_ratio"),
-            mse: number(row, "mse"),
+fn points(comparison: &Comparison) -> Vec<FrontPoint> {
+    let rows = comparison.rows().iter().enumerate();
+    rows.filter(|(_, row)| row.origin != Origin::Uncached)
+        .map(|(number, row)| FrontPoint {
+            policy: row.policy.clone(),
+            macs_ratio: row.macs_ratio,
+            mse: row.error().mean,
+            on_front: comparison.is_on_front(number),
         })
         .collect()
-}
-
-/// What a run made.
-struct Drawn {
-    images: Vec<f32>,
-    totals: Totals,
-    seconds: f64,
-}
-
-/// Mean squared errors, one an image.
-fn errors(found: &Drawn, expected: &Drawn, shape: [usize; 3]) -> Vec<f64> {
-    let size = shape.iter().product();
-    let images = found.images.chunks(size).zip(expected.images.chunks(size));
-    images.map(|(a, b)| mse(a, b)).collect()
-}
-
-fn figures(entry: &Entry, found: &Drawn, uncached: &Drawn, shape: [usize; 3]) -> Value {
-    let errors = errors(found, uncached, shape);
-    let (mean, error) = mean_and_error(&errors);
-    let size = shape.iter().product();
-    let images = found.images.chunks(size).zip(uncached.images.chunks(size));
-    let likeness: Vec<f64> = images.map(|(a, b)| ssim(a, b, shape)).collect();
-    let Totals {
-        macs,
-        peak_cache_bytes,
-        ..
-    } = found.totals;
-    json!({
-        "schedule": entry.name, "policy": entry.policy, "steps": entry.settings.steps, "cur": found.totals.cur(),
-        "macs_ratio": uncached.totals.macs as f64 / macs as f64, "mse": mean, "mse_standard_error": error,
-        "mse_median": median(&errors), "mse_max": errors.iter().copied().fold(0.0, f64::max),
-        "psnr": psnr_from_mse(mean), "ssim": mean_and_error(&likeness).0,
-        "seconds": found.seconds, "speedup": uncached.seconds / found.seconds,
-        "peak_cache_bytes": peak_cache_bytes,
-    })
-}
-
-fn entry(
-    spec: &str,
-    force: bool,
-    info: &ModelInfo,
-    settings: &Settings,
-) -> Result<Entry, CliError> {
-    let chosen = resolve(spec, force, info, settings)?;
-    Ok(Entry {
-        name: chosen.name,
-        policy: chosen.policy,
-        settings: chosen.settings,
-        reuse: chosen.reuse,
-    })
-}
-
-fn table(rows: &[Value]) -> Table {
-    let with_truth = rows.iter().any(|row| !row["mse_true"].is_null());
-    let mut header = vec![
-        "schedule",
-        "steps",
-        "CUR %",
-        "MACs ratio",
-        "MSE ×1000",
-        "median",
-        "worst",
-        "PSNR dB",
-        "SSIM",
-        "speed-up",
-        "cache MB",
-    ];
-    if with_truth {
-        header.push("to the true solution");
-    }
-    let cells = rows.iter().map(|row| {
-        let number = |key: &str| row[key].as_f64().unwrap_or(f64::NAN);
-        let thousand = |key: &str| format!("{:.2}", 1e3 * number(key));
-        let exact = number("mse") == 0.0;
-        let unless_exact = |text: String| if exact { "–".into() } else { text };
-        let mut cells = vec![
-            row["schedule"].as_str().unwrap_or_default().to_owned(),
-            row["steps"].to_string(),
-            format!("{:.1}", 100.0 * number("cur")),
-            format!("{:.2}", number("macs_ratio")),
-            match exact {
-                true => "0".into(),
-                false => format!("{} ± {}", thousand("mse"), thousand("mse_standard_error")),
-            },
-            unless_exact(thousand("mse_median")),
-            unless_exact(thousand("mse_max")),
-            unless_exact(format!("{:.2}", number("psnr"))),
-            format!("{:.4}", number("ssim")),
-            format!("{:.2}", number("speedup")),
-            format!("{:.1}", number("peak_cache_bytes") / 1e6),
-        ];
-        if with_truth {
-            let [mean, error] = ["mse_true", "mse_true_standard_error"].map(thousand);
-            cells.push(format!("{mean} ± {error}"));
-        }
-        cells
-    });
-    markdown_table(&header, cells)
 }

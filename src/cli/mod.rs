@@ -15,6 +15,7 @@ mod devices;
 mod draw;
 mod error;
 mod inspect;
+mod measure;
 mod options;
 mod recipe;
 mod sample;

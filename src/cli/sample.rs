@@ -13,6 +13,7 @@ use super::{
     Context,
     draw::draw_each,
     error::CliError,
+    measure::check_outputs,
     options::{CacheArgs, ModelArgs, Session, SessionArgs, print_json, progress},
     recipe::Recipe,
     schedules::ScheduleArgs,
@@ -20,15 +21,13 @@ use super::{
 use crate::{
     checkpoint::{self, CheckpointError, ModelInfo, StoredDtype, write_safetensors},
     device::LaunchCount,
-    files::check_writable,
     models::Condition,
     pipeline::{Decoder, Pipeline},
     report::{
-        PictureFormat, PictureText, ReportError, Tile, columns_for, encode_picture, grid,
-        write_picture,
+        PictureFormat, PictureText, ReportError, Tile, columns_for, comparison::warnings,
+        encode_picture, grid, write_picture,
     },
     sampler::{BATCH_BYTES, Request, Settings, batch_for},
-    schedule::Reuse,
 };
 
 /// More images than a run keeps in memory.
@@ -119,24 +118,14 @@ impl Out {
         }
     }
 
-    /// A place that cannot be written is found out before the work, not after it.
-    fn check(&self) -> Result<(), CliError> {
-        let first = match self {
-            Self::Stdout => return Ok(()),
-            Self::File(path, _) => path.clone(),
-            Self::Folder(path) => path.join("image.png"),
-        };
-        writable(&first)
+    /// The first file that will be written, if any.
+    fn first(&self) -> Option<PathBuf> {
+        match self {
+            Self::Stdout => None,
+            Self::File(path, _) => Some(path.clone()),
+            Self::Folder(path) => Some(path.join("image.png")),
+        }
     }
-}
-
-fn writable(path: &Path) -> Result<(), CliError> {
-    check_writable(path).map_err(|source| {
-        CliError::Report(ReportError::Io {
-            path: path.into(),
-            source,
-        })
-    })
 }
 
 /// Pictures on their way out.
@@ -287,10 +276,8 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
         None => (None, choose(&args.classes, args.count, &pipeline)?),
     };
 
-    out.check()?;
-    args.save_tensors
-        .iter()
-        .try_for_each(|path| writable(path))?;
+    // A place that cannot be written is found out before the work, not after it.
+    check_outputs(out.first().iter().chain(&args.save_tensors))?;
 
     let batch = args.batch.unwrap_or_else(|| {
         batch_for(&info.outline, settings.guidance.is_active(), BATCH_BYTES)
@@ -383,11 +370,14 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
         totals.macs_ratio(),
         totals.peak_cache_bytes as f64 / 1e6,
     ));
-    if matches!(sampler.reuse(), Reuse::AtRunTime(_)) && totals.reused == 0 {
-        context.say(format!(
-            "warning: {} never reused anything; a higher threshold, or fewer steps of warm-up, may",
-            chosen.name
-        ));
+    for warning in warnings(
+        &chosen.name,
+        chosen.origin,
+        sampler.reuse(),
+        totals.reused,
+        None,
+    ) {
+        context.say(format!("warning: {warning}"));
     }
     if args.json {
         print_json(&json!({
@@ -573,7 +563,7 @@ fn read_noise(path: &Path, info: &ModelInfo) -> Result<Noise, CliError> {
 }
 
 /// What image number `i` is called.
-fn name_of(condition: &Condition, i: usize, info: &ModelInfo) -> String {
+pub(super) fn name_of(condition: &Condition, i: usize, info: &ModelInfo) -> String {
     match condition.class() {
         Some(label) => info.class_name(label),
         None => format!("text-{i}"),

@@ -2,6 +2,8 @@
 
 use comfy_table::{CellAlignment, Table, presets};
 
+use crate::report::comparison::{About, Column};
+
 /// Names in the first column, figures in the others.
 pub(super) fn markdown_table(
     header: &[&str],
@@ -15,4 +17,27 @@ pub(super) fn markdown_table(
         column.set_cell_alignment(CellAlignment::Right);
     }
     table
+}
+
+/// Prints names with columns of figures: in one table, or on a terminal that is too narrow for it in two.
+pub(super) fn print_table(names: &[String], columns: &[Column]) {
+    let of = |wanted: &dyn Fn(About) -> bool| {
+        let columns: Vec<_> = columns.iter().filter(|c| wanted(c.about)).collect();
+        let titles = columns.iter().map(|column| column.title);
+        let header: Vec<&str> = std::iter::once("schedule").chain(titles).collect();
+        let rows = names.iter().enumerate().map(|(row, name)| {
+            let cells = columns.iter().map(|column| column.cells[row].clone());
+            std::iter::once(name.clone()).chain(cells).collect()
+        });
+        markdown_table(&header, rows)
+    };
+    let whole = of(&|_| true);
+    let width = whole.lines().next().map_or(0, |line| line.chars().count());
+    match whole.width() {
+        Some(terminal) if width > usize::from(terminal) => {
+            out!("{}\n", of(&|about| about == About::Quality));
+            out!("{}", of(&|about| about == About::Cost));
+        }
+        _ => out!("{whole}"),
+    }
 }

@@ -94,6 +94,59 @@ pub fn mean_and_error(values: &[f64]) -> (f64, f64) {
     (mean, (variance / n).sqrt())
 }
 
+/// How far images lie from what knows nothing of them: the mean squared distance to their mean image.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Spread {
+    shape: [usize; 3],
+    images: usize,
+    sums: Vec<f64>,
+    squares: Vec<f64>,
+}
+
+impl Spread {
+    /// Of no images `[C, H, W]` so far.
+    pub fn new(shape: [usize; 3]) -> Self {
+        let size = shape.iter().product();
+        Self {
+            shape,
+            images: 0,
+            sums: vec![0.0; size],
+            squares: vec![0.0; size],
+        }
+    }
+
+    /// Counts images `[B, C, H, W]`.
+    pub fn add(&mut self, images: &[f32]) {
+        for image in images.chunks(self.sums.len().max(1)) {
+            self.images += 1;
+            let sums = self.sums.iter_mut().zip(&mut self.squares);
+            for ((sum, square), value) in sums.zip(image) {
+                let value = f64::from(*value);
+                *sum += value;
+                *square += value * value;
+            }
+        }
+    }
+
+    /// Variance over the images (of a sample), a mean over all places. A single image has none: that of its places, a mean over
+    /// its channels, stands for it, which is the distance to its mean colour.
+    pub fn variance(&self) -> f64 {
+        let numbers = self.sums.len().max(1) as f64;
+        if self.images < 2 {
+            let plane = self.shape[1] * self.shape[2];
+            let of_channel = |values: &[f64]| {
+                let mean = values.iter().sum::<f64>() / plane as f64;
+                values.iter().map(|v| (v - mean).powi(2)).sum::<f64>()
+            };
+            return self.sums.chunks(plane.max(1)).map(of_channel).sum::<f64>() / numbers;
+        }
+        let n = self.images as f64;
+        let places = self.sums.iter().zip(&self.squares);
+        let squares: f64 = places.map(|(sum, square)| square - sum * sum / n).sum();
+        squares / (n - 1.0) / numbers
+    }
+}
+
 /// The middle value, or the mean of the middle two; NaN of nothing.
 pub fn median(values: &[f64]) -> f64 {
     let mut sorted = values.to_vec();
@@ -137,6 +190,22 @@ mod tests {
         let of = |other: &[f32]| ssim(&a, other, [3, 16, 20]);
         assert!((of(&mixed) - 0.9294853).abs() < 1e-6, "{}", of(&mixed));
         assert!((of(&b) - 0.00052409945).abs() < 1e-6, "{}", of(&b));
+    }
+
+    #[test]
+    fn the_spread_is_the_variance_over_images_and_of_one_image_over_its_places() {
+        let mut spread = Spread::new([1, 1, 2]);
+        spread.add(&[0.0, 1.0]);
+        assert_eq!(spread.variance(), 0.25);
+        spread.add(&[1.0, 1.0]);
+        assert_eq!(spread.variance(), 0.25);
+        // Two images of another two: the same however they come.
+        spread.add(&[0.5, -1.0, 0.5, -1.0]);
+        let mut at_once = Spread::new([1, 1, 2]);
+        at_once.add(&[0.0, 1.0, 1.0, 1.0, 0.5, -1.0, 0.5, -1.0]);
+        assert_eq!(spread, at_once);
+        // 1/6 at the first place, 4/3 at the second.
+        assert!((spread.variance() - 0.75).abs() < 1e-12);
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use crate::{
     checkpoint::ModelInfo,
-    policy::{Policy, PolicyError, ScheduleChoice},
+    policy::{Origin, Policy, PolicyError, ScheduleChoice},
     sampler::{Settings, model_identity, run_settings},
     schedule::{
         ModelIdentity, PolicyRecord, Reuse, RunSettings, Schedule, ScheduleError, ScheduleFile,
@@ -22,6 +22,7 @@ pub struct Chosen {
     pub name: String,
     /// What it is a case of: `fora`, `forecast`, `harmonica`, `fewer steps`.
     pub policy: String,
+    pub origin: Origin,
     /// Why a schedule that was forced does not fit, or in what it was made for something else.
     pub misfit: Option<String>,
 }
@@ -37,11 +38,12 @@ pub fn choose_schedule(
     info: &ModelInfo,
     settings: &Settings,
 ) -> Result<Chosen, PolicyError> {
-    let chosen = |reuse, name, policy: &str| Chosen {
+    let chosen = |reuse, name, policy: &str, origin| Chosen {
         reuse,
         settings: *settings,
         name,
         policy: policy.into(),
+        origin,
         misfit: None,
     };
     match choice {
@@ -51,7 +53,11 @@ pub fn choose_schedule(
                 Policy::Taylor { order, .. } => format!("taylor, order {order}"),
                 policy => policy.name().into(),
             };
-            Ok(chosen(reuse, policy.to_string(), &case_of))
+            let origin = match policy {
+                Policy::None => Origin::Uncached,
+                _ => Origin::Policy,
+            };
+            Ok(chosen(reuse, policy.to_string(), &case_of, origin))
         }
         ScheduleChoice::Steps { steps, solver } => {
             let settings = Settings {
@@ -70,7 +76,7 @@ pub fn choose_schedule(
             };
             Ok(Chosen {
                 settings,
-                ..chosen(table.into(), name, &case_of)
+                ..chosen(table.into(), name, &case_of, Origin::FewerSteps)
             })
         }
         ScheduleChoice::Learned { speed, folder } => {
@@ -96,7 +102,12 @@ pub fn choose_schedule(
             };
             Ok(Chosen {
                 misfit: made_otherwise(file, &run, settings),
-                ..chosen(file.schedule()?.into(), name, &file.policy.name)
+                ..chosen(
+                    file.schedule()?.into(),
+                    name,
+                    &file.policy.name,
+                    origin_of(file),
+                )
             })
         }
         ScheduleChoice::File(path) => {
@@ -118,9 +129,17 @@ pub fn choose_schedule(
                     file.schedule()?.into(),
                     path.display().to_string(),
                     &file.policy.name,
+                    origin_of(&file),
                 )
             })
         }
+    }
+}
+
+fn origin_of(file: &ScheduleFile) -> Origin {
+    match file.is_learned() {
+        true => Origin::Learned,
+        false => Origin::Policy,
     }
 }
 

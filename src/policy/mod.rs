@@ -7,12 +7,14 @@ mod dual_block;
 mod first_block;
 mod fora;
 mod mask;
+mod origin;
 mod random;
 mod taylor;
 
 pub use broadcast::Intervals;
 pub use dual_block::DualBlock;
 pub use mask::Mask;
+pub use origin::Origin;
 
 use std::{
     fmt,

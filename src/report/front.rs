@@ -17,6 +17,8 @@ pub struct FrontPoint {
     pub macs_ratio: f64,
     /// Mean squared error to the uncached images, above 0.
     pub mse: f64,
+    /// Whether nothing of its speed or more has a smaller error.
+    pub on_front: bool,
 }
 
 const HEIGHT: u32 = 620;
@@ -31,7 +33,8 @@ const COLOURS: [RGBColor; 8] = [
     RGBColor(180, 90, 150),
 ];
 
-/// Draws the points to a PNG: the error on a logarithmic axis, a line through the points of each policy in order of saved work.
+/// Draws the points to a PNG: the error on a logarithmic axis, a line through the points of each policy in order of saved work, a
+/// ring around those on the Pareto front.
 ///
 /// # Errors
 /// [`ReportError`].
@@ -93,6 +96,11 @@ fn draw(points: &[FrontPoint], root: &Area<'_>) -> Drawn {
                 .map(|place| Circle::new(*place, 4, colour.filled())),
         )?;
     }
+    let front = shown().filter(|point| point.on_front);
+    chart
+        .draw_series(front.map(|p| Circle::new((p.macs_ratio, p.mse), 8, INK.stroke_width(2))))?
+        .label("on the front")
+        .legend(|(x, y)| Circle::new((x + 9, y), 6, INK.stroke_width(2)));
     chart
         .configure_series_labels()
         .position(SeriesLabelPosition::LowerRight)

@@ -208,6 +208,11 @@ impl Sampler {
         Ok(Run::new(self.setup.clone(), request))
     }
 
+    /// Frees the cache of the last run, which is kept for the next one.
+    pub fn release_cache(&self) {
+        self.setup.lock_spare().take();
+    }
+
     /// Bytes of the cache for a batch of `images` images.
     pub fn cache_bytes(&self, images: usize) -> usize {
         let feature = self.setup.model.outline().graph.feature_numbers();

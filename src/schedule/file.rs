@@ -112,6 +112,11 @@ impl Measured {
 }
 
 impl ScheduleFile {
+    /// Whether it was learned for its weights, rather than made by a rule: it says how it was trained, or holds scores.
+    pub fn is_learned(&self) -> bool {
+        self.training.is_some() || self.logits.is_some()
+    }
+
     /// The table.
     ///
     /// # Errors

@@ -334,6 +334,7 @@ fn a_ladder_is_trained_and_taken() {
         "3",
         "--schedules",
         &format!("{},steps:5:dpm++2m,fb:0.5,taylor:2:1", out.display()),
+        "--no-fewer-steps",
         "--truth",
         "40",
         "--plot",

@@ -7,6 +7,7 @@ mod caching;
 #[cfg(all(feature = "capi", feature = "bundled"))]
 mod capi;
 mod common;
+mod comparison;
 mod devices;
 mod embedding;
 mod forecast;

@@ -259,6 +259,7 @@ fn compare_measures_against_the_uncached_run() {
         "2",
         "--schedules",
         "fora:2,random:0.25:3,steps:2",
+        "--no-fewer-steps",
         "--json",
     ]);
     let rows = report["rows"].as_array().unwrap();
