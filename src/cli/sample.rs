@@ -13,6 +13,7 @@ use super::{
     error::CliError,
     options::{CacheArgs, Session, SessionArgs, print_json, progress},
     schedules::ScheduleArgs,
+    text::slug,
 };
 use crate::{
     checkpoint::{self, CheckpointError, ModelInfo, StoredDtype, write_safetensors},
@@ -321,9 +322,12 @@ fn read_noise(path: &Path, info: &ModelInfo) -> Result<Noise, CliError> {
 
 /// What image number `i` is called.
 fn name_of(condition: &Condition, i: usize, info: &ModelInfo) -> String {
-    match condition.class() {
-        Some(label) => info.class_name(label),
-        None => format!("text-{i}"),
+    match condition {
+        Condition::Class(label) => info.class_name(*label),
+        Condition::Text(text) => match text.words() {
+            Some(words) => words.into(),
+            None => format!("text-{i}"),
+        },
     }
 }
 
@@ -363,16 +367,11 @@ fn write_singles(
     let images = values.chunks(shape.iter().product());
     let count = images.len();
     for (i, (values, condition)) in images.zip(&conditions[first..]).enumerate() {
-        let name: String = name_of(condition, first + i, info)
-            .chars()
-            .map(|c| {
-                if c.is_alphanumeric() || c == '-' {
-                    c
-                } else {
-                    '_'
-                }
-            })
-            .collect();
+        let name = name_of(condition, first + i, info);
+        let name = match condition {
+            Condition::Class(_) => name.replace(|c: char| !c.is_alphanumeric() && c != '-', "_"),
+            Condition::Text(_) => slug(&name),
+        };
         let path = out.join(format!("{:05}-{name}.png", first + i));
         write_png(&image_from_values(values, shape), &path)?;
     }

@@ -2,9 +2,11 @@
 //! come in here.
 
 mod choice;
+mod prompts;
 mod texts;
 
 pub use choice::{Chosen, choose_schedule, schedule_file};
+pub use prompts::{CutPrompt, PromptRequest, encoder_beside, usual_text_cache};
 pub use texts::{read_texts, texts_named};
 
 use crate::{

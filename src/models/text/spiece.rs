@@ -107,7 +107,17 @@ fn charsmap(bytes: &[u8]) -> Result<Vec<u8>, String> {
     let mut map = Vec::new();
     for field in Fields(bytes) {
         match field? {
-            (2, Wire::Bytes(bytes)) => map = bytes.to_vec(),
+            (2, Wire::Bytes(bytes)) => {
+                // The length of the double array comes first; the crate that reads it allocates as much.
+                let array = bytes.split_first_chunk::<4>();
+                let fits = array.is_none_or(|(length, rest)| {
+                    usize::try_from(u32::from_le_bytes(*length)).is_ok_and(|n| n <= rest.len())
+                });
+                if !fits {
+                    return Err("its table of characters is damaged".into());
+                }
+                map = bytes.to_vec();
+            }
             (3..=5, Wire::Varint(0)) => {
                 return Err("it keeps spaces in another way than T5 does".into());
             }
