@@ -21,6 +21,9 @@ pub enum FeedForward {
 /// The shape of a T5 encoder (arXiv 1910.10683), under the names of its `config.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct T5Config {
+    /// Tokens that there are.
+    #[serde(default = "usual_vocabulary")]
+    pub vocab_size: usize,
     /// Width of a token.
     pub d_model: usize,
     /// Channels of a head.
@@ -42,6 +45,10 @@ pub struct T5Config {
     /// The token that ends a text.
     #[serde(default = "usual_end")]
     pub eos_token_id: u32,
+}
+
+fn usual_vocabulary() -> usize {
+    32_128
 }
 
 fn usual_buckets() -> usize {
@@ -88,6 +95,7 @@ impl T5Config {
     fn check(&self) -> Result<(), String> {
         let buckets = self.relative_attention_num_buckets;
         let ranges = [
+            ("vocab_size", self.vocab_size, 1..=1 << 22),
             ("d_model", self.d_model, 1..=1 << 16),
             ("d_kv", self.d_kv, 1..=1 << 16),
             ("d_ff", self.d_ff, 1..=1 << 18),

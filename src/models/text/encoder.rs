@@ -39,8 +39,8 @@ pub struct T5Encoder {
     folder: PathBuf,
     config: T5Config,
     source: TensorSource,
-    /// Name and rows of the token embeddings.
-    embeddings: (&'static str, usize),
+    /// The name of its token embeddings.
+    embeddings: &'static str,
 }
 
 impl T5Encoder {
@@ -60,9 +60,11 @@ impl T5Encoder {
         }
         let config = T5Config::read(&config)?;
         let source = open_weights(folder)?;
-        let rows = |name: &&'static str| Some((*name, *source.get(name)?.shape.first()?));
-        let embeddings = EMBEDDINGS.iter().find_map(rows);
-        let embeddings = embeddings.unwrap_or((EMBEDDINGS[0], 0));
+        let [shared, own] = EMBEDDINGS;
+        let embeddings = match source.get(shared) {
+            None if source.get(own).is_some() => own,
+            _ => shared,
+        };
         let encoder = Self {
             folder: folder.into(),
             config,
@@ -86,9 +88,8 @@ impl T5Encoder {
     fn tensors(&self) -> Vec<(String, Vec<usize>)> {
         let c = &self.config;
         let inner = c.num_heads * c.d_kv;
-        let (name, rows) = self.embeddings;
         let mut all = vec![
-            (name.to_owned(), vec![rows, c.d_model]),
+            (self.embeddings.into(), vec![c.vocab_size, c.d_model]),
             (
                 DISTANCES.into(),
                 vec![c.relative_attention_num_buckets, c.num_heads],
@@ -226,8 +227,7 @@ impl T5Encoder {
         longest: usize,
         device: &Device,
     ) -> Result<Vec<Group>, TextError> {
-        let (name, vocabulary) = self.embeddings;
-        let width = self.config.d_model;
+        let (width, vocabulary) = (self.config.d_model, self.config.vocab_size);
         if texts.iter().any(Vec::is_empty) {
             return Err(ConditionError::TextShape {
                 numbers: 0,
@@ -241,7 +241,7 @@ impl T5Encoder {
                 return Err(TextError::Token { token, vocabulary });
             }
         }
-        let table = self.read(name)?;
+        let table = self.read(self.embeddings)?;
         let scores = self.config.num_heads * longest * longest;
         let at_a_time = (SCORES / scores.max(1)).clamp(1, GROUP);
         let group = |texts: &[Vec<u32>]| {

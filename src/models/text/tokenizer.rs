@@ -86,8 +86,8 @@ fn of_json(bytes: &[u8]) -> Result<Tokenizer, Error> {
 
 fn of_spiece(bytes: &[u8]) -> Result<Tokenizer, Error> {
     let spiece = Spiece::parse(bytes)?;
-    let unknown = |kind: PieceKind| kind == PieceKind::Unknown;
-    let unknown = spiece.pieces.iter().position(|piece| unknown(piece.kind));
+    let mut kinds = spiece.pieces.iter().map(|piece| piece.kind);
+    let unknown = kinds.position(|kind| kind == PieceKind::Unknown);
     let scores = spiece.pieces.iter();
     let scores = scores.map(|piece| (piece.text.clone(), piece.score.into()));
     let mut tokenizer = Tokenizer::new(Unigram::from(scores.collect(), unknown, false)?);
@@ -107,7 +107,7 @@ fn of_spiece(bytes: &[u8]) -> Result<Tokenizer, Error> {
         let pieces = spiece
             .pieces
             .iter()
-            .filter(|piece| kinds.contains(&piece.kind));
+            .filter(move |piece| kinds.contains(&piece.kind));
         pieces.map(move |piece| AddedToken::from(&*piece.text, special).normalized(false))
     };
     tokenizer.add_special_tokens(of_kind(&[PieceKind::Unknown, PieceKind::Control], true))?;
