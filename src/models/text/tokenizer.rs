@@ -35,6 +35,9 @@ pub struct TokenIds {
     pub cut: Option<String>,
 }
 
+/// Makes a tokenizer of a file's bytes.
+type Load = fn(&[u8]) -> Result<Tokenizer, Error>;
+
 impl TextTokenizer {
     /// Reads a folder with `tokenizer.json` or, where that is not there, `spiece.model`.
     ///
@@ -42,7 +45,7 @@ impl TextTokenizer {
     /// [`TextError::NotThere`], or [`TextError::Tokenizer`] for a file that is damaged or of another kind.
     pub fn open(folder: &Path) -> Result<Self, TextError> {
         let [json, spiece] = ["tokenizer.json", "spiece.model"].map(|name| folder.join(name));
-        let (path, load): (_, fn(&[u8]) -> Result<Tokenizer, Error>) = if json.is_file() {
+        let (path, load): (_, Load) = if json.is_file() {
             (json, of_json)
         } else if spiece.is_file() {
             (spiece, of_spiece)
