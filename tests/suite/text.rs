@@ -417,7 +417,7 @@ fn prompts_are_drawn_as_their_encoded_texts_are() {
     assert_eq!((&shape, &found_shape), (&vec![2, 4, 8, 8], &shape));
     let largest = expected.iter().fold(0.0f32, |most, v| most.max(v.abs()));
     let error = max_abs_error(&found, &expected) / largest;
-    within("pictures of prompts", error, 5e-5);
+    within("pictures of prompts", error, 2e-5);
     for name in [
         "00000-a-lighthouse-on-a-cliff-at-night.png",
         "00001-two-foxes-in-the-snow.png",

@@ -153,33 +153,14 @@ mod tests {
             r#"{"d_model": 8, "d_kv": 4, "d_ff": 8, "num_layers": 1, "num_heads": 2}"#,
         )
         .unwrap();
-        let before = [
-            (0, 0),
-            (1, 1),
-            (7, 7),
-            (8, 8),
-            (11, 8),
-            (12, 9),
-            (15, 9),
-            (16, 10),
-            (22, 10),
-            (23, 11),
-            (31, 11),
-            (32, 12),
-            (45, 12),
-            (46, 13),
-            (63, 13),
-            (64, 14),
-            (90, 14),
-            (91, 15),
-            (127, 15),
-            (128, 15),
-            (5000, 15),
-        ];
-        for (distance, bucket) in before {
-            assert_eq!(config.bucket(-distance), bucket, "{distance} before");
-            let after = if distance == 0 { 0 } else { 16 + bucket };
-            assert_eq!(config.bucket(distance), after, "{distance} after");
+        let begins = [0, 1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 23, 32, 46, 64, 91];
+        for (bucket, begin) in begins.into_iter().enumerate() {
+            let last = begins.get(bucket + 1).map_or(5000, |next| next - 1);
+            for distance in [begin, last] {
+                assert_eq!(config.bucket(-distance), bucket, "{distance} before");
+                let after = if distance == 0 { 0 } else { 16 + bucket };
+                assert_eq!(config.bucket(distance), after, "{distance} after");
+            }
         }
     }
 }
