@@ -45,7 +45,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
     };
     let fingerprint = save_model(
         &args.model.spec()?,
-        args.model.load_options(),
+        args.model.load_options(context)?,
         options,
         dtype,
         &args.out,

@@ -4,7 +4,7 @@ use crate::{
     checkpoint::CheckpointError,
     device::DeviceError,
     diffusion::DiffusionError,
-    models::vae::VaeError,
+    models::{text::TextError, vae::VaeError},
     pipeline::OpenError,
     policy::PolicyError,
     report::ReportError,
@@ -29,6 +29,8 @@ pub(super) enum CliError {
     Sample(#[from] SampleError),
     #[error(transparent)]
     Schedule(#[from] ScheduleError),
+    #[error(transparent)]
+    Text(#[from] TextError),
     #[error(transparent)]
     Training(#[from] TrainingError),
     #[error(transparent)]
@@ -91,6 +93,9 @@ impl CliError {
             Self::Sample(error)
             | Self::Open(OpenError::Sample(error))
             | Self::Training(TrainingError::Sample(error)) => of_sample(error),
+            Self::Text(TextError::NotThere { .. }) => {
+                Some("; --text-encoder DIR names another folder, with text_encoder/ and tokenizer/")
+            }
             Self::Training(error) => of_training(error),
             Self::Policy(PolicyError::NotLearned { .. }) => Some(
                 "; `harmonica train router` with the same --model, --steps, --solver and --guidance makes some (--schedule DIR --speed X takes them)",
@@ -106,6 +111,9 @@ impl CliError {
             Self::Policy(PolicyError::Schedule(ScheduleError::Number { .. })) => 2,
             Self::Policy(PolicyError::Schedule(_)) => 1,
             Self::Usage(_)
+            | Self::Text(
+                TextError::Classes | TextError::NotThere { .. } | TextError::Width { .. },
+            )
             | Self::Diffusion(_)
             | Self::Policy(_)
             | Self::Schedule(ScheduleError::Number { .. })

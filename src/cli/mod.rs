@@ -23,6 +23,7 @@ mod schedule;
 mod schedules;
 mod signals;
 mod table;
+mod text;
 mod train_dit;
 mod train_ladder;
 mod train_router;

@@ -8,7 +8,7 @@ use std::{
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::{Context, error::CliError};
+use super::{Context, error::CliError, text::TextArgs};
 use crate::{
     cache::CacheDtype,
     checkpoint::{LoadOptions, ModelInfo, ModelSpec},
@@ -60,7 +60,7 @@ pub(super) struct ModelArgs {
     pub input_size: Option<[usize; 2]>,
     /// Encoded texts for a model that draws texts: a safetensors file with `prompt_embeds` [P,L,width],
     /// `prompt_attention_mask` [P,L] and, for guidance, `negative_prompt_embeds` [1,L,width]
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", conflicts_with = "prompt")]
     pub texts: Option<PathBuf>,
     /// The autoencoder that makes pictures of latents: a diffusers folder, or a file of an AutoencoderKL or of TAESD; none for
     /// a rough preview [default: the `vae` folder beside the model, where there is one]
@@ -69,6 +69,8 @@ pub(super) struct ModelArgs {
     /// Decode latents in tiles of so many cells a side, for less memory [default: auto, whole where that takes at most 2 GiB]
     #[arg(long, value_name = "auto|off|N", value_parser = clap::value_parser!(Tiling))]
     pub vae_tile: Option<Tiling>,
+    #[command(flatten)]
+    pub text: TextArgs,
 }
 
 impl ModelArgs {
@@ -76,17 +78,25 @@ impl ModelArgs {
         Ok(self.model.parse()?)
     }
 
-    pub fn load_options(&self) -> LoadOptions {
-        LoadOptions {
+    pub fn load_options(&self, context: &Context) -> Result<LoadOptions, CliError> {
+        let options = LoadOptions {
             heads: self.heads,
             input_size: self.input_size,
+        };
+        match self.text.latents(&self.spec()?, options, context)? {
+            None => Ok(options),
+            latents => Ok(LoadOptions {
+                input_size: latents,
+                ..options
+            }),
         }
     }
 
-    pub fn load(&self, engine: &Engine) -> Result<Pipeline, CliError> {
-        let pipeline = Pipeline::open(engine, &self.spec()?, self.load_options())?;
+    pub fn load(&self, engine: &Engine, context: &Context) -> Result<Pipeline, CliError> {
+        let (spec, options) = (self.spec()?, self.load_options(context)?);
+        let pipeline = Pipeline::open(engine, &spec, options)?;
         match &self.texts {
-            None => Ok(pipeline),
+            None => self.text.encode(pipeline, context),
             Some(path) => Ok(pipeline.with_texts(read_texts(path)?)?),
         }
     }
@@ -227,7 +237,7 @@ impl SessionArgs {
     ) -> Result<Session, CliError> {
         let engine = self.device.open(context)?;
         let started = Instant::now();
-        let mut pipeline = self.model.load(&engine)?;
+        let mut pipeline = self.model.load(&engine, context)?;
         if let Some(texts) = texts {
             pipeline = pipeline.with_texts(texts)?;
         }
@@ -235,7 +245,8 @@ impl SessionArgs {
         let settings = self.run.settings(&pipeline.info)?;
         if pipeline.prompts.pool.is_empty() {
             return Err(CliError::Usage(
-                "this model draws texts: pass --texts with a file of encoded ones".into(),
+                "this model draws texts: pass --prompt TEXT, or --texts with a file of encoded ones"
+                    .into(),
             ));
         }
         Ok(Session {

@@ -29,6 +29,13 @@ pub(super) struct Recipe {
     pub fingerprint: String,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub classes: Vec<String>,
+    /// One an image, where it draws texts.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub prompts: Vec<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub negative_prompt: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub text_encoder: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub texts: Option<String>,
     pub seed: u64,
@@ -57,7 +64,11 @@ pub(super) struct Recipe {
 }
 
 /// Flags that say one thing together: where one is given, those recorded for the others mean nothing.
-const TOGETHER: [&[&str]; 2] = [&["schedule", "speed", "learn"], &["classes", "texts"]];
+const TOGETHER: [&[&str]; 3] = [
+    &["schedule", "speed", "learn"],
+    &["prompt", "texts"],
+    &["input_size", "size"],
+];
 
 impl Recipe {
     /// The layout and version of this program.
@@ -65,12 +76,19 @@ impl Recipe {
         (FORMAT, env!("CARGO_PKG_VERSION").into())
     }
 
-    /// The same for images `i..i + count` of the run.
-    pub fn of_images(&self, i: usize, count: usize, classes: Vec<String>) -> Self {
+    /// The same for images `i..i + count` of the run, which show this.
+    pub fn of_images(
+        &self,
+        i: usize,
+        count: usize,
+        classes: Vec<String>,
+        prompts: Vec<String>,
+    ) -> Self {
         Self {
             first: self.first.wrapping_add(i as u64),
             count,
             classes,
+            prompts,
             ..self.clone()
         }
     }
@@ -142,7 +160,11 @@ impl Recipe {
         if !self.classes.is_empty() {
             flags.push(("classes", self.classes.join(",")));
         }
+        let prompts = self.prompts.iter();
+        flags.extend(prompts.map(|prompt| ("prompt", prompt.clone())));
         let given = [
+            ("negative_prompt", self.negative_prompt.clone()),
+            ("text_encoder", self.text_encoder.clone()),
             ("texts", self.texts.clone()),
             ("schedule", self.schedule.clone()),
             ("speed", self.speed.map(|speed| speed.to_string())),
@@ -191,6 +213,9 @@ mod tests {
             model: "bundled".into(),
             fingerprint: "f".into(),
             classes: vec!["cat".into(), "dog".into()],
+            prompts: Vec::new(),
+            negative_prompt: None,
+            text_encoder: None,
             texts: None,
             seed: 7,
             first: 2,
@@ -219,7 +244,7 @@ mod tests {
             serde_json::from_str::<Recipe>(&text.text).unwrap(),
             recipe()
         );
-        let one = recipe().of_images(1, 1, vec!["dog".into()]);
+        let one = recipe().of_images(1, 1, vec!["dog".into()], Vec::new());
         assert_eq!((one.first, one.count, one.seed), (3, 1, 7));
     }
 

@@ -17,6 +17,7 @@ use super::{
     options::{CacheArgs, ModelArgs, Session, SessionArgs, print_json, progress},
     recipe::Recipe,
     schedules::ScheduleArgs,
+    text::slug,
 };
 use crate::{
     checkpoint::{self, CheckpointError, ModelInfo, StoredDtype, write_safetensors},
@@ -153,7 +154,10 @@ impl Pictures<'_> {
                 Out::Folder(folder) => {
                     let number = first + i;
                     let title = name_of(&self.conditions[number], number, self.info);
-                    let path = folder.join(format!("{number:05}-{}.png", file_name(&title)));
+                    let path = folder.join(format!(
+                        "{number:05}-{}.png",
+                        file_name(&self.conditions[number], &title)
+                    ));
                     write_picture(&picture, &path, PictureFormat::Png, &self.texts(number, 1))?;
                     self.files.push(path);
                 }
@@ -175,7 +179,14 @@ impl Pictures<'_> {
             [one] => name_of(one, first, self.info),
             several => format!("{} images", several.len()),
         };
-        recipe.of_images(first, count, classes).texts(&title)
+        let prompts = conditions.iter().filter_map(|condition| match condition {
+            Condition::Text(text) => text.words().map(String::from),
+            Condition::Class(_) => None,
+        });
+        let prompts = prompts.collect();
+        recipe
+            .of_images(first, count, classes, prompts)
+            .texts(&title)
     }
 
     /// A class as `--classes` takes it.
@@ -427,6 +438,7 @@ fn recipe(
     let (format, version) = Recipe::here();
     let model: &ModelArgs = &args.session.model;
     let named = args.schedule.schedule.is_some() || args.schedule.speed.is_some();
+    let given = |path: &Option<PathBuf>| path.as_ref().map(|path| path.display().to_string());
     let switch = if settings.clip_x0 { "on" } else { "off" };
     let recipe = Recipe {
         format,
@@ -434,7 +446,10 @@ fn recipe(
         model: model.model.clone(),
         fingerprint: pipeline.info.fingerprint.to_string(),
         classes: Vec::new(),
-        texts: model.texts.as_ref().map(|path| path.display().to_string()),
+        prompts: Vec::new(),
+        negative_prompt: model.text.negative_prompt.clone(),
+        text_encoder: given(&model.text.text_encoder),
+        texts: given(&model.texts),
         seed: args.seed,
         first: args.first,
         count,
@@ -453,8 +468,8 @@ fn recipe(
         },
         speed: args.schedule.speed,
         heads: model.heads,
-        input_size: model
-            .input_size
+        input_size: (model.input_size.or(model.text.size))
+            .map(|_| pipeline.info.outline.latents.size)
             .map(|[height, width]| format!("{height}x{width}")),
         vae: model.vae.clone(),
         vae_tile: model.vae_tile.map(|tiling| tiling.to_string()),
@@ -564,20 +579,19 @@ fn read_noise(path: &Path, info: &ModelInfo) -> Result<Noise, CliError> {
 
 /// What image number `i` is called.
 pub(super) fn name_of(condition: &Condition, i: usize, info: &ModelInfo) -> String {
-    match condition.class() {
-        Some(label) => info.class_name(label),
-        None => format!("text-{i}"),
+    match condition {
+        Condition::Class(label) => info.class_name(*label),
+        Condition::Text(text) => match text.words() {
+            Some(words) => words.into(),
+            None => format!("text-{i}"),
+        },
     }
 }
 
 /// The same as part of a file's name.
-fn file_name(title: &str) -> String {
-    let plain = |c: char| {
-        if c.is_alphanumeric() || c == '-' {
-            c
-        } else {
-            '_'
-        }
-    };
-    title.chars().map(plain).take(80).collect()
+fn file_name(condition: &Condition, title: &str) -> String {
+    match condition {
+        Condition::Class(_) => title.replace(|c: char| !c.is_alphanumeric() && c != '-', "_"),
+        Condition::Text(_) => slug(title),
+    }
 }

@@ -104,7 +104,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
             out,
         } => {
             let policy: Policy = policy.parse()?;
-            let (info, settings) = model_and_run(&model, &run)?;
+            let (info, settings) = model_and_run(&model, &run, context)?;
             let file = schedule_file(&policy, &info, &settings)?;
             write(&file, &out, context)
         }
@@ -124,7 +124,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
                 )));
             }
             run.steps = Some(steps);
-            let (info, settings) = model_and_run(&model, &run)?;
+            let (info, settings) = model_and_run(&model, &run, context)?;
             let kind = kind.unwrap_or_else(|| {
                 let guess = ReleasedKind::guess(&released.rows);
                 context.say(format!(
@@ -140,8 +140,12 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
     }
 }
 
-fn model_and_run(model: &ModelArgs, run: &RunArgs) -> Result<(ModelInfo, Settings), CliError> {
-    let info = model_info(&model.spec()?, model.load_options())?;
+fn model_and_run(
+    model: &ModelArgs,
+    run: &RunArgs,
+    context: &Context,
+) -> Result<(ModelInfo, Settings), CliError> {
+    let info = model_info(&model.spec()?, model.load_options(context)?)?;
     let settings = run.settings(&info)?;
     Ok((info, settings))
 }

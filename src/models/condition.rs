@@ -56,6 +56,7 @@ pub struct TextEmbedding {
     /// One a token; tokens that do not count are padding.
     mask: Vec<bool>,
     picture: Option<Picture>,
+    words: Option<Arc<str>>,
 }
 
 /// The picture that a text is asked for, of networks that are told: PixArt-α's micro-conditions.
@@ -85,6 +86,7 @@ impl TextEmbedding {
             width,
             mask,
             picture: None,
+            words: None,
         })
     }
 
@@ -94,6 +96,19 @@ impl TextEmbedding {
             picture: Some(picture),
             ..self
         }
+    }
+
+    /// The same, knowing what it says.
+    pub fn with_words(self, words: &str) -> Self {
+        Self {
+            words: Some(words.into()),
+            ..self
+        }
+    }
+
+    /// What it says, where that is known.
+    pub fn words(&self) -> Option<&str> {
+        self.words.as_deref()
     }
 
     /// The picture that it is asked for, where that is not the latents' own.

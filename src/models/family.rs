@@ -90,6 +90,12 @@ pub trait Architecture: Debug + Send + Sync {
         &[]
     }
 
+    /// The latents, `[height, width]`, for a picture of about `pixels` `[height, width]`, in the nearest size that the network was
+    /// trained for; `None` for networks of one size.
+    fn latents_for(&self, _pixels: [usize; 2]) -> Option<[usize; 2]> {
+        None
+    }
+
     /// The fixed position embedding, `[tokens, dim]`.
     fn positions(&self) -> Vec<f32>;
 

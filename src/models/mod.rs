@@ -8,6 +8,7 @@ mod condition;
 pub mod dit;
 mod family;
 pub mod pixart;
+pub mod text;
 pub mod vae;
 
 use std::{fmt::Debug, ops::Range, sync::Arc};

@@ -3,10 +3,12 @@
 
 mod choice;
 mod decoder;
+mod prompts;
 mod texts;
 
 pub use choice::{Chosen, choose_schedule, schedule_file};
 pub use decoder::Decoder;
+pub use prompts::{CutPrompt, PromptRequest, encoder_beside, usual_text_cache};
 pub use texts::{read_texts, texts_named};
 
 use std::path::Path;

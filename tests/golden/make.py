@@ -50,7 +50,7 @@ Parts
              `labels` [2] i64, and for each policy `computed.<policy>` [T] u8, whether a step ran the middle blocks, and
              `image.<policy>` [2,C,H,W]. Policies are named as `--schedule` names them: fb:THR is diffusers' FirstBlockCache,
              db:FN:BN:THR:WARMUP[:MAXRUN] is DBCache of the package cache-dit (1.5.3).
-PixArt has parts of its own, in make_pixart.py, and the training of networks in make_train.py.
+PixArt has parts of its own, in make_pixart.py, the training of networks in make_train.py, and prompts in make_text.py.
 
 How part `sdt` reads what could be read in two ways
   - A step is counted in execution order, 0 the noisiest. Step 0 is computed in full, by the student, by the teacher

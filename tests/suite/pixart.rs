@@ -257,7 +257,7 @@ fn the_command_draws_encoded_texts() {
         (&2.into(), &0.5.into())
     );
     for (flags, reason) in [
-        (&[][..], "this model draws texts: pass --texts"),
+        (&[][..], "this model draws texts: pass --prompt"),
         (
             &["--texts", texts.to_str().unwrap(), "--classes", "3"],
             "the model draws texts, not classes",

@@ -3,13 +3,14 @@
 mod config;
 mod infer;
 mod network;
+mod sizes;
 mod tensors;
 
 use std::{path::Path, sync::Arc};
 
 use serde_json::Value;
 
-pub use config::{MLP_RATIO, PixArtConfig};
+pub use config::{MLP_RATIO, PIXELS_OF_CELL, PixArtConfig};
 pub use network::{PixArt, PixArtBlock};
 
 use super::{
@@ -171,6 +172,12 @@ impl Architecture for PixArtArchitecture {
     /// The authors' files hold positions of the size they were trained for; they are computed for the size at hand.
     fn ignored(&self) -> &'static [&'static str] {
         &[super::POSITIONS]
+    }
+
+    fn latents_for(&self, pixels: [usize; 2]) -> Option<[usize; 2]> {
+        let side = self.0.base_tokens * self.0.patch * PIXELS_OF_CELL;
+        let drawn = sizes::nearest(side, self.0.patch * PIXELS_OF_CELL, pixels);
+        Some(drawn.map(|side| side / PIXELS_OF_CELL))
     }
 
     fn positions(&self) -> Vec<f32> {
