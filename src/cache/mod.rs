@@ -212,19 +212,14 @@ impl FeatureStore {
         Ok(())
     }
 
-    /// `x + weight·feature` of what was kept without a gate, and stays.
+    /// `x + Σ w·feature` of what was kept without a gate.
     ///
     /// # Errors
     /// As [`Self::reuse`].
-    pub fn add(&mut self, x: Tensor<3>, slot: Slot, weight: f32) -> Result<Tensor<3>, CacheError> {
-        let read = Read {
-            branch: 0,
-            weight,
-            slot,
-            last: false,
-        };
+    pub fn add(&mut self, x: Tensor<3>, reads: &[Read]) -> Result<Tensor<3>, CacheError> {
         let join = Join::ungated(&x);
-        self.reuse(x, &[(join, read)])
+        let span: Vec<_> = reads.iter().map(|read| (join.clone(), *read)).collect();
+        self.reuse(x, &span)
     }
 
     /// `mean|x − kept| / mean|kept|`, `[1]`.
@@ -232,8 +227,14 @@ impl FeatureStore {
     /// # Errors
     /// As [`Self::reuse`].
     pub fn change(&mut self, x: Tensor<3>, slot: Slot) -> Result<Tensor<1>, CacheError> {
-        let kept = self.add(x.zeros_like(), slot, 1.0)?;
-        let difference = self.add(x, slot, -1.0)?;
+        let read = |weight| Read {
+            branch: 0,
+            weight,
+            slot,
+            last: false,
+        };
+        let kept = self.add(x.zeros_like(), &[read(1.0)])?;
+        let difference = self.add(x, &[read(-1.0)])?;
         Ok(difference.abs().mean() / kept.abs().mean())
     }
 

@@ -3,15 +3,19 @@
 //! Pure: no device, no tensors. A feature is stored only if a later step reads it before it is computed
 //! again; live features are packed into the fewest slots; neighbouring reused branches become one span.
 
-use std::collections::{HashMap, VecDeque};
+use std::{
+    collections::{HashMap, VecDeque},
+    ops::Range,
+};
 
+mod joint;
 mod liveness;
 mod probed;
 mod text;
 
 use crate::{
     graph::Graph,
-    schedule::{MAX_HISTORY, Reuse, Schedule, Threshold},
+    schedule::{Joint, MAX_HISTORY, Reuse, Schedule, Threshold},
 };
 
 pub use liveness::{LiveRange, live_ranges};
@@ -51,10 +55,18 @@ pub enum Op {
         /// Taken where it is small.
         reuse: Vec<Op>,
     },
-    /// Add what a segment added when it was closed last.
+    /// Keep the stream as it is.
+    Keep {
+        /// Where to keep it.
+        write: Slot,
+    },
+    /// Stand in for branches by what they left before, as one.
     Again {
-        /// Where it is kept.
-        slot: Slot,
+        branches: Range<usize>,
+        /// What is kept of them, and what it weighs.
+        reads: Vec<Read>,
+        /// Whether that joins the stream or is the stream.
+        joint: Joint,
     },
 }
 
@@ -107,7 +119,7 @@ pub struct Accounting {
     pub reused: usize,
     /// Features read for them: as many where reuse is plain, more where features are forecast.
     pub reads: usize,
-    /// Spans of neighbouring reused branches.
+    /// Spans of neighbouring reused branches, each a dispatch or few.
     pub spans: usize,
     /// Slots of the cache.
     pub slots: usize,
@@ -138,8 +150,11 @@ impl Accounting {
 ///
 /// Schedule and graph must have the same number of branches; the sampler checks that before.
 pub fn compile(schedule: &Schedule, graph: &Graph) -> Plan {
+    if let Some(joint) = schedule.joint() {
+        return joint::compile_joint(schedule, joint, graph);
+    }
     let ranges = live_ranges(schedule);
-    let (slot_of, slots) = liveness::assign_slots(&ranges, schedule);
+    let (slot_of, slots) = liveness::assign_slots(&ranges, schedule.branches());
     let last_read: HashMap<_, _> = ranges
         .iter()
         .map(|r| ((r.written, r.branch), r.last_read))
@@ -223,11 +238,16 @@ impl Plan {
         let ops = || self.steps.iter().flatten().flat_map(Op::computing);
         let spans = || {
             ops().filter_map(|op| match op {
-                Op::Reuse(span) => Some(span),
+                Op::Reuse(reads) => {
+                    let branches = reads.chunk_by(|a, b| a.branch == b.branch).count();
+                    Some((branches, reads.len()))
+                }
+                Op::Again {
+                    branches, reads, ..
+                } => Some((branches.len(), reads.len())),
                 _ => None,
             })
         };
-        let branches = |span: &Vec<Read>| span.chunk_by(|a, b| a.branch == b.branch).count();
         let empty = self.steps.iter().filter(|ops| ops.is_empty()).count();
         let skipped = empty * self.graph.branches();
         let computed = ops().filter(|op| matches!(op, Op::Compute { .. })).count();
@@ -235,7 +255,10 @@ impl Plan {
             .filter(|op| {
                 matches!(
                     op,
-                    Op::Compute { write: Some(_), .. } | Op::Close { .. } | Op::Decide { .. }
+                    Op::Compute { write: Some(_), .. }
+                        | Op::Close { .. }
+                        | Op::Keep { .. }
+                        | Op::Decide { .. }
                 )
             })
             .count();
@@ -243,8 +266,8 @@ impl Plan {
             macs: self.macs,
             macs_full: self.macs_full,
             computed,
-            reused: spans().map(branches).sum::<usize>() + skipped,
-            reads: spans().map(Vec::len).sum(),
+            reused: spans().map(|(branches, _)| branches).sum::<usize>() + skipped,
+            reads: spans().map(|(_, reads)| reads).sum(),
             spans: spans().count(),
             slots: self.slots,
             writes,
@@ -320,8 +343,8 @@ mod tests {
                                 slots[*slot] = Some((s, *branch));
                             }
                         }
-                        Op::Open | Op::Close { .. } | Op::Decide { .. } | Op::Again { .. } => {
-                            prop_assert!(false, "a table decides nothing")
+                        Op::Open | Op::Close { .. } | Op::Keep { .. } | Op::Decide { .. } | Op::Again { .. } => {
+                            prop_assert!(false, "nothing is decided, and nothing reused together")
                         }
                         Op::Reuse(span) => for of_branch in span.chunk_by(|a, b| a.branch == b.branch) {
                             let n = of_branch[0].branch;

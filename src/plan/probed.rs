@@ -1,8 +1,11 @@
 //! Plans of runs that decide while they go on: every row that a step may take is compiled ahead, so the cache is known to
 //! the byte.
 
-use super::{Op, Plan, Slot};
-use crate::{graph::Graph, schedule::Probed};
+use super::{Op, Plan, Read, Slot};
+use crate::{
+    graph::Graph,
+    schedule::{Joint, Probed},
+};
 
 /// Where what the front added is kept, and what the middle added.
 const FRONT: Slot = 0;
@@ -35,7 +38,16 @@ pub fn compile_probed(probed: &Probed, graph: &Graph, first: usize) -> Plan {
             threshold: probed.threshold(),
             most: probed.most(),
             compute: segment(middle.clone(), MIDDLE).collect(),
-            reuse: vec![Op::Again { slot: MIDDLE }],
+            reuse: vec![Op::Again {
+                branches: middle.clone(),
+                reads: vec![Read {
+                    branch: middle.start,
+                    weight: 1.0,
+                    slot: MIDDLE,
+                    last: false,
+                }],
+                joint: Joint::Added,
+            }],
         }])
         .chain(rear())
         .collect();

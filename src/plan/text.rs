@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::{Op, Plan, Read};
-use crate::graph::Graph;
+use crate::{graph::Graph, schedule::Joint};
 
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -22,7 +22,7 @@ fn row_text(ops: &[Op], graph: &Graph) -> String {
     let mut text = String::new();
     let mut opened = true;
     for op in ops {
-        let closes = matches!(op, Op::Close { .. } | Op::Decide { .. });
+        let closes = matches!(op, Op::Close { .. } | Op::Keep { .. } | Op::Decide { .. });
         text.push_str(match (opened, closes) {
             (true, _) => "",
             (false, true) => " ",
@@ -48,7 +48,17 @@ fn op_text(op: &Op, graph: &Graph) -> String {
             row_text(compute, graph),
             row_text(reuse, graph)
         ),
-        Op::Again { slot } => format!("[← s{slot}]"),
+        Op::Keep { write } => format!("→ s{write}"),
+        Op::Again {
+            reads,
+            joint: Joint::Added,
+            ..
+        } => format!("[← {}]", sum_text(reads)),
+        Op::Again {
+            reads,
+            joint: Joint::Stream,
+            ..
+        } => format!("[= {}]", sum_text(reads)),
         Op::Compute {
             branch,
             write: Some(slot),

@@ -3,16 +3,21 @@
 //! A policy is named on the command line as `NAME[:ARGS]`; learned schedules come from files instead.
 
 mod broadcast;
+mod delta;
 mod dual_block;
 mod first_block;
+mod foca;
 mod fora;
 mod mask;
 mod random;
+mod spectrum;
 mod taylor;
 
 pub use broadcast::Intervals;
+pub use delta::Delta;
 pub use dual_block::DualBlock;
 pub use mask::Mask;
+pub use spectrum::Spectrum;
 
 use std::{
     fmt,
@@ -29,7 +34,7 @@ use crate::{
 /// What users may name, but for the random table.
 macro_rules! policies {
     () => {
-        "none, fora:N, taylor:N[:ORDER], pab[:SELF[:CROSS]], scm:BITS, fb:THRESHOLD, db:FRONT:REAR:THRESHOLD"
+        "none, fora:N, taylor:N[:ORDER], foca:N, spectrum:N[:GROWTH[:BLEND]], delta:N[:CUTOFF[:BLOCKS]], pab[:SELF[:CROSS]], scm:BITS, fb:THRESHOLD, db:FRONT:REAR:THRESHOLD"
     };
 }
 
@@ -42,6 +47,12 @@ pub enum Policy {
     Fora { interval: usize },
     /// Compute every N-th step and forecast the others by a Taylor series of this order (TaylorSeer, arXiv 2503.06923).
     Taylor { interval: usize, order: usize },
+    /// Compute every N-th step and forecast the others by Heun's rule (FoCa, arXiv 2508.16211).
+    Foca { interval: usize },
+    /// Run the network at intervals and forecast what it would leave by a Chebyshev series (Spectrum, arXiv 2603.01623).
+    Spectrum(Spectrum),
+    /// Reuse what rear blocks added in early steps, and what front blocks added in late ones (Δ-DiT, arXiv 2406.01125).
+    Delta(Delta),
     /// A random table of a given CUR: the control that any clever policy must beat.
     Random { cur: f64, seed: u64 },
     /// Reuse all blocks but the first while that one changes little (First Block Cache); decided step by step.
@@ -202,6 +213,9 @@ impl Policy {
             Self::Taylor { interval, order } => {
                 taylor::schedule(*interval, *order, steps, branches)?.into()
             }
+            Self::Foca { interval } => foca::schedule(*interval, steps, branches)?.into(),
+            Self::Spectrum(arguments) => spectrum::schedule(arguments, steps, branches)?.into(),
+            Self::Delta(arguments) => delta::schedule(arguments, steps, graph)?.into(),
             Self::Random { cur, seed } => random::schedule(*cur, *seed, steps, branches)?.into(),
             Self::FirstBlock { threshold } => {
                 self.at_run_time(first_block::probed(*threshold, steps, graph))?
@@ -244,6 +258,9 @@ impl Policy {
             Self::None => "none",
             Self::Fora { .. } => "fora",
             Self::Taylor { .. } => "taylor",
+            Self::Foca { .. } => "foca",
+            Self::Spectrum(_) => "spectrum",
+            Self::Delta(_) => "delta",
             Self::Random { .. } => "random",
             Self::FirstBlock { .. } => "fb",
             Self::DualBlock(_) => "db",
@@ -281,6 +298,17 @@ impl FromStr for Policy {
                 }
             }
             ("taylor", _) => Err(bad("expected taylor:N[:ORDER]")),
+            ("foca", [interval]) => match interval.parse() {
+                Ok(interval @ 1..) => Ok(Self::Foca { interval }),
+                _ => Err(bad("expected foca:N with a whole number N of at least 1")),
+            },
+            ("foca", _) => Err(bad("expected foca:N")),
+            ("spectrum", arguments) => Spectrum::parse(arguments)
+                .map(Self::Spectrum)
+                .ok_or_else(|| bad(Spectrum::EXPECTED)),
+            ("delta", arguments) => Delta::parse(arguments)
+                .map(Self::Delta)
+                .ok_or_else(|| bad(Delta::EXPECTED)),
             ("random", [cur]) | ("random", [cur, _]) => {
                 let seed = arguments.get(1).map_or(Ok(0), |s| s.parse());
                 match (cur.parse::<f64>(), seed) {
@@ -348,6 +376,9 @@ impl fmt::Display for Policy {
             Self::None => f.write_str("none"),
             Self::Fora { interval } => write!(f, "fora:{interval}"),
             Self::Taylor { interval, order } => write!(f, "taylor:{interval}:{order}"),
+            Self::Foca { interval } => write!(f, "foca:{interval}"),
+            Self::Spectrum(arguments) => arguments.fmt(f),
+            Self::Delta(arguments) => arguments.fmt(f),
             Self::Random { cur, seed } => write!(f, "random:{cur}:{seed}"),
             Self::FirstBlock { threshold } => write!(f, "fb:{threshold}"),
             Self::DualBlock(DualBlock {
@@ -428,6 +459,11 @@ mod tests {
             "scm:1101",
             "scm:fast",
             "pab:2:6",
+            "foca:3",
+            "spectrum:2:0.75:1",
+            "delta:2",
+            "delta:2:8",
+            "delta:2:8:3",
         ] {
             assert_eq!(spec.parse::<Policy>().unwrap().to_string(), spec);
         }
@@ -451,6 +487,19 @@ mod tests {
             "scm:011",
             "pab:0",
             "pab:2:6:3",
+            "foca",
+            "foca:0",
+            "spectrum",
+            "spectrum:0",
+            "spectrum:2:-1",
+            "spectrum:2:0:1.5",
+            "spectrum:2:0:nan",
+            "spectrum:2:0:1:1",
+            "delta",
+            "delta:0",
+            "delta:2:x",
+            "delta:2:8:0",
+            "delta:2:8:3:1",
         ] {
             assert!(spec.parse::<Policy>().is_err(), "{spec}");
         }

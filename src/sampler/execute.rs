@@ -11,6 +11,7 @@ use crate::{
     device::read_back,
     models::{At, Denoiser},
     plan::Op,
+    schedule::Joint,
 };
 
 /// A pass in progress.
@@ -122,8 +123,17 @@ impl<'a> Pass<'a> {
                 self.mark(Part::Decision);
                 self.row(row, x)
             }
-            Op::Again { slot } => {
-                let x = self.store.add(x, *slot, 1.0)?;
+            Op::Keep { write } => {
+                self.store.keep(*write, x.clone())?;
+                self.mark(Part::Reuse);
+                Ok(x)
+            }
+            Op::Again { reads, joint, .. } => {
+                let x = match joint {
+                    Joint::Added => x,
+                    Joint::Stream => x.zeros_like(),
+                };
+                let x = self.store.add(x, reads)?;
                 self.mark(Part::Reuse);
                 Ok(x)
             }
