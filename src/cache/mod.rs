@@ -212,6 +212,20 @@ impl FeatureStore {
         Ok(())
     }
 
+    /// What was kept without a gate, `[B, tokens, dim]`.
+    ///
+    /// # Errors
+    /// As [`Self::reuse`].
+    pub fn kept(&mut self, slot: Slot, device: &Device) -> Result<Tensor<3>, CacheError> {
+        let read = Read {
+            branch: 0,
+            weight: 1.0,
+            slot,
+            last: false,
+        };
+        self.add(Tensor::zeros(self.shape, device), &[read])
+    }
+
     /// `x + Σ w·feature` of what was kept without a gate.
     ///
     /// # Errors
@@ -227,14 +241,14 @@ impl FeatureStore {
     /// # Errors
     /// As [`Self::reuse`].
     pub fn change(&mut self, x: Tensor<3>, slot: Slot) -> Result<Tensor<1>, CacheError> {
-        let read = |weight| Read {
+        let kept = self.kept(slot, &x.device())?;
+        let read = Read {
             branch: 0,
-            weight,
+            weight: -1.0,
             slot,
             last: false,
         };
-        let kept = self.add(x.zeros_like(), &[read(1.0)])?;
-        let difference = self.add(x, &[read(-1.0)])?;
+        let difference = self.add(x, &[read])?;
         Ok(difference.abs().mean() / kept.abs().mean())
     }
 

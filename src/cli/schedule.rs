@@ -44,7 +44,9 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Write the schedule of a policy that is known before the run: none, fora:N, taylor:N[:ORDER], pab[:SELF[:CROSS]], scm:BITS, random:CUR[:SEED]
+    /// Write the schedule of a policy that is known before the run: none, fora:N, taylor:N[:ORDER], foca:N,
+    /// spectrum:N[:GROWTH[:BLEND]], delta:N[:CUTOFF[:BLOCKS]], pab[:SELF[:CROSS]], scm:BITS, smooth:ALPHA, cem:K, mag:THRESHOLD,
+    /// random:CUR[:SEED]
     Make {
         /// The policy
         policy: String,

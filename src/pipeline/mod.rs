@@ -4,7 +4,7 @@
 mod choice;
 mod texts;
 
-pub use choice::{Chosen, choose_schedule, schedule_file};
+pub use choice::{Chosen, calibrated_run, choose_schedule, schedule_file};
 pub use texts::{read_texts, texts_named};
 
 use crate::{

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::{LiveRange, Op, Plan, Read, Slot, liveness::assign_slots};
+use super::{LiveRange, Op, Plan, Read, Slot, Tokens, liveness::assign_slots};
 use crate::{
     graph::Graph,
     schedule::{Joint, JointFeature, Schedule},
@@ -77,7 +77,10 @@ pub(super) fn compile_joint(schedule: &Schedule, joint: Joint, graph: &Graph) ->
                     let write = *write;
                     ops.push(match joint {
                         Joint::Added => Op::Close { write },
-                        Joint::Stream => Op::Keep { write },
+                        Joint::Stream => Op::Keep {
+                            tokens: Tokens::Stream,
+                            write,
+                        },
                     });
                 }
             }
@@ -87,6 +90,7 @@ pub(super) fn compile_joint(schedule: &Schedule, joint: Joint, graph: &Graph) ->
     Plan {
         steps,
         slots,
+        carried: Vec::new(),
         graph: graph.clone(),
         macs: schedule.macs(graph),
         macs_full: schedule.full_macs(graph),

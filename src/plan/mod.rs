@@ -15,7 +15,7 @@ mod text;
 
 use crate::{
     graph::Graph,
-    schedule::{Joint, MAX_HISTORY, Reuse, Schedule, Threshold},
+    schedule::{Joint, MAX_HISTORY, Reuse, Rule, Schedule},
 };
 
 pub use liveness::{LiveRange, live_ranges};
@@ -43,11 +43,12 @@ pub enum Op {
         /// Where to keep it.
         write: Slot,
     },
-    /// The segment opened last ends: compare what it added with what is kept at `probe`, and go on with one of two rows.
+    /// Compare tokens with those that are kept, and go on with one of two rows.
     Decide {
-        /// What it added when the first row was taken last; kept anew where that row is taken.
+        tokens: Tokens,
+        /// Where they are kept. What a segment added is kept anew where the first row is taken, other tokens at every step.
         probe: Slot,
-        threshold: Threshold,
+        rule: Rule,
         /// After so many reuses in a row the first row is taken.
         most: Option<usize>,
         /// Taken where the change is large.
@@ -55,10 +56,22 @@ pub enum Op {
         /// Taken where it is small.
         reuse: Vec<Op>,
     },
-    /// Keep the stream as it is.
+    /// Keep tokens.
     Keep {
-        /// Where to keep it.
+        tokens: Tokens,
+        /// Where to keep them.
         write: Slot,
+    },
+    /// What was kept at the last computed step becomes that of the one before it; at the first one there is nothing.
+    Shift { from: Slot, to: Slot },
+    /// The segment opened last ends: in its place goes what it and all that followed it added at the last two computed steps, as far
+    /// from the older towards the newer as what it added now.
+    Align {
+        branches: Range<usize>,
+        /// What the segment added at the last computed step, and at the one before it.
+        probes: [Slot; 2],
+        /// What was added in all.
+        slots: [Slot; 2],
     },
     /// Stand in for branches by what they left before, as one.
     Again {
@@ -68,6 +81,17 @@ pub enum Op {
         /// Whether that joins the stream or is the stream.
         joint: Joint,
     },
+}
+
+/// Tokens that are looked at on their way through the network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tokens {
+    /// The stream.
+    Stream,
+    /// What the segment opened last added to it.
+    Added,
+    /// The stream as the first branch takes it: normed, scaled and shifted.
+    Modulated,
 }
 
 impl Op {
@@ -100,6 +124,8 @@ pub struct Read {
 pub struct Plan {
     steps: Vec<Vec<Op>>,
     slots: usize,
+    /// Slots that a run resumed at a computed step needs.
+    carried: Vec<Slot>,
     graph: Graph,
     macs: u64,
     macs_full: u64,
@@ -196,6 +222,7 @@ pub fn compile(schedule: &Schedule, graph: &Graph) -> Plan {
     Plan {
         steps,
         slots,
+        carried: Vec::new(),
         graph: graph.clone(),
         macs: schedule.macs(graph),
         macs_full: schedule.full_macs(graph),
@@ -233,6 +260,12 @@ impl Plan {
         self.slots
     }
 
+    /// Slots whose features are part of where a run stands: those of computed steps before the last one. Where there are none, a
+    /// run that is resumed needs nothing of what was computed before.
+    pub fn carried(&self) -> &[Slot] {
+        &self.carried
+    }
+
     /// Exact figures.
     pub fn accounting(&self) -> Accounting {
         let ops = || self.steps.iter().flatten().flat_map(Op::computing);
@@ -258,6 +291,7 @@ impl Plan {
                     Op::Compute { write: Some(_), .. }
                         | Op::Close { .. }
                         | Op::Keep { .. }
+                        | Op::Shift { .. }
                         | Op::Decide { .. }
                 )
             })
@@ -343,7 +377,13 @@ mod tests {
                                 slots[*slot] = Some((s, *branch));
                             }
                         }
-                        Op::Open | Op::Close { .. } | Op::Keep { .. } | Op::Decide { .. } | Op::Again { .. } => {
+                        Op::Open
+                        | Op::Close { .. }
+                        | Op::Keep { .. }
+                        | Op::Decide { .. }
+                        | Op::Shift { .. }
+                        | Op::Align { .. }
+                        | Op::Again { .. } => {
                             prop_assert!(false, "nothing is decided, and nothing reused together")
                         }
                         Op::Reuse(span) => for of_branch in span.chunk_by(|a, b| a.branch == b.branch) {

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::{Op, Plan, Read};
+use super::{Op, Plan, Read, Tokens};
 use crate::{graph::Graph, schedule::Joint};
 
 impl fmt::Display for Plan {
@@ -22,7 +22,11 @@ fn row_text(ops: &[Op], graph: &Graph) -> String {
     let mut text = String::new();
     let mut opened = true;
     for op in ops {
-        let closes = matches!(op, Op::Close { .. } | Op::Keep { .. } | Op::Decide { .. });
+        let closes = match op {
+            Op::Close { .. } => true,
+            Op::Keep { tokens, .. } | Op::Decide { tokens, .. } => *tokens != Tokens::Modulated,
+            _ => false,
+        };
         text.push_str(match (opened, closes) {
             (true, _) => "",
             (false, true) => " ",
@@ -39,16 +43,27 @@ fn op_text(op: &Op, graph: &Graph) -> String {
         Op::Open => "{ ".into(),
         Op::Close { write } => format!("}} → s{write}"),
         Op::Decide {
+            tokens,
             probe,
             compute,
             reuse,
             ..
         } => format!(
-            "}} ? s{probe}: {} | {}",
+            "{}? s{probe}: {} | {}",
+            match tokens {
+                Tokens::Added => "} ",
+                _ => tokens_text(*tokens),
+            },
             row_text(compute, graph),
             row_text(reuse, graph)
         ),
-        Op::Keep { write } => format!("→ s{write}"),
+        Op::Keep { tokens, write } => format!("{}→ s{write}", tokens_text(*tokens)),
+        Op::Shift { from, to } => format!("s{from} → s{to}"),
+        Op::Align {
+            probes: [newer, older],
+            slots: [last, before],
+            ..
+        } => format!("}} [← s{before} to s{last} as s{older} to s{newer}]"),
         Op::Again {
             reads,
             joint: Joint::Added,
@@ -74,6 +89,15 @@ fn op_text(op: &Op, graph: &Graph) -> String {
                 .collect();
             format!("[{}]", reads.join(", "))
         }
+    }
+}
+
+/// What stands before an arrow from tokens.
+fn tokens_text(tokens: Tokens) -> &'static str {
+    match tokens {
+        Tokens::Stream => "",
+        Tokens::Added => "+",
+        Tokens::Modulated => "in ",
     }
 }
 

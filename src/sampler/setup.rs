@@ -6,6 +6,7 @@ use burn::tensor::Device;
 
 use super::{
     SampleError, Settings,
+    output::KnownOutput,
     parts::PartTimes,
     run::{Request, Run},
 };
@@ -16,7 +17,7 @@ use crate::{
     kernels::OutputLayout,
     models::{Condition, ConditionError, Latents, Model},
     plan::Plan,
-    schedule::{Reuse, Schedule, ScheduleError},
+    schedule::{Probe, Reuse, Schedule, ScheduleError},
 };
 
 /// Bytes of adaLN vectors that are computed ahead of the steps that use them.
@@ -213,6 +214,7 @@ impl Sampler {
         let feature = self.setup.model.outline().graph.feature_numbers();
         let numbers = self.setup.copies() * images * feature;
         self.setup.plan.slots() * self.setup.cache_dtype.feature_bytes(numbers)
+            + self.setup.output_bytes(images)
     }
 
     /// Bytes of adaLN weights that a run of one batch of `images` images reads.
@@ -257,6 +259,24 @@ impl Setup {
         } else {
             1
         }
+    }
+
+    /// What a batch knows of its output before its first step, where that may be reused.
+    pub fn known_output(&self) -> Option<KnownOutput> {
+        self.reuses_output()
+            .then(|| KnownOutput::new(self.latents(), self.copies()))
+    }
+
+    /// Bytes of that for so many images.
+    pub fn output_bytes(&self, images: usize) -> usize {
+        match self.reuses_output() {
+            true => KnownOutput::bytes(&self.latents(), self.copies(), images),
+            false => 0,
+        }
+    }
+
+    fn reuses_output(&self) -> bool {
+        matches!(&self.reuse, Reuse::AtRunTime(probed) if probed.probe() == Probe::Output)
     }
 
     /// Room for a batch's features: that of the last one if it fits.

@@ -12,7 +12,8 @@ use super::{
 };
 use crate::{files::write_bytes_atomically, graph::Graph};
 
-/// Version of the files that are written: 2 knows the model by its graph, weights of reads, and forecasts.
+/// Version of the files that are written: 2 knows the model by its graph, weights of reads, branches that are reused together, and
+/// forecasts.
 pub const FORMAT: u32 = 2;
 
 /// Denoising steps at most: one a training timestep.

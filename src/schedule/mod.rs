@@ -21,7 +21,7 @@ pub use forecast::{FORECAST_DEPTH, Forecast, ForecastRecord};
 pub use identity::ModelIdentity;
 pub use import::{ReleasedKind, router_from_release};
 pub use joint::{Joint, JointFeature};
-pub use probed::{Probed, Reuse, Threshold};
+pub use probed::{Decisions, Probe, Probed, Reuse, Rule, Sum, Threshold};
 pub use reads::StepReads;
 pub use router::{LOGIT_LIMIT, Router};
 pub use table::{MAX_HISTORY, Schedule};

@@ -17,6 +17,7 @@ mod large_model;
 mod pixart;
 mod pretrain;
 mod pretrain_data;
+mod rivals;
 mod run_time;
 mod sampling;
 mod schedules;
