@@ -20,7 +20,7 @@ use crate::{
     metrics::{mean_and_error, median, mse, psnr_from_mse, ssim},
     models::Condition,
     report::{FrontPoint, ReportError, draw_front},
-    sampler::{BATCH_BYTES, Request, Settings, Totals, batch_for},
+    sampler::{BATCH_BYTES, Request, Settings, Totals},
     schedule::Reuse,
 };
 
@@ -102,12 +102,11 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
         let sampler = pipeline
             .sampler(entry.settings, Some(entry.reuse.clone()))?
             .with_cache_dtype(args.cache.cache_dtype);
-        let guided = entry.settings.guidance.is_active();
         let run = sampler.run(Request {
             conditions: conditions.to_vec(),
             seed: args.seed,
             noise: None,
-            batch: batch_for(&info.outline, guided, BATCH_BYTES).min(conditions.len()),
+            batch: sampler.batch_within(BATCH_BYTES).min(conditions.len()),
         })?;
         let (images, totals) = draw(run, &bar, |images| images as u64, context)?;
         Ok(Drawn {

@@ -21,7 +21,7 @@ use crate::{
     models::Condition,
     pipeline::Pipeline,
     report::{ReportError, Tile, columns_for, grid, image_from_values, write_png},
-    sampler::{BATCH_BYTES, Request, batch_for},
+    sampler::{BATCH_BYTES, Request},
     schedule::Reuse,
 };
 
@@ -113,15 +113,17 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
         })?;
     }
 
-    let batch = args.batch.unwrap_or_else(|| {
-        batch_for(&info.outline, settings.guidance.is_active(), BATCH_BYTES)
-            .min(conditions.len().max(1))
-    });
     let chosen = args.schedule.resolve(&pipeline, &settings, context)?;
     let settings = chosen.settings;
     let sampler = pipeline
         .sampler(settings, Some(chosen.reuse))?
         .with_cache_dtype(args.cache.cache_dtype);
+    let fitting = || {
+        sampler
+            .batch_within(BATCH_BYTES)
+            .min(conditions.len().max(1))
+    };
+    let batch = args.batch.unwrap_or_else(fitting);
     let request = Request {
         conditions: conditions.clone(),
         seed: args.seed,

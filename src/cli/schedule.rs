@@ -378,6 +378,7 @@ fn diff(a: &Path, b: &Path) -> Result<(), CliError> {
         let (f, g) = (x.forecast(), y.forecast());
         let forecasts_differ = f.estimates.get(&s) != g.estimates.get(&s)
             || x.runs_network(s) != y.runs_network(s)
+            || (x.joint() != y.joint() && !x.reused_together(s).is_empty())
             || (0..x.branches()).any(|n| x.weights(s, n) != y.weights(s, n));
         other_weights += usize::from(forecasts_differ);
         let mark = if forecasts_differ { "  ~" } else { "" };

@@ -73,8 +73,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
             Err(_) => ControlFlow::Break(()),
         }
     };
-    let model = &pipeline.model;
-    let measured = calibrate(model, info, &pipeline.prompts, settings, asked, &mut each);
+    let measured = calibrate(&pipeline, settings, asked, &mut each);
     bar.finish_and_clear();
     let calibration = match measured {
         Err(TrainingError::Stopped) => return Err(CliError::Interrupted),

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use burn::tensor::Device;
 
 use super::{
-    SampleError, Settings,
+    SampleError, Settings, batch_for,
     output::KnownOutput,
     parts::PartTimes,
     run::{Request, Run},
@@ -215,6 +215,14 @@ impl Sampler {
         let numbers = self.setup.copies() * images * feature;
         self.setup.plan.slots() * self.setup.cache_dtype.feature_bytes(numbers)
             + self.setup.output_bytes(images)
+    }
+
+    /// Images a batch within a memory budget: [`batch_for`] as many, or fewer where more than a feature a branch is kept.
+    pub fn batch_within(&self, budget_bytes: u64) -> usize {
+        let (outline, copies) = (self.setup.model.outline(), self.setup.copies());
+        let image = 4 * outline.activations * copies as u64 + self.cache_bytes(1) as u64;
+        let fitting = (budget_bytes / image.max(1)).max(1) as usize;
+        batch_for(outline, copies == 2, budget_bytes).min(fitting)
     }
 
     /// Bytes of adaLN weights that a run of one batch of `images` images reads.

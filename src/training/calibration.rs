@@ -3,21 +3,21 @@
 //! A step reads a few numbers an element of the batch back, summed row by row on the device and in double precision here.
 
 use std::{
+    cell::Cell,
     collections::{BTreeMap, VecDeque},
     ops::ControlFlow,
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
 };
 
 use burn::tensor::Tensor;
 
 use crate::{
-    checkpoint::ModelInfo,
-    device::read_back,
+    device::{DeviceFault, Watch, read_back},
     diffusion::ImageNoise,
     graph::{Graph, SiteKind},
-    models::{Model, Prompts},
-    pipeline::calibrated_run,
+    pipeline::{Pipeline, calibrated_run},
     policy::{CALIBRATION_FORMAT, Calibration, FEATURE_DISTANCE, STREAM_DISTANCE},
-    sampler::{Observer, Request, Sampler, Seen, Settings, model_identity},
+    sampler::{Observer, Request, Seen, Settings, model_identity},
     training::run::TrainingError,
 };
 
@@ -42,15 +42,12 @@ pub struct CalibrationSettings {
 /// [`TrainingError`]: settings out of range, nothing to draw, a device that failed, measurements that are no numbers;
 /// [`TrainingError::Stopped`].
 pub fn calibrate(
-    model: &Model,
-    info: &ModelInfo,
-    prompts: &Prompts,
+    pipeline: &Pipeline,
     run: Settings,
     settings: CalibrationSettings,
     each: &mut dyn FnMut(usize) -> ControlFlow<()>,
 ) -> Result<Calibration, TrainingError> {
-    let CalibrationSettings { draws, batch, seed } = settings;
-    for (setting, value) in [("draws", draws), ("batch", batch)] {
+    for (setting, value) in [("draws", settings.draws), ("batch", settings.batch)] {
         if value == 0 || value > MOST_DRAWS {
             return Err(TrainingError::Setting {
                 setting,
@@ -59,27 +56,67 @@ pub fn calibrate(
             });
         }
     }
-    if prompts.pool.is_empty() {
+    if pipeline.prompts.pool.is_empty() {
         return Err(TrainingError::Setting {
             setting: "texts",
             value: "missing".into(),
             expected: "embedded texts to draw from, since the model has no classes",
         });
     }
-    let sampler = Sampler::new(model, run, None)?;
-    let sampler = match &prompts.null {
-        Some(null) => sampler.with_null(null.clone()),
-        None => sampler,
+    let watch = Watch::new(&pipeline.engine);
+    let telling = Cell::new(false);
+    let mut tell = |images| {
+        telling.set(true);
+        let answer = each(images);
+        telling.set(false);
+        answer
     };
-    let graph = &info.outline.graph;
-    let size = info.outline.latents.numbers();
-    let mut sums = Sums::new(run.steps, graph);
+    let measure = AssertUnwindSafe(|| measured(pipeline, run, settings, &mut tell));
+    let sums = match catch_unwind(measure) {
+        Ok(sums) => sums,
+        Err(panic) if telling.get() => resume_unwind(panic),
+        // Some faults of a device come out of burn as panics.
+        Err(panic) => Err(DeviceFault::of_panic(&*panic).into()),
+    };
+    let sums = sums.map_err(|error| error.explained(Some(&watch)))?;
+    if let Some(fault) = watch.fault() {
+        return Err(fault.into());
+    }
+    let info = &pipeline.info;
+    let calibration = Calibration {
+        format: CALIBRATION_FORMAT,
+        model: model_identity(info),
+        run: calibrated_run(info, &run)?,
+        images: settings.draws,
+        seed: settings.seed,
+        feature_changes: sums.feature_changes(&info.outline.graph),
+        stream_distances: sums.stream_distances(settings.draws),
+        magnitude_ratios: sums.magnitude_ratios(),
+        input_changes: sums.input_changes.concat(),
+        output_changes: sums.output_changes.concat(),
+    };
+    match calibration.not_finite() {
+        None => Ok(calibration),
+        Some(what) => Err(TrainingError::NotMeasured { what }),
+    }
+}
+
+fn measured(
+    pipeline: &Pipeline,
+    run: Settings,
+    settings: CalibrationSettings,
+    each: &mut dyn FnMut(usize) -> ControlFlow<()>,
+) -> Result<Sums, TrainingError> {
+    let CalibrationSettings { draws, batch, seed } = settings;
+    let sampler = pipeline.sampler(run, None)?;
+    let (outline, pool) = (&pipeline.info.outline, &pipeline.prompts.pool);
+    let mut sums = Sums::new(run.steps, &outline.graph);
     for first in (0..draws).step_by(batch) {
         let (mut conditions, mut noise, mut streams) = (Vec::new(), Vec::new(), Vec::new());
         for image in first..draws.min(first + batch) {
             let mut stream = ImageNoise::with_purpose("harmonica calibration", seed, image as u64);
-            conditions.push(prompts.pool[stream.below(prompts.pool.len())].clone());
-            stream.fill(size, &mut noise);
+            conditions.push(pool[stream.below(pool.len())].clone());
+            stream.fill(outline.latents.numbers(), &mut noise);
             streams.push(stream);
         }
         let images = conditions.len();
@@ -99,22 +136,7 @@ pub fn calibrate(
             }
         }
     }
-    let calibration = Calibration {
-        format: CALIBRATION_FORMAT,
-        model: model_identity(info),
-        run: calibrated_run(info, &run)?,
-        images: draws,
-        seed,
-        feature_changes: sums.feature_changes(graph),
-        stream_distances: sums.stream_distances(draws),
-        magnitude_ratios: sums.magnitude_ratios(),
-        input_changes: sums.input_changes.concat(),
-        output_changes: sums.output_changes.concat(),
-    };
-    match calibration.not_finite() {
-        None => Ok(calibration),
-        Some(what) => Err(TrainingError::NotMeasured { what }),
-    }
+    Ok(sums)
 }
 
 /// What earlier steps of a batch left.
@@ -338,6 +360,7 @@ mod tests {
             Condition,
             dit::{DitArchitecture, DitConfig},
         },
+        sampler::Sampler,
     };
 
     /// Three steps of two images and halves of a small network.

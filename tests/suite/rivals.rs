@@ -2,14 +2,15 @@
 
 use burn::tensor::{Tensor, TensorData};
 use harmonica::{
-    checkpoint::{LoadOptions, ModelInfo, ModelSpec, load_model},
+    checkpoint::{LoadOptions, ModelSpec},
     device::Engine,
     diffusion::{Guidance, GuidedChannels, ImageNoise, Solver},
     kernels::{Before, OutputLayout, images_of, output_patches_of, solver_step},
     metrics::max_abs_error,
-    models::{At, Condition, Model, Partial, Prompts, Times, walk},
+    models::{At, Condition, Model, Partial, Times, walk},
+    pipeline::Pipeline,
     policy::{Calibration, Policy},
-    sampler::{Event, Request, Run, Sampler, Settings, Totals},
+    sampler::{Event, Request, Run, Sampler, Settings, Totals, batch_for},
     schedule::Reuse,
     training::calibration::{CalibrationSettings, calibrate},
 };
@@ -19,9 +20,9 @@ use crate::common::{engines, golden, within};
 const STEPS: usize = 14;
 const LABELS: [usize; 2] = [1, 3];
 
-fn loaded(engine: &Engine) -> (Model, ModelInfo) {
+fn loaded(engine: &Engine) -> Pipeline {
     let spec = ModelSpec::Path(golden("hooks"));
-    load_model(&spec, LoadOptions::default(), engine.device()).unwrap()
+    Pipeline::open(engine, &spec, LoadOptions::default()).unwrap()
 }
 
 fn settings() -> Settings {
@@ -51,24 +52,23 @@ fn request(model: &Model) -> Request {
 }
 
 /// A calibration whose inputs and outputs change by a polynomial that is known: of these the network's own are too few.
-fn measured(model: &Model, info: &ModelInfo) -> Calibration {
+fn measured(pipeline: &Pipeline) -> Calibration {
     let input_changes: Vec<f64> = (1..=3 * (STEPS - 1)).map(|i| 0.02 * i as f64).collect();
     Calibration {
         output_changes: input_changes.iter().map(|x| 3.0 * x * x + x).collect(),
         input_changes,
-        ..calibration(model, info, 2, 0)
+        ..calibration(pipeline, 2, 0)
     }
 }
 
-fn calibration(model: &Model, info: &ModelInfo, batch: usize, seed: u64) -> Calibration {
+fn calibration(pipeline: &Pipeline, batch: usize, seed: u64) -> Calibration {
     let asked = CalibrationSettings {
         draws: 3,
         batch,
         seed,
     };
-    let prompts = Prompts::of(&**model);
     let mut each = |_: usize| std::ops::ControlFlow::Continue(());
-    calibrate(model, info, &prompts, settings(), asked, &mut each).unwrap()
+    calibrate(pipeline, settings(), asked, &mut each).unwrap()
 }
 
 fn reuse(spec: &str, model: &Model, calibration: Option<&Calibration>) -> Reuse {
@@ -164,8 +164,8 @@ fn off(found: &[f32], expected: &[f32]) -> f32 {
 #[test]
 fn what_blocks_added_together_is_added_again() {
     for (device, engine) in engines() {
-        let (model, info) = loaded(&engine);
-        let calibration = measured(&model, &info);
+        let pipeline = loaded(&engine);
+        let (model, calibration) = (pipeline.model.clone(), measured(&pipeline));
         let branches = model.outline().graph.branches();
         for spec in ["delta:2", "delta:3:5:1", "delta:2:14:4", "mag:1", "mag:3"] {
             let sampler = sampler(spec, &model, Some(&calibration));
@@ -214,7 +214,7 @@ fn later_front(table: &harmonica::schedule::Schedule, s: usize) -> Option<usize>
 #[test]
 fn a_forecast_stream_is_that_of_the_weights() {
     for (device, engine) in engines() {
-        let (model, _) = loaded(&engine);
+        let model = loaded(&engine).model;
         let branches = model.outline().graph.branches();
         for spec in ["spectrum:2", "spectrum:3:0.5:1"] {
             let sampler = sampler(spec, &model, None);
@@ -429,8 +429,8 @@ fn rules<'a>(model: &'a Model, calibration: &'a Calibration) -> Rules<'a> {
 #[test]
 fn rules_decide_as_they_were_published() {
     for (device, engine) in engines() {
-        let (model, info) = loaded(&engine);
-        let calibration = measured(&model, &info);
+        let pipeline = loaded(&engine);
+        let (model, calibration) = (pipeline.model.clone(), measured(&pipeline));
         for (name, more, ruled) in rules(&model, &calibration) {
             // A threshold that lets one step pass, and one that lets several.
             let first = ruled(1e-12).first;
@@ -459,8 +459,8 @@ fn rules_decide_as_they_were_published() {
 #[test]
 fn what_never_engages_is_the_uncached_run() {
     for (device, engine) in engines() {
-        let (model, info) = loaded(&engine);
-        let calibration = measured(&model, &info);
+        let pipeline = loaded(&engine);
+        let (model, calibration) = (pipeline.model.clone(), measured(&pipeline));
         let plain = Sampler::new(&model, settings(), None).unwrap();
         let (expected, ..) = drawn(plain.run(request(&model)).unwrap());
         for spec in [
@@ -486,8 +486,8 @@ fn what_never_engages_is_the_uncached_run() {
 #[test]
 fn rules_resume_where_they_compute() {
     for (device, engine) in engines() {
-        let (model, info) = loaded(&engine);
-        let calibration = measured(&model, &info);
+        let pipeline = loaded(&engine);
+        let (model, calibration) = (pipeline.model.clone(), measured(&pipeline));
         for (name, more, ruled) in rules(&model, &calibration) {
             let threshold = 1.5 * ruled(1e-12).first;
             let spec = format!("{name}:{threshold}{more}");
@@ -514,7 +514,7 @@ fn rules_resume_where_they_compute() {
 #[test]
 fn a_table_that_reuses_together_resumes_with_an_empty_cache() {
     let engine = Engine::cpu();
-    let (model, _) = loaded(&engine);
+    let model = loaded(&engine).model;
     for spec in ["delta:3:7", "spectrum:2"] {
         let sampler = sampler(spec, &model, None).with_recovery(true);
         let mut run = sampler.run(request(&model)).unwrap();
@@ -537,10 +537,29 @@ fn a_table_that_reuses_together_resumes_with_an_empty_cache() {
 }
 
 #[test]
+fn what_keeps_more_runs_in_smaller_batches() {
+    let model = loaded(&Engine::cpu()).model;
+    let outline = model.outline();
+    let feature = outline.graph.feature_numbers() as u64;
+    // Bytes of so many images and halves, with so many features each.
+    let bytes =
+        |images: u64, features: u64| images * 8 * (outline.activations + features * feature);
+    let budget = bytes(8, outline.graph.branches() as u64);
+    assert_eq!(batch_for(outline, true, budget), 8);
+    assert_eq!(sampler("none", &model, None).batch_within(budget), 8);
+    let forecasting = sampler("foca:2", &model, None);
+    let slots = forecasting.plan().slots() as u64;
+    assert!(slots > outline.graph.branches() as u64, "{slots}");
+    let expected = (budget / bytes(1, slots)).max(1) as usize;
+    assert!(expected < 8);
+    assert_eq!(forecasting.batch_within(budget), expected);
+}
+
+#[test]
 fn a_calibration_does_not_depend_on_its_batches() {
     for (device, engine) in engines() {
-        let (model, info) = loaded(&engine);
-        let [one, all] = [1, 3].map(|batch| calibration(&model, &info, batch, 4));
+        let pipeline = loaded(&engine);
+        let [one, all] = [1, 3].map(|batch| calibration(&pipeline, batch, 4));
         let numbers = |c: &Calibration| -> Vec<f64> {
             let features = c.feature_changes.values().flatten().flatten();
             let all = features.chain(c.stream_distances.iter().flatten());
