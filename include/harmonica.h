@@ -102,7 +102,7 @@ typedef struct hm_model_info {
 } hm_model_info;
 
 /* What a schedule costs and saves, for one image and one half of the guidance batch. One that decides while a run goes on
- * (fb, db) counts as computing everything. */
+ * (fb, db, di, tea, easy) counts as computing everything. */
 typedef struct hm_figures {
   uint32_t steps;
   uint32_t branches;
@@ -212,6 +212,7 @@ void hm_model_free(hm_model *model);
 
 /* A schedule for a model and settings: a .schedule.json file or a folder of them, a policy as harmonica sample --schedule takes
  * it, such as none or fora:2, or learned[:SPEED]: of those that come with the bundled model the one of that MACs ratio.
+ * Policies that need a calibration look for it in the folder harmonica-calibrations where the program runs.
  * Expects:
  * model is loaded, settings points to settings, spec is a string, schedule may be written to. */
 hm_status hm_schedule_open(const hm_model *model, const hm_settings *settings, const char *spec, hm_schedule **schedule);

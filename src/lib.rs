@@ -65,7 +65,7 @@
 //! | [`pipeline`] | the facade: a model on a device, schedules by name, samplers |
 //! | [`files`] | files that are never half-written |
 //! | [`metrics`], [`report`] | numbers about images; pictures and pages about numbers |
-//! | [`training`] | [`training::router`]: SDT, IEPO, the budget; [`training::forecast`]: which steps to run, and what makes up for the others; [`training::network`]: a DiT from pictures; [`training::run`]: resumable runs |
+//! | [`training`] | [`training::router`]: SDT, IEPO, the budget; [`training::forecast`]: which steps to run, and what makes up for the others; [`training::calibration`]: what published policies want measured; [`training::network`]: a DiT from pictures; [`training::run`]: resumable runs |
 //! | `cli` | the command, one file a subcommand, with the feature of that name |
 //! | `capi` | the C interface of `include/harmonica.h`, with the feature of that name |
 #![deny(unsafe_code)]

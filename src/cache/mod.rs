@@ -212,19 +212,28 @@ impl FeatureStore {
         Ok(())
     }
 
-    /// `x + weight·feature` of what was kept without a gate, and stays.
+    /// What was kept without a gate, `[B, tokens, dim]`.
     ///
     /// # Errors
     /// As [`Self::reuse`].
-    pub fn add(&mut self, x: Tensor<3>, slot: Slot, weight: f32) -> Result<Tensor<3>, CacheError> {
+    pub fn kept(&mut self, slot: Slot, device: &Device) -> Result<Tensor<3>, CacheError> {
         let read = Read {
             branch: 0,
-            weight,
+            weight: 1.0,
             slot,
             last: false,
         };
+        self.add(Tensor::zeros(self.shape, device), &[read])
+    }
+
+    /// `x + Σ w·feature` of what was kept without a gate.
+    ///
+    /// # Errors
+    /// As [`Self::reuse`].
+    pub fn add(&mut self, x: Tensor<3>, reads: &[Read]) -> Result<Tensor<3>, CacheError> {
         let join = Join::ungated(&x);
-        self.reuse(x, &[(join, read)])
+        let span: Vec<_> = reads.iter().map(|read| (join.clone(), *read)).collect();
+        self.reuse(x, &span)
     }
 
     /// `mean|x − kept| / mean|kept|`, `[1]`.
@@ -232,8 +241,14 @@ impl FeatureStore {
     /// # Errors
     /// As [`Self::reuse`].
     pub fn change(&mut self, x: Tensor<3>, slot: Slot) -> Result<Tensor<1>, CacheError> {
-        let kept = self.add(x.zeros_like(), slot, 1.0)?;
-        let difference = self.add(x, slot, -1.0)?;
+        let kept = self.kept(slot, &x.device())?;
+        let read = Read {
+            branch: 0,
+            weight: -1.0,
+            slot,
+            last: false,
+        };
+        let difference = self.add(x, &[read])?;
         Ok(difference.abs().mean() / kept.abs().mean())
     }
 

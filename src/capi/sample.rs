@@ -15,7 +15,7 @@ use crate::{
     diffusion::{Guidance, GuidedChannels, Solver, Spacing},
     models::Condition,
     report::{Tile, columns_for, grid, image_from_values, write_png},
-    sampler::{BATCH_BYTES, Event, Request, Settings, batch_for},
+    sampler::{BATCH_BYTES, Event, Request, Settings},
 };
 
 /// [`hm_settings::solver`]: DDIM with [`hm_settings::eta`].
@@ -175,11 +175,11 @@ pub unsafe extern "C" fn hm_sample(
         let outline = &model.pipeline.info.outline;
         let size = outline.latents.numbers();
         out.check(size.saturating_mul(count), "values")?;
+        let sampler = model.pipeline.sampler(settings, schedule)?;
         let batch = match given.batch as usize {
-            0 => batch_for(outline, settings.guidance.is_active(), BATCH_BYTES).min(count.max(1)),
+            0 => sampler.batch_within(BATCH_BYTES).min(count.max(1)),
             batch => batch,
         };
-        let sampler = model.pipeline.sampler(settings, schedule)?;
         let run = sampler.run(Request {
             conditions: labels
                 .iter()

@@ -21,7 +21,7 @@ pub struct hm_schedule {
 }
 
 /// What a schedule costs and saves, for one image and one half of the guidance batch. One that decides while a run goes on
-/// (`fb`, `db`) counts as computing everything.
+/// (`fb`, `db`, `di`, `tea`, `easy`) counts as computing everything.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct hm_figures {
@@ -39,6 +39,7 @@ pub struct hm_figures {
 
 /// A schedule for a model and settings: a .schedule.json file or a folder of them, a policy as `harmonica sample --schedule` takes
 /// it, such as `none` or `fora:2`, or `learned[:SPEED]`: of those that come with the bundled model the one of that MACs ratio.
+/// Policies that need a calibration look for it in the folder `harmonica-calibrations` where the program runs.
 ///
 /// # Safety
 /// `model` is loaded, `settings` points to settings, `spec` is a string, `schedule` may be written to.

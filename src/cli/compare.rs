@@ -22,7 +22,7 @@ use crate::{
         comparison::{Comparison, fewer_steps},
         draw_front, page,
     },
-    sampler::{BATCH_BYTES, Request, batch_for},
+    sampler::{BATCH_BYTES, Request},
 };
 
 /// More pictures of each row than a page can show.
@@ -111,8 +111,10 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
     check_outputs([&args.plot, &args.csv, &args.html].into_iter().flatten())?;
 
     let conditions = pipeline.prompts.in_turn(args.count);
-    let guided = settings.guidance.is_active();
-    let batch = batch_for(&info.outline, guided, BATCH_BYTES).min(args.count.div_ceil(ROUNDS));
+    let fitting = entries
+        .iter()
+        .map(|entry| entry.sampler.batch_within(BATCH_BYTES));
+    let batch = fitting.min().unwrap_or(1).min(args.count.div_ceil(ROUNDS));
     let request = Request {
         conditions,
         seed: args.seed,

@@ -24,6 +24,7 @@ mod schedules;
 mod signals;
 mod table;
 mod text;
+mod train_calibrate;
 mod train_dit;
 mod train_ladder;
 mod train_router;
@@ -64,7 +65,7 @@ enum Command {
     Devices(devices::Args),
     /// Make images: with no arguments, a grid of emoji with the bundled model
     Sample(Box<sample::Args>),
-    /// Train a model from pictures, or a cache router for a model
+    /// Train a model from pictures, or a cache router for a model, or measure one
     #[command(subcommand)]
     Train(Train),
     /// Measure schedules against the uncached run: one seed set, error and cost of each
@@ -85,6 +86,8 @@ enum Train {
     Dit(Box<train_dit::Args>),
     /// Learn what may be reused or forecast at which step, from noise alone; resumable
     Router(Box<train_router::Args>),
+    /// Measure what the policies smooth, cem, mag and tea need of a model and run, from noise alone
+    Calibrate(Box<train_calibrate::Args>),
 }
 
 impl Command {
@@ -175,6 +178,7 @@ pub fn main() -> ExitCode {
         Command::Sample(args) => sample::run(*args, &context),
         Command::Train(Train::Dit(args)) => train_dit::run(*args, &context),
         Command::Train(Train::Router(args)) => train_router::run(*args, &context),
+        Command::Train(Train::Calibrate(args)) => train_calibrate::run(*args, &context),
         Command::Compare(args) => compare::run(*args, &context),
         Command::Bench(args) => bench::run(*args, &context),
         Command::Schedule(args) => schedule::run(args, &context),

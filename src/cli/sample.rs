@@ -28,7 +28,7 @@ use crate::{
         PictureFormat, PictureText, ReportError, Tile, columns_for, comparison::warnings,
         encode_picture, grid, write_picture,
     },
-    sampler::{BATCH_BYTES, Request, Settings, batch_for},
+    sampler::{BATCH_BYTES, Request, Settings},
 };
 
 /// More images than a run keeps in memory.
@@ -290,16 +290,18 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
     // A place that cannot be written is found out before the work, not after it.
     check_outputs(out.first().iter().chain(&args.save_tensors))?;
 
-    let batch = args.batch.unwrap_or_else(|| {
-        batch_for(&info.outline, settings.guidance.is_active(), BATCH_BYTES)
-            .min(conditions.len().max(1))
-    });
     let chosen = args.schedule.resolve(&pipeline, &settings, context)?;
     let recipe = recipe(&args, &pipeline, &settings, &chosen.name, conditions.len());
     let settings = chosen.settings;
     let sampler = pipeline
         .sampler(settings, Some(chosen.reuse))?
         .with_cache_dtype(args.cache.cache_dtype);
+    let fitting = || {
+        sampler
+            .batch_within(BATCH_BYTES)
+            .min(conditions.len().max(1))
+    };
+    let batch = args.batch.unwrap_or_else(fitting);
     let request = Request {
         conditions: conditions.clone(),
         seed: args.seed,

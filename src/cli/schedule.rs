@@ -44,7 +44,9 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Write the schedule of a policy that is known before the run: none, fora:N, taylor:N[:ORDER], pab[:SELF[:CROSS]], scm:BITS, random:CUR[:SEED]
+    /// Write the schedule of a policy that is known before the run: none, fora:N, taylor:N[:ORDER], foca:N,
+    /// spectrum:N[:GROWTH[:BLEND]], delta:N[:CUTOFF[:BLOCKS]], pab[:SELF[:CROSS]], scm:BITS, smooth:ALPHA, cem:K, mag:THRESHOLD,
+    /// random:CUR[:SEED]
     Make {
         /// The policy
         policy: String,
@@ -380,6 +382,7 @@ fn diff(a: &Path, b: &Path) -> Result<(), CliError> {
         let (f, g) = (x.forecast(), y.forecast());
         let forecasts_differ = f.estimates.get(&s) != g.estimates.get(&s)
             || x.runs_network(s) != y.runs_network(s)
+            || (x.joint() != y.joint() && !x.reused_together(s).is_empty())
             || (0..x.branches()).any(|n| x.weights(s, n) != y.weights(s, n));
         other_weights += usize::from(forecasts_differ);
         let mark = if forecasts_differ { "  ~" } else { "" };

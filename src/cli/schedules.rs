@@ -21,8 +21,11 @@ use crate::{
 pub(super) struct ScheduleArgs {
     /// What to reuse: a *.schedule.json file or a folder of them; learned[:SPEED], what was learned for this model and run;
     /// none; fora:N (reuse all but every N-th step); random:CUR[:SEED]; scm:BITS (whole steps); pab[:SELF[:CROSS]] (attention at
-    /// intervals); taylor:N[:ORDER] (forecast features); fb:THRESHOLD and db:FRONT:REAR:THRESHOLD[:WARMUP[:MOST]] (blocks, while
-    /// those in front change little); steps:K[:SOLVER] (fewer steps) [default: none; learned for the bundled model, where there is something]
+    /// intervals); delta:N[:CUTOFF[:BLOCKS]] (rear blocks first, then front ones); taylor:N[:ORDER], foca:N and
+    /// spectrum:N[:GROWTH[:BLEND]] (forecast features); smooth:ALPHA, cem:K, mag:THRESHOLD and tea:THRESHOLD (what `harmonica train
+    /// calibrate` measured); fb:THRESHOLD, db:FRONT:REAR:THRESHOLD[:WARMUP[:MOST]] and di:THRESHOLD (blocks, while those in front
+    /// change little); easy:THRESHOLD[:WARMUP] (all of the network, while the state moves little); steps:K[:SOLVER] (fewer
+    /// steps) [default: none; learned for the bundled model, where there is something]
     #[arg(long, value_name = "FILE|DIR|none|learned|POLICY[:ARGS]")]
     pub schedule: Option<String>,
     /// The learned schedule of this MACs ratio, of those in the --schedule folder or of those that come with the bundled model

@@ -40,7 +40,7 @@ pub use embed_tokens::embed_tokens;
 pub use gated_residual::gated_residual;
 pub use gelu::gelu;
 pub use modulate::modulate;
-pub use patches::{images_of, patches_of};
+pub use patches::{images_of, output_patches_of, patches_of};
 pub use product::product;
 pub use reuse_span::{Reused, reuse_span};
 pub use solver_step::{After, Before, OutputLayout, solver_step, solver_step_of_images};

@@ -26,6 +26,7 @@ use crate::{
     diffusion::{GuidedChannels, Prediction},
     graph::Graph,
     kernels::images_of,
+    layers::NORM_EPS,
 };
 
 /// What a network draws.
@@ -108,6 +109,11 @@ pub trait Denoiser: Debug + Send + Sync {
 
     /// The feature of a branch, before its gate and the residual add.
     fn compute(&self, site: usize, x: Tensor<3>, at: &At) -> Partial;
+
+    /// The stream as the first branch takes it, normed, scaled and shifted, `[B, tokens, dim]`.
+    fn modulated(&self, x: Tensor<3>, at: &At) -> Tensor<3> {
+        at.modulated(x, 0, 0, NORM_EPS)
+    }
 
     /// How a branch's feature joins the stream.
     fn join(&self, site: usize, at: &At) -> Join;

@@ -3,8 +3,9 @@
 use std::path::Path;
 
 use crate::{
-    checkpoint::ModelInfo,
-    policy::{Origin, Policy, PolicyError, ScheduleChoice},
+    checkpoint::{ModelInfo, ModelSpec},
+    diffusion::DiffusionError,
+    policy::{CALIBRATIONS, Calibration, Origin, Policy, PolicyError, ScheduleChoice},
     sampler::{Settings, model_identity, run_settings},
     schedule::{
         ModelIdentity, PolicyRecord, Reuse, RunSettings, Schedule, ScheduleError, ScheduleFile,
@@ -48,7 +49,7 @@ pub fn choose_schedule(
     };
     match choice {
         ScheduleChoice::Policy(policy) => {
-            let reuse = policy.reuse(settings.steps, &info.outline.graph)?;
+            let reuse = reuse_of(policy, info, settings)?;
             let case_of = match policy {
                 Policy::Taylor { order, .. } => format!("taylor, order {order}"),
                 policy => policy.name().into(),
@@ -200,7 +201,73 @@ fn made_otherwise(file: &ScheduleFile, run: &RunSettings, settings: &Settings) -
     })
 }
 
-/// A schedule file for the table that a policy makes, whatever the weights.
+/// What a policy reuses, by the calibration of model and run where it needs one.
+fn reuse_of(policy: &Policy, info: &ModelInfo, settings: &Settings) -> Result<Reuse, PolicyError> {
+    let calibration = match policy.needs_calibration() {
+        true => Some(calibration_for(policy, info, settings)?),
+        false => None,
+    };
+    policy.reuse_calibrated(settings.steps, &info.outline.graph, calibration.as_ref())
+}
+
+/// The calibration of this model and run that lies in [`CALIBRATIONS`].
+fn calibration_for(
+    policy: &Policy,
+    info: &ModelInfo,
+    settings: &Settings,
+) -> Result<Calibration, PolicyError> {
+    let (model, run) = (model_identity(info), calibrated_run(info, settings)?);
+    let found = Calibration::find(Path::new(CALIBRATIONS), &model, &run)?;
+    found.ok_or_else(|| PolicyError::NotCalibrated {
+        policy: policy.to_string(),
+        command: calibrate_command(info, settings),
+    })
+}
+
+/// What a calibration says of its run: all that it depends on.
+///
+/// # Errors
+/// [`DiffusionError::Steps`].
+pub fn calibrated_run(
+    info: &ModelInfo,
+    settings: &Settings,
+) -> Result<RunSettings, DiffusionError> {
+    Ok(RunSettings {
+        clip_x0: Some(settings.clip_x0),
+        ..run_settings(info, settings)?
+    })
+}
+
+/// The command that measures this model and run.
+fn calibrate_command(info: &ModelInfo, settings: &Settings) -> String {
+    let mut command = "harmonica train calibrate --model ".to_owned();
+    match &info.source {
+        ModelSpec::Path(path) => {
+            let [height, width] = info.outline.latents.size;
+            command.push_str(&format!("{path:?} --input-size {height}x{width}"));
+            if let Some(heads) = info.architecture.to_json()["heads"].as_u64() {
+                command.push_str(&format!(" --heads {heads}"));
+            }
+        }
+        named => command.push_str(&named.to_string()),
+    }
+    let guidance = settings.guidance;
+    command.push_str(&format!(
+        " --steps {} --spacing {} --solver {} --guidance {} --guidance-channels {} --clip-x0 {}",
+        settings.steps,
+        settings.spacing,
+        settings.solver,
+        guidance.scale(),
+        guidance.channels(),
+        if settings.clip_x0 { "on" } else { "off" },
+    ));
+    if info.classes().is_none() && !info.is_random() {
+        command.push_str(" --prompt TEXT");
+    }
+    command
+}
+
+/// A schedule file for the table that a policy makes, whatever the weights but for what was calibrated.
 ///
 /// # Errors
 /// [`PolicyError`].
@@ -209,15 +276,15 @@ pub fn schedule_file(
     info: &ModelInfo,
     settings: &Settings,
 ) -> Result<ScheduleFile, PolicyError> {
-    let schedule = policy.schedule(settings.steps, &info.outline.graph)?;
+    let schedule = policy.table(reuse_of(policy, info, settings)?)?;
     let record = PolicyRecord {
         name: policy.name().into(),
         parameters: Some(policy.to_string().into()),
     };
-    let model = ModelIdentity {
-        fingerprint: None,
-        ..model_identity(info)
-    };
+    let mut model = model_identity(info);
+    if !policy.needs_calibration() {
+        model.fingerprint = None;
+    }
     let run = run_settings(info, settings)?;
     Ok(ScheduleFile::of(&schedule, record, model, run))
 }

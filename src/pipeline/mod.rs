@@ -6,7 +6,7 @@ mod decoder;
 mod prompts;
 mod texts;
 
-pub use choice::{Chosen, choose_schedule, schedule_file};
+pub use choice::{Chosen, calibrated_run, choose_schedule, schedule_file};
 pub use decoder::Decoder;
 pub use prompts::{CutPrompt, PromptRequest, encoder_beside, usual_text_cache};
 pub use texts::{read_texts, texts_named};

@@ -63,13 +63,12 @@ pub fn live_ranges(schedule: &Schedule) -> Vec<LiveRange> {
     ranges
 }
 
-/// Slots by linear scan: the smallest free one at every start. Ranges are sorted by start, so the number of
-/// slots is the deepest overlap.
+/// Slots by linear scan: the smallest free one at every start, of a run of `branches` moments a step. Ranges are sorted by start,
+/// so the number of slots is the deepest overlap.
 pub(super) fn assign_slots(
     ranges: &[LiveRange],
-    schedule: &Schedule,
+    branches: usize,
 ) -> (HashMap<(usize, usize), Slot>, usize) {
-    let branches = schedule.branches();
     let mut slot_of = HashMap::with_capacity(ranges.len());
     let mut busy: BinaryHeap<Reverse<(usize, Slot)>> = BinaryHeap::new();
     let mut free: BinaryHeap<Reverse<Slot>> = BinaryHeap::new();

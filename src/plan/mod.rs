@@ -3,15 +3,19 @@
 //! Pure: no device, no tensors. A feature is stored only if a later step reads it before it is computed
 //! again; live features are packed into the fewest slots; neighbouring reused branches become one span.
 
-use std::collections::{HashMap, VecDeque};
+use std::{
+    collections::{HashMap, VecDeque},
+    ops::Range,
+};
 
+mod joint;
 mod liveness;
 mod probed;
 mod text;
 
 use crate::{
     graph::Graph,
-    schedule::{MAX_HISTORY, Reuse, Schedule, Threshold},
+    schedule::{Joint, MAX_HISTORY, Reuse, Rule, Schedule},
 };
 
 pub use liveness::{LiveRange, live_ranges};
@@ -39,11 +43,12 @@ pub enum Op {
         /// Where to keep it.
         write: Slot,
     },
-    /// The segment opened last ends: compare what it added with what is kept at `probe`, and go on with one of two rows.
+    /// Compare tokens with those that are kept, and go on with one of two rows.
     Decide {
-        /// What it added when the first row was taken last; kept anew where that row is taken.
+        tokens: Tokens,
+        /// Where they are kept. What a segment added is kept anew where the first row is taken, other tokens at every step.
         probe: Slot,
-        threshold: Threshold,
+        rule: Rule,
         /// After so many reuses in a row the first row is taken.
         most: Option<usize>,
         /// Taken where the change is large.
@@ -51,11 +56,42 @@ pub enum Op {
         /// Taken where it is small.
         reuse: Vec<Op>,
     },
-    /// Add what a segment added when it was closed last.
-    Again {
-        /// Where it is kept.
-        slot: Slot,
+    /// Keep tokens.
+    Keep {
+        tokens: Tokens,
+        /// Where to keep them.
+        write: Slot,
     },
+    /// What was kept at the last computed step becomes that of the one before it; at the first one there is nothing.
+    Shift { from: Slot, to: Slot },
+    /// The segment opened last ends: in its place goes what it and all that followed it added at the last two computed steps, as far
+    /// from the older towards the newer as what it added now.
+    Align {
+        branches: Range<usize>,
+        /// What the segment added at the last computed step, and at the one before it.
+        probes: [Slot; 2],
+        /// What was added in all.
+        slots: [Slot; 2],
+    },
+    /// Stand in for branches by what they left before, as one.
+    Again {
+        branches: Range<usize>,
+        /// What is kept of them, and what it weighs.
+        reads: Vec<Read>,
+        /// Whether that joins the stream or is the stream.
+        joint: Joint,
+    },
+}
+
+/// Tokens that are looked at on their way through the network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tokens {
+    /// The stream.
+    Stream,
+    /// What the segment opened last added to it.
+    Added,
+    /// The stream as the first branch takes it: normed, scaled and shifted.
+    Modulated,
 }
 
 impl Op {
@@ -88,6 +124,8 @@ pub struct Read {
 pub struct Plan {
     steps: Vec<Vec<Op>>,
     slots: usize,
+    /// Slots that a run resumed at a computed step needs.
+    carried: Vec<Slot>,
     graph: Graph,
     macs: u64,
     macs_full: u64,
@@ -107,7 +145,7 @@ pub struct Accounting {
     pub reused: usize,
     /// Features read for them: as many where reuse is plain, more where features are forecast.
     pub reads: usize,
-    /// Spans of neighbouring reused branches.
+    /// Spans of neighbouring reused branches, each a dispatch or few.
     pub spans: usize,
     /// Slots of the cache.
     pub slots: usize,
@@ -138,8 +176,11 @@ impl Accounting {
 ///
 /// Schedule and graph must have the same number of branches; the sampler checks that before.
 pub fn compile(schedule: &Schedule, graph: &Graph) -> Plan {
+    if let Some(joint) = schedule.joint() {
+        return joint::compile_joint(schedule, joint, graph);
+    }
     let ranges = live_ranges(schedule);
-    let (slot_of, slots) = liveness::assign_slots(&ranges, schedule);
+    let (slot_of, slots) = liveness::assign_slots(&ranges, schedule.branches());
     let last_read: HashMap<_, _> = ranges
         .iter()
         .map(|r| ((r.written, r.branch), r.last_read))
@@ -181,6 +222,7 @@ pub fn compile(schedule: &Schedule, graph: &Graph) -> Plan {
     Plan {
         steps,
         slots,
+        carried: Vec::new(),
         graph: graph.clone(),
         macs: schedule.macs(graph),
         macs_full: schedule.full_macs(graph),
@@ -218,16 +260,27 @@ impl Plan {
         self.slots
     }
 
+    /// Slots whose features are part of where a run stands: those of computed steps before the last one. Where there are none, a
+    /// run that is resumed needs nothing of what was computed before.
+    pub fn carried(&self) -> &[Slot] {
+        &self.carried
+    }
+
     /// Exact figures.
     pub fn accounting(&self) -> Accounting {
         let ops = || self.steps.iter().flatten().flat_map(Op::computing);
         let spans = || {
             ops().filter_map(|op| match op {
-                Op::Reuse(span) => Some(span),
+                Op::Reuse(reads) => {
+                    let branches = reads.chunk_by(|a, b| a.branch == b.branch).count();
+                    Some((branches, reads.len()))
+                }
+                Op::Again {
+                    branches, reads, ..
+                } => Some((branches.len(), reads.len())),
                 _ => None,
             })
         };
-        let branches = |span: &Vec<Read>| span.chunk_by(|a, b| a.branch == b.branch).count();
         let empty = self.steps.iter().filter(|ops| ops.is_empty()).count();
         let skipped = empty * self.graph.branches();
         let computed = ops().filter(|op| matches!(op, Op::Compute { .. })).count();
@@ -235,7 +288,11 @@ impl Plan {
             .filter(|op| {
                 matches!(
                     op,
-                    Op::Compute { write: Some(_), .. } | Op::Close { .. } | Op::Decide { .. }
+                    Op::Compute { write: Some(_), .. }
+                        | Op::Close { .. }
+                        | Op::Keep { .. }
+                        | Op::Shift { .. }
+                        | Op::Decide { .. }
                 )
             })
             .count();
@@ -243,8 +300,8 @@ impl Plan {
             macs: self.macs,
             macs_full: self.macs_full,
             computed,
-            reused: spans().map(branches).sum::<usize>() + skipped,
-            reads: spans().map(Vec::len).sum(),
+            reused: spans().map(|(branches, _)| branches).sum::<usize>() + skipped,
+            reads: spans().map(|(_, reads)| reads).sum(),
             spans: spans().count(),
             slots: self.slots,
             writes,
@@ -320,8 +377,14 @@ mod tests {
                                 slots[*slot] = Some((s, *branch));
                             }
                         }
-                        Op::Open | Op::Close { .. } | Op::Decide { .. } | Op::Again { .. } => {
-                            prop_assert!(false, "a table decides nothing")
+                        Op::Open
+                        | Op::Close { .. }
+                        | Op::Keep { .. }
+                        | Op::Decide { .. }
+                        | Op::Shift { .. }
+                        | Op::Align { .. }
+                        | Op::Again { .. } => {
+                            prop_assert!(false, "nothing is decided, and nothing reused together")
                         }
                         Op::Reuse(span) => for of_branch in span.chunk_by(|a, b| a.branch == b.branch) {
                             let n = of_branch[0].branch;

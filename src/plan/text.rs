@@ -2,8 +2,8 @@
 
 use std::fmt;
 
-use super::{Op, Plan, Read};
-use crate::graph::Graph;
+use super::{Op, Plan, Read, Tokens};
+use crate::{graph::Graph, schedule::Joint};
 
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -22,7 +22,11 @@ fn row_text(ops: &[Op], graph: &Graph) -> String {
     let mut text = String::new();
     let mut opened = true;
     for op in ops {
-        let closes = matches!(op, Op::Close { .. } | Op::Decide { .. });
+        let closes = match op {
+            Op::Close { .. } => true,
+            Op::Keep { tokens, .. } | Op::Decide { tokens, .. } => *tokens != Tokens::Modulated,
+            _ => false,
+        };
         text.push_str(match (opened, closes) {
             (true, _) => "",
             (false, true) => " ",
@@ -39,16 +43,37 @@ fn op_text(op: &Op, graph: &Graph) -> String {
         Op::Open => "{ ".into(),
         Op::Close { write } => format!("}} → s{write}"),
         Op::Decide {
+            tokens,
             probe,
             compute,
             reuse,
             ..
         } => format!(
-            "}} ? s{probe}: {} | {}",
+            "{}? s{probe}: {} | {}",
+            match tokens {
+                Tokens::Added => "} ",
+                _ => tokens_text(*tokens),
+            },
             row_text(compute, graph),
             row_text(reuse, graph)
         ),
-        Op::Again { slot } => format!("[← s{slot}]"),
+        Op::Keep { tokens, write } => format!("{}→ s{write}", tokens_text(*tokens)),
+        Op::Shift { from, to } => format!("s{from} → s{to}"),
+        Op::Align {
+            probes: [newer, older],
+            slots: [last, before],
+            ..
+        } => format!("}} [← s{before} to s{last} as s{older} to s{newer}]"),
+        Op::Again {
+            reads,
+            joint: Joint::Added,
+            ..
+        } => format!("[← {}]", sum_text(reads)),
+        Op::Again {
+            reads,
+            joint: Joint::Stream,
+            ..
+        } => format!("[= {}]", sum_text(reads)),
         Op::Compute {
             branch,
             write: Some(slot),
@@ -64,6 +89,15 @@ fn op_text(op: &Op, graph: &Graph) -> String {
                 .collect();
             format!("[{}]", reads.join(", "))
         }
+    }
+}
+
+/// What stands before an arrow from tokens.
+fn tokens_text(tokens: Tokens) -> &'static str {
+    match tokens {
+        Tokens::Stream => "",
+        Tokens::Added => "+",
+        Tokens::Modulated => "in ",
     }
 }
 

@@ -7,6 +7,7 @@ use burn::tensor::{Tensor, TensorData};
 use super::{
     SampleError,
     execute::Pass,
+    output::KnownOutput,
     parts::{Part, PartTimes},
     setup::Setup,
 };
@@ -14,8 +15,9 @@ use crate::{
     cache::FeatureStore,
     diffusion::{ImageNoise, Step, StepNoise},
     kernels::{Before, solver_step},
-    models::{At, Condition, Context, Times},
+    models::{At, Condition, Context, Partial, Times},
     plan::Plan,
+    schedule::{Decisions, Reuse},
 };
 
 /// The images that are being denoised together.
@@ -35,8 +37,10 @@ pub(super) struct Batch {
     pub step: usize,
     pub plan: Arc<Plan>,
     pub store: FeatureStore,
-    /// Steps up to the one before that decided to reuse, in a row.
-    pub reused_in_a_row: usize,
+    /// What is known of the output, where all of it may be reused.
+    pub known_output: Option<KnownOutput>,
+    /// How it has decided so far, where that is decided step by step.
+    pub decisions: Decisions,
     /// adaLN vectors, and the steps that they are of.
     pub ahead: Option<(Vec<usize>, At)>,
 }
@@ -52,6 +56,15 @@ impl Batch {
             true => Some(self.output(setup, parts.as_deref_mut())?),
             false => None,
         };
+        let x0 = self.step_on(setup, output);
+        if let Some(parts) = parts {
+            parts.mark(Part::Solver, &setup.model.device());
+        }
+        Ok(x0)
+    }
+
+    /// The solver's step from the last layer's output before its bias, and the bias; the predicted clean images.
+    pub fn step_on(&mut self, setup: &Setup, output: Option<(Tensor<3>, Tensor<1>)>) -> Tensor<4> {
         let step = &setup.steps[self.step];
         let before = Before {
             x: self.x.clone(),
@@ -62,10 +75,7 @@ impl Batch {
         let after = solver_step(before, setup.output_layout(), step);
         (self.x, self.history) = (after.x, after.history);
         self.step += 1;
-        if let Some(parts) = parts {
-            parts.mark(Part::Solver, &setup.model.device());
-        }
-        Ok(after.x0)
+        after.x0
     }
 
     /// The last layer's output before its bias, and the bias.
@@ -74,17 +84,50 @@ impl Batch {
         setup: &Setup,
         mut parts: Option<&mut PartTimes>,
     ) -> Result<(Tensor<3>, Tensor<1>), SampleError> {
+        let again = self.output_again(setup)?;
+        if let Some(parts) = parts.as_deref_mut().filter(|_| self.known_output.is_some()) {
+            parts.mark(Part::Decision, &setup.model.device());
+        }
+        if let Some(output) = again {
+            let output = Partial::from(output);
+            return Ok(output.apart());
+        }
         let at = self.at(setup, parts.as_deref_mut());
-        let in_a_row = self.reused_in_a_row;
-        let pass = Pass::new(&*setup.model, &at, &mut self.store, parts, in_a_row);
+        let pass = Pass::new(&*setup.model, &at, &mut self.store, parts, self.decisions);
         let ops = &self.plan.steps()[self.step];
-        let (tokens, in_a_row) = pass.tokens(ops, self.x.clone(), setup.copies())?;
-        self.reused_in_a_row = in_a_row;
-        Ok(setup.model.end(tokens, &at).apart())
+        let (tokens, decisions) = pass.tokens(ops, self.x.clone(), setup.copies())?;
+        self.decisions = decisions;
+        let output = setup.model.end(tokens, &at);
+        if let Some(known) = &mut self.known_output {
+            known.note(self.x.clone(), output.clone().whole());
+        }
+        Ok(output.apart())
+    }
+
+    /// The last layer's output without running the network, where that was decided.
+    fn output_again(&mut self, setup: &Setup) -> Result<Option<Tensor<3>>, SampleError> {
+        let (Some(known), Reuse::AtRunTime(probed)) = (&mut self.known_output, &setup.reuse) else {
+            return Ok(None);
+        };
+        let may = probed
+            .most()
+            .is_none_or(|most| self.decisions.in_a_row < most);
+        let reuses = may
+            && probed.decides(self.step, 0)
+            && known.reuses(&self.x, probed.rule(), &mut self.decisions)?;
+        known.note_state(self.x.clone());
+        let again = match reuses {
+            true => known.again(self.x.clone()),
+            false => None,
+        };
+        if again.is_some() {
+            self.decisions.note(true);
+        }
+        Ok(again)
     }
 
     /// The adaLN vectors of the step at hand.
-    fn at(&mut self, setup: &Setup, parts: Option<&mut PartTimes>) -> At {
+    pub fn at(&mut self, setup: &Setup, parts: Option<&mut PartTimes>) -> At {
         let ready = self.ahead.take();
         let (steps, at) = ready
             .filter(|(steps, _)| steps.contains(&self.step))

@@ -10,8 +10,12 @@ use crate::{
     cache::FeatureStore,
     device::read_back,
     models::{At, Denoiser},
-    plan::Op,
+    plan::{Op, Slot, Tokens},
+    schedule::{Decisions, Joint},
 };
+
+/// How far past the last computed step, in units from the one before it, a correction goes.
+const FARTHEST: f32 = 1.5;
 
 /// A pass in progress.
 pub(super) struct Pass<'a> {
@@ -21,8 +25,10 @@ pub(super) struct Pass<'a> {
     pub parts: Option<&'a mut PartTimes>,
     /// The stream where each open segment begins.
     opened: Vec<Tensor<3>>,
-    /// Steps before it that decided to reuse, in a row; one more where it does so too, and none where it does not.
-    in_a_row: usize,
+    /// How the run has decided so far, and then how this step did.
+    decisions: Decisions,
+    /// Steps that were computed before it.
+    computed_before: usize,
 }
 
 impl<'a> Pass<'a> {
@@ -31,7 +37,7 @@ impl<'a> Pass<'a> {
         at: &'a At,
         store: &'a mut FeatureStore,
         parts: Option<&'a mut PartTimes>,
-        in_a_row: usize,
+        decisions: Decisions,
     ) -> Self {
         Self {
             model,
@@ -39,12 +45,13 @@ impl<'a> Pass<'a> {
             store,
             parts,
             opened: Vec::new(),
-            in_a_row,
+            decisions,
+            computed_before: decisions.computed,
         }
     }
 
-    /// The tokens after the last block, `[copies·B, tokens, dim]`, for `x` `[B, C, H, W]` under one step's ops, and how many steps
-    /// in a row, this one the last, decided to reuse.
+    /// The tokens after the last block, `[copies·B, tokens, dim]`, for `x` `[B, C, H, W]` under one step's ops, and how the run has
+    /// decided with this step.
     ///
     /// A reused branch issues no work but its part of `x + Σ gate ⊙ w·feature`.
     pub fn tokens(
@@ -52,14 +59,14 @@ impl<'a> Pass<'a> {
         ops: &[Op],
         x: Tensor<4>,
         copies: usize,
-    ) -> Result<(Tensor<3>, usize), SampleError> {
+    ) -> Result<(Tensor<3>, Decisions), SampleError> {
         let x = self.model.begin(x, copies);
         self.mark(Part::Embedding);
         let decides = ops.iter().any(|op| matches!(op, Op::Decide { .. }));
         if !decides {
-            self.in_a_row = 0;
+            self.decisions.note(false);
         }
-        Ok((self.row(ops, x)?, self.in_a_row))
+        Ok((self.row(ops, x)?, self.decisions))
     }
 
     fn row(&mut self, ops: &[Op], x: Tensor<3>) -> Result<Tensor<3>, SampleError> {
@@ -99,43 +106,102 @@ impl<'a> Pass<'a> {
                 Ok(x)
             }
             Op::Decide {
+                tokens,
                 probe,
-                threshold,
+                rule,
                 most,
                 compute,
                 reuse,
             } => {
-                let added = self.added(&x);
-                let may = most.is_none_or(|most| self.in_a_row < most);
+                let now = match tokens {
+                    Tokens::Added => self.added(&x),
+                    tokens => self.tokens_of(*tokens, &x),
+                };
+                let may = most.is_none_or(|most| self.decisions.in_a_row < most);
                 let reuses = may && {
-                    let change = self.store.change(added.clone(), *probe)?;
-                    !threshold.is_exceeded_by(read_one(change)?)
+                    let change = read_one(self.store.change(now.clone(), *probe)?)?;
+                    rule.reuses(change, &mut self.decisions)
                 };
-                let row = if reuses {
-                    self.in_a_row += 1;
-                    reuse
-                } else {
-                    self.in_a_row = 0;
-                    self.store.keep(*probe, added)?;
-                    compute
-                };
+                self.decisions.note(reuses);
+                if *tokens != Tokens::Added || !reuses {
+                    self.store.keep(*probe, now)?;
+                }
                 self.mark(Part::Decision);
-                self.row(row, x)
+                self.row(if reuses { reuse } else { compute }, x)
             }
-            Op::Again { slot } => {
-                let x = self.store.add(x, *slot, 1.0)?;
+            Op::Keep { tokens, write } => {
+                let now = self.tokens_of(*tokens, &x);
+                self.store.keep(*write, now)?;
+                self.mark(Part::Decision);
+                Ok(x)
+            }
+            Op::Shift { from, to } => {
+                if self.computed_before > 0 {
+                    let kept = self.store.kept(*from, &x.device())?;
+                    self.store.keep(*to, kept)?;
+                }
+                self.mark(Part::Decision);
+                Ok(x)
+            }
+            Op::Align { probes, slots, .. } => {
+                let added = self.tokens_of(Tokens::Added, &x);
+                let start = self.opened.pop().unwrap_or(x);
+                let [last, _] = *slots;
+                let again = match self.computed_before {
+                    0 | 1 => self.store.kept(last, &start.device())?,
+                    _ => self.aligned(added, *probes, *slots)?,
+                };
+                self.mark(Part::Reuse);
+                Ok(start + again)
+            }
+            Op::Again { reads, joint, .. } => {
+                let x = match joint {
+                    Joint::Added => x,
+                    Joint::Stream => x.zeros_like(),
+                };
+                let x = self.store.add(x, reads)?;
                 self.mark(Part::Reuse);
                 Ok(x)
             }
         }
     }
 
-    /// What the segment opened last added to the stream.
+    /// What the segment opened last added to the stream; it ends.
     fn added(&mut self, x: &Tensor<3>) -> Tensor<3> {
-        match self.opened.pop() {
-            Some(start) => x.clone() - start,
-            None => x.clone(),
+        let added = self.tokens_of(Tokens::Added, x);
+        self.opened.pop();
+        added
+    }
+
+    /// Tokens of the stream `x` as it is.
+    fn tokens_of(&self, tokens: Tokens, x: &Tensor<3>) -> Tensor<3> {
+        match (tokens, self.opened.last()) {
+            (Tokens::Added, Some(start)) => x.clone() - start.clone(),
+            (Tokens::Modulated, _) => self.model.modulated(x.clone(), self.at),
+            _ => x.clone(),
         }
+    }
+
+    /// `R₂ + γ·(R₁ − R₂)` with `γ = mean|p − p₂| / mean|p₁ − p₂|`, 1 to 1.5: `R₁` and `R₂` are kept in `slots`, `p₁` and `p₂` in
+    /// `probes`.
+    fn aligned(
+        &mut self,
+        p: Tensor<3>,
+        probes: [Slot; 2],
+        slots: [Slot; 2],
+    ) -> Result<Tensor<3>, SampleError> {
+        let device = p.device();
+        let mut kept = |slot| self.store.kept(slot, &device);
+        let [p1, p2, r1, r2] = [
+            kept(probes[0])?,
+            kept(probes[1])?,
+            kept(slots[0])?,
+            kept(slots[1])?,
+        ];
+        let distance = |a: Tensor<3>, b: Tensor<3>| (a - b).abs().mean();
+        let gamma = distance(p, p2.clone()) / distance(p1, p2);
+        let gamma = gamma.clamp(1.0, FARTHEST).reshape([1, 1, 1]);
+        Ok(r2.clone() + (r1 - r2) * gamma)
     }
 
     fn mark(&mut self, part: Part) {
@@ -146,7 +212,7 @@ impl<'a> Pass<'a> {
 }
 
 /// The number that a decision waits for.
-fn read_one(number: Tensor<1>) -> Result<f32, SampleError> {
+pub(super) fn read_one(number: Tensor<1>) -> Result<f32, SampleError> {
     let numbers = read_back(number)?;
     Ok(numbers.first().copied().unwrap_or(f32::NAN))
 }

@@ -5,12 +5,15 @@
 
 mod batch;
 mod execute;
+mod observe;
+mod output;
 mod parts;
 mod run;
 mod setup;
 mod state;
 mod stepper;
 
+pub(crate) use observe::{Observer, Seen};
 pub use parts::{Part, PartTimes, PartTotal};
 pub use run::{Event, Request, Run, Totals};
 pub use setup::Sampler;

@@ -14,7 +14,7 @@ use crate::{
     diffusion::ImageNoise,
     models::Condition,
     plan::Plan,
-    schedule::Reuse,
+    schedule::{Decisions, Reuse},
 };
 
 /// What to sample.
@@ -150,9 +150,9 @@ impl Run {
         let passes = (self.request.conditions.len() * self.setup.copies()) as u64;
         let (mut branches, mut macs) = (0, 0);
         if let Reuse::AtRunTime(probed) = &self.setup.reuse {
-            let skipped = &self.setup.model.outline().graph.sites()[probed.middle()];
-            branches = self.reused_passes * skipped.len() as u64;
-            macs = self.reused_passes * skipped.iter().map(|site| site.macs).sum::<u64>();
+            let graph = &self.setup.model.outline().graph;
+            branches = self.reused_passes * probed.reused().len() as u64;
+            macs = self.reused_passes * probed.saved_macs(graph);
         }
         Totals {
             macs: passes * figures.macs - macs,
@@ -216,7 +216,8 @@ impl Run {
             step: 0,
             plan,
             store,
-            reused_in_a_row: 0,
+            known_output: setup.known_output(),
+            decisions: Decisions::default(),
             ahead: None,
         }
     }
@@ -238,9 +239,23 @@ impl Run {
         Ok(values)
     }
 
+    /// What a batch needs of steps before the last computed one, on the host.
+    fn carried(&self, batch: &mut Batch) -> Result<Vec<f32>, SampleError> {
+        let mut values = match &batch.known_output {
+            Some(known) => known.carried()?,
+            None => Vec::new(),
+        };
+        let device = self.setup.model.device();
+        for slot in batch.plan.carried() {
+            values.extend(read_back(batch.store.kept(*slot, &device)?)?);
+        }
+        Ok(values)
+    }
+
     fn finish(&mut self, batch: Batch) -> Result<Event, SampleError> {
-        self.peak_cache_bytes = self.peak_cache_bytes.max(batch.store.bytes());
         let images = batch.conditions.len();
+        let bytes = batch.store.bytes() + self.setup.output_bytes(images);
+        self.peak_cache_bytes = self.peak_cache_bytes.max(bytes);
         let x0 = self.read(&batch.x)?;
         let size = x0.len() / images;
         if let Some(bad) = x0.iter().position(|v| !v.is_finite()) {
@@ -254,6 +269,7 @@ impl Run {
             (state.first, state.step) = (batch.first + images, 0);
             (state.x, state.noise) = (Vec::new(), Vec::new());
             state.history = Vec::new();
+            state.carried = Vec::new();
         }
         Ok(Event::Images {
             first_image: batch.first,
@@ -304,7 +320,7 @@ impl Run {
                 SampleError::Device(fault) => self.explained(fault).into(),
                 error => error,
             })?;
-        if batch.reused_in_a_row > 0 {
+        if batch.decisions.in_a_row > 0 {
             self.reused_passes += (batch.conditions.len() * self.setup.copies()) as u64;
         }
         if self.setup.recovery {
@@ -319,6 +335,8 @@ impl Run {
                     None => Vec::new(),
                 },
                 noise: batch.noise.clone(),
+                carried: self.carried(&mut batch)?,
+                decisions: batch.decisions,
                 reused_passes: self.reused_passes,
             });
         }
@@ -326,7 +344,7 @@ impl Run {
             first_image: batch.first,
             images: batch.conditions.len(),
             step: batch.step - 1,
-            reused: batch.reused_in_a_row > 0,
+            reused: batch.decisions.in_a_row > 0,
             x0: self.setup.preview.then_some(x0),
         };
         self.batch = Some(batch);

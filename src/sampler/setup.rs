@@ -5,7 +5,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use burn::tensor::Device;
 
 use super::{
-    SampleError, Settings,
+    SampleError, Settings, batch_for,
+    output::KnownOutput,
     parts::PartTimes,
     run::{Request, Run},
 };
@@ -16,7 +17,7 @@ use crate::{
     kernels::OutputLayout,
     models::{Condition, ConditionError, Latents, Model},
     plan::Plan,
-    schedule::{Reuse, Schedule, ScheduleError},
+    schedule::{Probe, Reuse, Schedule, ScheduleError},
 };
 
 /// Bytes of adaLN vectors that are computed ahead of the steps that use them.
@@ -218,6 +219,15 @@ impl Sampler {
         let feature = self.setup.model.outline().graph.feature_numbers();
         let numbers = self.setup.copies() * images * feature;
         self.setup.plan.slots() * self.setup.cache_dtype.feature_bytes(numbers)
+            + self.setup.output_bytes(images)
+    }
+
+    /// Images a batch within a memory budget: [`batch_for`] as many, or fewer where more than a feature a branch is kept.
+    pub fn batch_within(&self, budget_bytes: u64) -> usize {
+        let (outline, copies) = (self.setup.model.outline(), self.setup.copies());
+        let image = 4 * outline.activations * copies as u64 + self.cache_bytes(1) as u64;
+        let fitting = (budget_bytes / image.max(1)).max(1) as usize;
+        batch_for(outline, copies == 2, budget_bytes).min(fitting)
     }
 
     /// Bytes of adaLN weights that a run of one batch of `images` images reads.
@@ -262,6 +272,24 @@ impl Setup {
         } else {
             1
         }
+    }
+
+    /// What a batch knows of its output before its first step, where that may be reused.
+    pub fn known_output(&self) -> Option<KnownOutput> {
+        self.reuses_output()
+            .then(|| KnownOutput::new(self.latents(), self.copies()))
+    }
+
+    /// Bytes of that for so many images.
+    pub fn output_bytes(&self, images: usize) -> usize {
+        match self.reuses_output() {
+            true => KnownOutput::bytes(&self.latents(), self.copies(), images),
+            false => 0,
+        }
+    }
+
+    fn reuses_output(&self) -> bool {
+        matches!(&self.reuse, Reuse::AtRunTime(probed) if probed.probe() == Probe::Output)
     }
 
     /// Room for a batch's features: that of the last one if it fits.

@@ -6,13 +6,14 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{
-    ForecastRecord, ModelIdentity, Router, Schedule, ScheduleError, forecast,
+    ForecastRecord, Joint, ModelIdentity, Router, Schedule, ScheduleError, forecast,
     reads::{self, StepReads},
     router::check_tau,
 };
 use crate::{files::write_bytes_atomically, graph::Graph};
 
-/// Version of the files that are written: 2 knows the model by its graph, weights of reads, and forecasts.
+/// Version of the files that are written: 2 knows the model by its graph, weights of reads, branches that are reused together, and
+/// forecasts.
 pub const FORMAT: u32 = 2;
 
 /// Denoising steps at most: one a training timestep.
@@ -36,6 +37,9 @@ pub struct ScheduleFile {
     pub threshold: Option<f64>,
     /// A row a step, step 0 first: `#` compute, `.` reuse.
     pub compute: Vec<String>,
+    /// How neighbouring branches are reused together; absent where each is reused by itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub joint: Option<Joint>,
     /// What reused cells weigh, a row a step; absent where all reuse is plain.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reads: Option<Vec<StepReads>>,
@@ -141,6 +145,10 @@ impl ScheduleFile {
             .flat_map(|row| row.bytes().map(|b| b == b'#'))
             .collect();
         let table = Schedule::new(self.run.steps, branches, table)?;
+        let table = match self.joint {
+            None => table,
+            Some(joint) => table.with_joint(joint)?,
+        };
         let table = match &self.reads {
             None => table,
             Some(rows) => reads::apply(table, rows)?,
@@ -166,6 +174,7 @@ impl ScheduleFile {
             run,
             threshold: None,
             compute: schedule.to_rows(),
+            joint: schedule.joint(),
             reads: reads::of(schedule),
             forecast: forecast::of(schedule),
             logits: None,

@@ -7,6 +7,7 @@ mod file;
 mod forecast;
 mod identity;
 mod import;
+mod joint;
 mod probed;
 mod reads;
 mod router;
@@ -19,7 +20,8 @@ pub use file::{FORMAT, GuidanceRecord, Measured, PolicyRecord, RunSettings, Sche
 pub use forecast::{FORECAST_DEPTH, Forecast, ForecastRecord};
 pub use identity::ModelIdentity;
 pub use import::{ReleasedKind, router_from_release};
-pub use probed::{Probed, Reuse, Threshold};
+pub use joint::{Joint, JointFeature};
+pub use probed::{Decisions, Probe, Probed, Reuse, Rule, Sum, Threshold};
 pub use reads::StepReads;
 pub use router::{LOGIT_LIMIT, Router};
 pub use table::{MAX_HISTORY, Schedule};
@@ -54,6 +56,9 @@ pub enum ScheduleError {
         weights: Vec<f32>,
         most: usize,
     },
+    /// Branches that cannot be reused together.
+    #[error("step {step} {problem}")]
+    Joint { step: usize, problem: String },
     /// A step whose forecast cannot be made.
     #[error("step {step} of the forecast {problem}")]
     Forecast { step: usize, problem: String },

@@ -2,17 +2,18 @@
 
 use std::collections::BTreeMap;
 
-use super::{Forecast, ScheduleError};
+use super::{Forecast, Joint, ScheduleError};
 use crate::graph::Graph;
 
-/// Features of a branch that a read may weigh at most.
-pub const MAX_HISTORY: usize = 8;
+/// Features of a branch that a read may weigh at most: as many as the longest history of a published forecast (Spectrum).
+pub const MAX_HISTORY: usize = 100;
 
 /// For every step (`s = 0` the noisiest) and branch (in the graph's order): compute, or reuse. Step 0 always computes
 /// everything.
 ///
 /// What is reused is a weighted sum of the branch's features, that of the step computed last first: plain reuse is
-/// one weight of 1, a forecast has several ([`Schedule::with_reads`]). What a step takes for the clean image may be weighed
+/// one weight of 1, a forecast has several ([`Schedule::with_reads`]). Neighbouring branches may be reused as one
+/// ([`Schedule::with_joint`]). What a step takes for the clean image may be weighed
 /// of earlier ones, with the network or without ([`Schedule::with_forecast`]).
 #[derive(Debug, Clone, PartialEq)]
 pub struct Schedule {
@@ -21,6 +22,7 @@ pub struct Schedule {
     compute: Vec<bool>,
     /// Weights of reused cells `s·N + n` that are no plain reuse, newest feature first.
     reads: BTreeMap<usize, Vec<f32>>,
+    pub(super) joint: Option<Joint>,
     forecast: Forecast,
 }
 
@@ -46,6 +48,7 @@ impl Schedule {
                 branches,
                 compute,
                 reads: BTreeMap::new(),
+                joint: None,
                 forecast: Forecast::default(),
             }),
         }
@@ -80,7 +83,7 @@ impl Schedule {
     ///
     /// # Errors
     /// [`ScheduleError::Reads`] for weights that are not finite, more than [`MAX_HISTORY`] of them, or more than features
-    /// have been computed.
+    /// have been computed; [`ScheduleError::Joint`] where branches that are reused together are weighed differently.
     pub fn with_reads(
         mut self,
         mut weights: impl FnMut(usize, usize) -> Vec<f32>,
@@ -108,6 +111,7 @@ impl Schedule {
                 }
             }
         }
+        self.check_joint()?;
         Ok(self)
     }
 
@@ -146,11 +150,10 @@ impl Schedule {
     }
 
     /// The same schedule with all of step `s`, or of the next one that runs the network, computed, for a run that begins there
-    /// with an empty cache. Reads that would
-    /// reach back before it weigh what there is.
+    /// with an empty cache. Reads that would reach back before it are plain.
     ///
     /// # Errors
-    /// None that a valid schedule can meet.
+    /// [`ScheduleError::Joint`] where branches that are reused together at later steps overlap.
     pub fn resumed_at(&self, s: usize) -> Result<Self, ScheduleError> {
         let s = (s..self.steps)
             .find(|s| self.runs_network(*s))
@@ -160,6 +163,7 @@ impl Schedule {
         })?;
         // Predictions are part of a run's state, features are not.
         table.forecast = self.forecast.clone();
+        table.joint = self.joint;
         // From there on only what was computed since is at hand.
         let since =
             |step: usize, n: usize| (s..step).filter(|k| table.computes(*k, n)).count().max(1);

@@ -3,9 +3,11 @@
 //!
 //! - [`router`]: SDT and IEPO, budgets, resumable runs in a folder
 //! - [`forecast`]: clean images made of earlier ones, fitted so that a run that skips lands where the uncached one does
+//! - [`calibration`]: what published policies want measured before they can choose
 //! - [`network`]: a DiT from pictures, with the public release's objective
 //! - [`run`]: what they share: errors, logs, metadata of checkpoints
 
+pub mod calibration;
 pub mod data;
 pub mod forecast;
 pub mod network;

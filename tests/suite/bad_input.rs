@@ -354,12 +354,34 @@ fn bad_usage_ends_with_code_2_and_its_reason() {
         (
             &["--schedule", "teacache"],
             2,
-            "error: unknown policy `teacache`: expected none, fora:N, taylor:N[:ORDER], pab[:SELF[:CROSS]], scm:BITS, fb:THRESHOLD, db:FRONT:REAR:THRESHOLD, random:CUR[:SEED], steps:K[:SOLVER], learned[:SPEED], or a *.schedule.json file, or folder of such files, that exists",
+            "error: unknown policy `teacache`: expected none, fora:N, taylor:N[:ORDER], foca:N, spectrum:N[:GROWTH[:BLEND]], delta:N[:CUTOFF[:BLOCKS]], pab[:SELF[:CROSS]], scm:BITS, smooth:ALPHA, cem:K, mag:THRESHOLD, tea:THRESHOLD, fb:THRESHOLD, db:FRONT:REAR:THRESHOLD, di:THRESHOLD, easy:THRESHOLD[:WARMUP], random:CUR[:SEED], steps:K[:SOLVER], learned[:SPEED], or a *.schedule.json file, or folder of such files, that exists",
         ),
         (
             &["--schedule", "fora:0"],
             2,
             "error: policy `fora:0`: expected fora:N with a whole number N of at least 1",
+        ),
+        (
+            &["--schedule", "delta:2:9:99"],
+            2,
+            "error: policy `delta:2:9:99`: expected a cutoff of 0 to 20, the run's steps, and 1 to 12 of the network's blocks",
+        ),
+        (
+            &["--schedule", "easy:0"],
+            2,
+            "error: policy `easy:0`: expected easy:THRESHOLD[:WARMUP] with a number above 0 and the steps that are computed first",
+        ),
+        (
+            &[
+                "--schedule",
+                "mag:0.06",
+                "--steps",
+                "7",
+                "--guidance",
+                "2.5",
+            ],
+            2,
+            "error: policy `mag:0.06` needs a calibration of this model and run, and there is none in harmonica-calibrations: `harmonica train calibrate --model bundled --steps 7 --spacing even --solver ddim --guidance 2.5 --guidance-channels 3 --clip-x0 on` makes it",
         ),
         (
             &["--schedule", "nothing.json"],

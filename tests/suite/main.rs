@@ -19,6 +19,7 @@ mod pictures;
 mod pixart;
 mod pretrain;
 mod pretrain_data;
+mod rivals;
 mod run_time;
 mod sampling;
 mod schedules;

@@ -62,6 +62,11 @@ pub enum TrainingError {
         path: std::path::PathBuf,
         file: &'static str,
     },
+    /// Measurements that are no numbers.
+    #[error(
+        "what was measured of {what} is not finite: the weights are damaged or the settings are too extreme"
+    )]
+    NotMeasured { what: &'static str },
     /// Somebody asked it to stop.
     #[error("stopped")]
     Stopped,
