@@ -1,5 +1,6 @@
 //! Every error the command can end with, and its exit code.
 
+use super::pull::PullError;
 use crate::{
     checkpoint::CheckpointError,
     device::DeviceError,
@@ -32,6 +33,8 @@ pub(super) enum CliError {
     Training(#[from] TrainingError),
     #[error(transparent)]
     Open(#[from] OpenError),
+    #[error(transparent)]
+    Pull(#[from] PullError),
     /// Flags that make no sense together or for this model.
     #[error("{0}")]
     Usage(String),
@@ -114,12 +117,14 @@ impl CliError {
             )
             | Self::Open(OpenError::Checkpoint(
                 CheckpointError::RandomSpec { .. }
+                | CheckpointError::HubName { .. }
                 | CheckpointError::HeadsNeeded { .. }
                 | CheckpointError::SizeNeeded { .. }
                 | CheckpointError::Settings { .. },
             ))
             | Self::Checkpoint(
                 CheckpointError::RandomSpec { .. }
+                | CheckpointError::HubName { .. }
                 | CheckpointError::HeadsNeeded { .. }
                 | CheckpointError::SizeNeeded { .. }
                 | CheckpointError::Settings { .. },

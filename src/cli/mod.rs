@@ -16,6 +16,7 @@ mod draw;
 mod error;
 mod inspect;
 mod options;
+mod pull;
 mod sample;
 mod schedule;
 mod schedules;
@@ -70,7 +71,9 @@ enum Command {
     Bench(Box<bench::Args>),
     /// Draw, make, import or compare schedules
     Schedule(schedule::Args),
-    /// Show what a weight, router or schedule file holds
+    /// Download a pipeline from the Hugging Face hub; --model then takes its name
+    Pull(pull::Args),
+    /// Show what a model, router or schedule file or folder holds
     Inspect(inspect::Args),
     /// Write any model that loads as one safetensors file with its config
     Convert(convert::Args),
@@ -151,6 +154,7 @@ pub fn main() -> ExitCode {
         Command::Compare(args) => compare::run(*args, &context),
         Command::Bench(args) => bench::run(*args, &context),
         Command::Schedule(args) => schedule::run(args, &context),
+        Command::Pull(args) => pull::run(args, &context),
         Command::Inspect(args) => inspect::run(args, &context),
         Command::Convert(args) => convert::run(args, &context),
     };

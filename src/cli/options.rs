@@ -49,9 +49,13 @@ impl Verbosity {
 /// The model and the device it runs on.
 #[derive(Args, Debug)]
 pub(super) struct ModelArgs {
-    /// A .pt or .safetensors file, a diffusers folder, `bundled`, or `random:DiT-S/2@256` (seeded random weights)
-    #[arg(long, value_name = "FILE|DIR", default_value = "bundled")]
+    /// A .pt, .bin or .safetensors file, a diffusers folder, a name of the hub such as facebook/DiT-XL-2-256 (from the cache:
+    /// `harmonica pull` fills it), `bundled`, or `random:DiT-S/2@256` (seeded random weights)
+    #[arg(long, value_name = "FILE|DIR|NAME", default_value = "bundled")]
     pub model: String,
+    /// The form of a folder's weights, such as fp16 [default: full precision, or what alone is there]
+    #[arg(long, value_name = "FORM")]
+    pub variant: Option<String>,
     /// Attention heads, where a bare .pt cannot tell
     #[arg(long, value_name = "N")]
     pub heads: Option<usize>,
@@ -66,7 +70,11 @@ pub(super) struct ModelArgs {
 
 impl ModelArgs {
     pub fn spec(&self) -> Result<ModelSpec, CliError> {
-        Ok(self.model.parse()?)
+        let spec: ModelSpec = self.model.parse()?;
+        Ok(match &self.variant {
+            Some(variant) => spec.with_variant(variant)?,
+            None => spec,
+        })
     }
 
     pub fn load_options(&self) -> LoadOptions {
@@ -118,9 +126,9 @@ pub(super) struct RunArgs {
     /// Denoising steps [default: 20]
     #[arg(long, value_name = "T")]
     pub steps: Option<usize>,
-    /// ddim, ddim:ETA, ddpm or dpm++2m
-    #[arg(long, default_value = "ddim")]
-    pub solver: String,
+    /// ddim, ddim:ETA, ddpm or dpm++2m [default: what the model's pipeline folder says, otherwise ddim]
+    #[arg(long)]
+    pub solver: Option<String>,
     /// DDIM's eta: 0 deterministic, 1 as noisy as DDPM
     #[arg(long, value_name = "ETA")]
     pub eta: Option<f64>,
@@ -137,7 +145,10 @@ pub(super) struct RunArgs {
 
 impl RunArgs {
     pub fn settings(&self, info: &ModelInfo) -> Result<Settings, CliError> {
-        let mut solver: Solver = self.solver.parse()?;
+        let mut solver = match &self.solver {
+            Some(solver) => solver.parse()?,
+            None => info.usual_solver(),
+        };
         if let Some(eta) = self.eta {
             if !matches!(solver, Solver::Ddim { .. }) {
                 return Err(CliError::Usage(format!(
@@ -199,6 +210,9 @@ impl SessionArgs {
             pipeline = pipeline.with_texts(texts)?;
         }
         let seconds_load = started.elapsed().as_secs_f64();
+        for note in &pipeline.info.notes {
+            context.say(format!("note: the model's scheduler: {note}"));
+        }
         let settings = self.run.settings(&pipeline.info)?;
         if pipeline.prompts.pool.is_empty() {
             return Err(CliError::Usage(

@@ -1,12 +1,9 @@
-//! The release's linear noise schedule, and the evenly respaced run through it.
+//! The evenly respaced run through a noise schedule.
 
-use super::DiffusionError;
+use super::{DiffusionError, NoiseSchedule};
 
 /// Number of timesteps the networks are trained with, so the longest possible run.
 pub const MAX_STEPS: usize = 1000;
-
-const BETA_FIRST: f64 = 1e-4;
-const BETA_LAST: f64 = 0.02;
 
 /// Everything a solver needs to know about one denoising step.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -55,16 +52,24 @@ pub struct Trajectory {
 }
 
 impl Trajectory {
+    /// The run through the release's linear noise schedule, as [`Self::through`].
+    ///
+    /// # Errors
+    /// [`DiffusionError::Steps`] unless `1 ≤ steps ≤ 1000`.
+    pub fn linear(steps: usize) -> Result<Self, DiffusionError> {
+        Self::through(&NoiseSchedule::default(), steps)
+    }
+
     /// `T = steps` evenly spaced timesteps `round(k·999/(T−1))`, first and last included
     /// (ties to even, as in the Python release). A single step starts at the noisiest timestep.
     ///
     /// # Errors
     /// [`DiffusionError::Steps`] unless `1 ≤ steps ≤ 1000`.
-    pub fn linear(steps: usize) -> Result<Self, DiffusionError> {
+    pub fn through(noise: &NoiseSchedule, steps: usize) -> Result<Self, DiffusionError> {
         if steps == 0 || steps > MAX_STEPS {
             return Err(DiffusionError::Steps { steps });
         }
-        let alpha_bar = alpha_bars();
+        let alpha_bar = noise.alpha_bars();
         let ascending: Vec<usize> = if steps == 1 {
             vec![MAX_STEPS - 1]
         } else {
@@ -124,18 +129,6 @@ impl Trajectory {
     pub fn timesteps(&self) -> Vec<usize> {
         self.steps.iter().map(|s| s.timestep).collect()
     }
-}
-
-/// `ᾱ_t = Π (1 − β)` over linear betas from 1e-4 to 0.02.
-fn alpha_bars() -> Vec<f64> {
-    let mut product = 1.0;
-    (0..MAX_STEPS)
-        .map(|t| {
-            let beta = BETA_FIRST + (BETA_LAST - BETA_FIRST) * t as f64 / (MAX_STEPS - 1) as f64;
-            product *= 1.0 - beta;
-            product
-        })
-        .collect()
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ pub use texts::{read_texts, texts_named};
 use crate::{
     checkpoint::{LoadOptions, ModelInfo, ModelSpec, load_model},
     device::Engine,
-    diffusion::{Guidance, Solver},
+    diffusion::Guidance,
     models::{Model, Prompts},
     policy::PolicyError,
     sampler::{SampleError, Sampler, Settings},
@@ -82,13 +82,13 @@ impl Pipeline {
         Ok(Self { prompts, ..self })
     }
 
-    /// The usual run: 20 DDIM steps under the model's usual guidance.
+    /// The usual run: 20 steps of the model's usual solver under its usual guidance.
     pub fn usual_settings(&self) -> Settings {
         let (_, channels) = self.info.outline.guidance;
         let guidance = Guidance::new(self.info.usual_guidance(), channels);
         Settings {
             steps: USUAL_STEPS,
-            solver: Solver::Ddim { eta: 0.0 },
+            solver: self.info.usual_solver(),
             guidance: guidance.unwrap_or_default(),
             clip_x0: self.info.clip_x0,
         }

@@ -122,7 +122,7 @@ pub fn batch_for(outline: &Outline, guided: bool, budget_bytes: u64) -> usize {
 }
 
 impl Settings {
-    /// The respaced run.
+    /// The respaced run through the usual noise: its timesteps are those of any.
     ///
     /// # Errors
     /// [`DiffusionError::Steps`].
@@ -136,10 +136,11 @@ impl Settings {
     /// [`DiffusionError::Steps`].
     pub fn numbers(&self, latents: &Latents) -> Result<Vec<Step>, DiffusionError> {
         let predicts = Predicts {
-            prediction: latents.prediction,
+            prediction: latents.process.prediction,
             learned_sigma: latents.out_channels == 2 * latents.channels,
             clip: self.clip_x0,
         };
-        Ok(self.solver.steps(&self.trajectory()?, predicts))
+        let trajectory = Trajectory::through(&latents.process.noise, self.steps)?;
+        Ok(self.solver.steps(&trajectory, predicts))
     }
 }

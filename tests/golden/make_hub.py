@@ -14,6 +14,7 @@ float32, and the files are always the same.
                fp16-sharded   the same of the variant
                bin            diffusion_pytorch_model.bin
                bin-sharded    several shards and their index
+             scheduler holds that of PixArt's folders, which is DPM-Solver++ (2M), and has a number that JSON does not know
   hub.io.safetensors   x [3,4,8,8], t [3], y [3] i64 (the null label last) -> out [3,8,8,8], diffusers' own; out_fp16 is that of
              weights rounded to f16, computed in f32.
 """
@@ -38,7 +39,13 @@ LABELS = {
 
 
 def part_hub():
-    from diffusers import AutoencoderKL, DDIMScheduler, DiTPipeline, DiTTransformer2DModel
+    from diffusers import (
+        AutoencoderKL,
+        DDIMScheduler,
+        DiTPipeline,
+        DiTTransformer2DModel,
+        DPMSolverMultistepScheduler,
+    )
 
     def filled(model, seed):
         generator = torch.Generator().manual_seed(seed)
@@ -82,6 +89,10 @@ def part_hub():
     half = DiTTransformer2DModel.from_pretrained(folder / "transformer", torch_dtype=torch.float16)
     half.save_pretrained(forms / "fp16", variant="fp16")
     half.save_pretrained(forms / "fp16-sharded", variant="fp16", max_shard_size="7KB")
+
+    dpm = DPMSolverMultistepScheduler(beta_schedule="linear", beta_start=1e-4, beta_end=0.02)
+    dpm.save_pretrained(forms / "scheduler")
+    assert "-Infinity" in (forms / "scheduler" / "scheduler_config.json").read_text()
 
     case = forward_case(710, 4, 8, 8, [2, 4, 5])
 

@@ -12,6 +12,8 @@ mod embedding;
 mod forecast;
 mod forward;
 mod header;
+mod hub;
+mod hub_server;
 mod kernels;
 mod large_model;
 mod pixart;
