@@ -15,7 +15,7 @@ use hf_hub::{
     Cache, Repo, RepoType,
     api::{
         Progress,
-        sync::{Api, ApiBuilder, ApiError, ApiRepo, Metadata},
+        sync::{Api, ApiBuilder, ApiError, ApiRepo},
     },
 };
 use indicatif::{ProgressBar, ProgressStyle};
@@ -174,65 +174,70 @@ impl Hub {
         if !is_plain(etag) {
             return Err(self.answer(format!("the etag of {file} is `{etag}`")));
         }
-        let size = metadata.size() as u64;
-        let place = snapshot.join(file);
-        if has_length(&place, size) {
+        let file = Remote {
+            path: file,
+            etag,
+            size: is_sha256(etag).then_some(metadata.size() as u64),
+        };
+        let place = snapshot.join(file.path);
+        if file.is_at(&place) {
             return Ok(0);
         }
         let blob = self.folder.join("blobs").join(etag);
         let mut downloaded = 0;
-        if !has_length(&blob, size) {
-            let staged = self.download(repository, file, &metadata, context)?;
-            check(&staged, file, etag)?;
+        if !file.is_at(&blob) {
+            let staged = self.staging.join("blobs").join(metadata.etag());
+            self.download(repository, &file, &staged, context)?;
+            file.check(&staged)?;
+            downloaded = length(&staged).unwrap_or(0);
             put(&staged, &blob).map_err(|source| unwritable(&blob, source))?;
-            downloaded = size;
         }
-        link(&blob, &place, file).map_err(|source| unwritable(&place, source))?;
+        link(&blob, &place, file.path).map_err(|source| unwritable(&place, source))?;
         Ok(downloaded)
     }
 
-    /// A file whole among the downloads, not yet checked. Broken connections are taken up again.
+    /// Brings a file whole to `staged`, not yet checked. Broken connections are taken up again.
     fn download(
         &self,
         repository: &ApiRepo,
-        file: &str,
-        metadata: &Metadata,
+        file: &Remote,
+        staged: &Path,
         context: &Context,
-    ) -> Result<PathBuf, PullError> {
-        let size = metadata.size() as u64;
-        let staged = self.staging.join("blobs").join(metadata.etag());
+    ) -> Result<(), PullError> {
         let part = staged.with_extension("part");
-        let bar = bar(context, file, size);
+        let bar = bar(context, file.path);
         let mut tries = 0;
         loop {
             let before = length(&part);
-            match before {
+            match (before, file.size) {
                 // The client asks for what comes after the end, and the server refuses.
-                Some(length) if length == size => {
-                    fs::rename(&part, &staged).map_err(|source| unwritable(&staged, source))?;
+                (Some(length), Some(size)) if length == size => {
+                    fs::rename(&part, staged).map_err(|source| unwritable(staged, source))?;
                 }
-                Some(length) if length > size => discard(&part)?,
-                _ => {}
+                (Some(length), Some(size)) if length < size => {}
+                (Some(_), _) => discard(&part)?,
+                (None, _) => {}
             }
-            if has_length(&staged, size) {
-                bar.finish_and_clear();
-                return Ok(staged);
+            if file.is_at(staged) {
+                break;
             }
             // The client's links to files that have moved on would stop it.
             let _ = fs::remove_dir_all(self.staging.join("snapshots"));
-            let problem = match repository.download_with_progress(file, Bar(bar.clone())) {
+            let problem = match repository.download_with_progress(file.path, Bar(bar.clone())) {
                 Ok(pointer) => {
                     if !staged.exists() {
                         // Where links are not to be had, it moves the file there.
-                        fs::rename(&pointer, &staged)
-                            .map_err(|source| unwritable(&staged, source))?;
+                        fs::rename(&pointer, staged)
+                            .map_err(|source| unwritable(staged, source))?;
                     }
-                    match length(&staged) {
-                        Some(length) if length == size => continue,
+                    if file.is_at(staged) {
+                        break;
+                    }
+                    if length(staged) < file.size {
                         // It takes the end of the connection for the end of the file.
-                        Some(length) if length < size => fs::rename(&staged, &part)
-                            .map_err(|source| unwritable(&part, source))?,
-                        _ => discard(&staged)?,
+                        fs::rename(staged, &part).map_err(|source| unwritable(&part, source))?;
+                    } else {
+                        discard(staged)?;
                     }
                     "the connection ended early".to_owned()
                 }
@@ -251,15 +256,16 @@ impl Hub {
             if tries >= TRIES {
                 bar.abandon();
                 return Err(PullError::Interrupted {
-                    file: file.into(),
+                    file: file.path.into(),
                     got,
-                    size,
                     problem,
                 });
             }
-            tracing::debug!("{file} broke off after {got} of {size} bytes: {problem}");
+            tracing::debug!("{} broke off after {got} bytes: {problem}", file.path);
             std::thread::sleep(PAUSE * tries);
         }
+        bar.finish_and_clear();
+        Ok(())
     }
 
     fn api_error(&self, error: &ApiError) -> PullError {
@@ -303,21 +309,45 @@ fn is_passing(error: &ApiError) -> bool {
     }
 }
 
-/// Compares with the hub's checksum: of large files the etag is their sha256, of small ones something else.
-fn check(path: &Path, file: &str, etag: &str) -> Result<(), PullError> {
-    if etag.len() != 64 || !etag.chars().all(|c| c.is_ascii_hexdigit()) {
-        return Ok(());
+/// A file as the hub describes it.
+struct Remote<'a> {
+    /// In the repository.
+    path: &'a str,
+    /// The sha256 of a large file, something else of a small one.
+    etag: &'a str,
+    /// Bytes of a large file. What is told of a small one may be its length on the wire, compressed.
+    size: Option<u64>,
+}
+
+impl Remote<'_> {
+    /// Whether a file is there and as long as it should be.
+    fn is_at(&self, path: &Path) -> bool {
+        match (length(path), self.size) {
+            (Some(found), Some(size)) => found == size,
+            (found, _) => found.is_some(),
+        }
     }
-    let found = sha256(path).map_err(|source| unwritable(path, source))?;
-    if found.eq_ignore_ascii_case(etag) {
-        return Ok(());
+
+    /// Compares with the hub's checksum, and throws away what differs.
+    fn check(&self, path: &Path) -> Result<(), PullError> {
+        if !is_sha256(self.etag) {
+            return Ok(());
+        }
+        let found = sha256(path).map_err(|source| unwritable(path, source))?;
+        if found.eq_ignore_ascii_case(self.etag) {
+            return Ok(());
+        }
+        discard(path)?;
+        Err(PullError::Checksum {
+            file: self.path.into(),
+            found,
+            expected: self.etag.into(),
+        })
     }
-    discard(path)?;
-    Err(PullError::Checksum {
-        file: file.into(),
-        found,
-        expected: etag.into(),
-    })
+}
+
+fn is_sha256(etag: &str) -> bool {
+    etag.len() == 64 && etag.chars().all(|c| c.is_ascii_hexdigit())
 }
 
 fn sha256(path: &Path) -> io::Result<String> {
@@ -370,10 +400,6 @@ fn length(path: &Path) -> Option<u64> {
     fs::metadata(path).ok().map(|found| found.len())
 }
 
-fn has_length(path: &Path, size: u64) -> bool {
-    length(path) == Some(size)
-}
-
 fn discard(path: &Path) -> Result<(), PullError> {
     fs::remove_file(path).map_err(|source| unwritable(path, source))
 }
@@ -386,14 +412,14 @@ fn unwritable(path: &Path, source: io::Error) -> PullError {
 }
 
 /// The bar of one file.
-fn bar(context: &Context, file: &str, size: u64) -> ProgressBar {
+fn bar(context: &Context, file: &str) -> ProgressBar {
     if context.quiet {
         return ProgressBar::hidden();
     }
     let template = "{msg} {bar:32} {bytes}/{total_bytes} · {bytes_per_sec} · ETA {eta}";
     let style =
         ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
-    ProgressBar::new(size)
+    ProgressBar::new(0)
         .with_style(style)
         .with_message(file.to_owned())
 }
@@ -402,7 +428,8 @@ fn bar(context: &Context, file: &str, size: u64) -> ProgressBar {
 struct Bar(ProgressBar);
 
 impl Progress for Bar {
-    fn init(&mut self, _: usize, _: &str) {
+    fn init(&mut self, size: usize, _: &str) {
+        self.0.set_length(size as u64);
         // It tells what is there already as the first piece.
         self.0.set_position(0);
     }

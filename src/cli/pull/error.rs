@@ -59,12 +59,11 @@ pub(in crate::cli) enum PullError {
 
     /// A connection that broke again and again.
     #[error(
-        "{file} broke off after {got} of {size} bytes: {problem}; what has come is kept, the same command goes on from there"
+        "{file} broke off after {got} bytes: {problem}; what has come is kept, the same command goes on from there"
     )]
     Interrupted {
         file: String,
         got: u64,
-        size: u64,
         problem: String,
     },
 
