@@ -59,7 +59,7 @@
 //! | [`layers`] | what networks are made of beside their blocks |
 //! | [`containers`] | safetensors, pickles and zip archives of named tensors |
 //! | [`models`] | families of networks, their branches callable one by one; [`models::walk`] is the loop over them; [`models::text`] encodes prompts for them |
-//! | [`checkpoint`] | loading published weights into models, writing ours |
+//! | [`checkpoint`] | loading published weights, pipeline folders and the hub's cache into models, writing ours |
 //! | [`cache`] | the feature store: slots that a plan names |
 //! | [`sampler`] | the denoising loop under a schedule |
 //! | [`pipeline`] | the facade: a model on a device, schedules by name, samplers |

@@ -9,6 +9,7 @@ use super::{
 };
 use crate::{
     containers::{CheckpointError, TensorSource},
+    diffusion::{Process, Solver},
     models::{Architecture, FAMILIES, Naming, dit::DitFamily, family_named},
 };
 
@@ -18,6 +19,12 @@ pub struct Description {
     pub architecture: Arc<dyn Architecture>,
     pub class_names: Vec<String>,
     pub clip_x0: bool,
+    /// What the network was trained on.
+    pub process: Process,
+    /// How its pictures are usually drawn, where the files say so.
+    pub solver: Option<Solver>,
+    /// What the files ask of a run and runs here do otherwise.
+    pub notes: Vec<String>,
     /// The fingerprint that the file itself names.
     pub fingerprint: Option<Fingerprint>,
     pub naming: Naming,
@@ -52,7 +59,7 @@ pub fn describe(
 ) -> Result<Description, CheckpointError> {
     let naming = naming(source);
     let metadata = read_metadata(source)?;
-    let (architecture, class_names, clip_x0, fingerprint) = match metadata {
+    let description = match metadata {
         Some(m) => {
             let path = source.path();
             let family = family_named(&m.family).ok_or_else(|| other_family(source, &m))?;
@@ -68,7 +75,16 @@ pub fn describe(
                     ),
                 });
             }
-            (architecture, m.classes, m.clip_x0, Some(m.fingerprint))
+            Description {
+                architecture,
+                class_names: m.classes,
+                clip_x0: m.clip_x0,
+                process: m.process,
+                solver: m.solver,
+                notes: Vec::new(),
+                fingerprint: Some(m.fingerprint),
+                naming,
+            }
         }
         None => {
             let mut families = FAMILIES.into_iter();
@@ -76,18 +92,20 @@ pub fn describe(
             let family = families
                 .find(|family| family.recognises(source))
                 .unwrap_or(&DitFamily);
-            let architecture = family.infer(source, naming, options)?;
-            (architecture, Vec::new(), false, None)
+            Description {
+                architecture: family.infer(source, naming, options)?,
+                class_names: Vec::new(),
+                clip_x0: false,
+                process: Process::default(),
+                solver: None,
+                notes: Vec::new(),
+                fingerprint: None,
+                naming,
+            }
         }
     };
-    check_tensors(source, naming, &*architecture)?;
-    Ok(Description {
-        architecture,
-        class_names,
-        clip_x0,
-        fingerprint,
-        naming,
-    })
+    check_tensors(source, naming, &*description.architecture)?;
+    Ok(description)
 }
 
 fn read_metadata(source: &TensorSource) -> Result<Option<Metadata>, CheckpointError> {

@@ -15,6 +15,7 @@ use super::{
 };
 use crate::{
     containers::CheckpointError,
+    diffusion::{NoiseSchedule, Process},
     models::{
         Architecture, Model, Parameter, Supply,
         dit::{DitArchitecture, DitConfig},
@@ -72,15 +73,25 @@ pub fn random_model(
 /// As [`load_model`].
 pub fn load_state(spec: &ModelSpec, options: LoadOptions) -> Result<StateDict, CheckpointError> {
     let mut weights = Weights::open(spec, options)?;
-    if !weights.has_formula_positions()? {
-        let path = match spec {
+    let untrainable = |problem: String| CheckpointError::Settings {
+        path: match spec {
             ModelSpec::Path(path) => path.clone(),
-            _ => "the model".into(),
-        };
-        return Err(CheckpointError::Settings {
-            path,
-            problem: "its position embedding is one of its own, which training would replace by the usual one".into(),
-        });
+            ModelSpec::Bundled | ModelSpec::Random { .. } => "the model".into(),
+            other => other.to_string().into(),
+        },
+        problem,
+    };
+    if !weights.has_formula_positions()? {
+        return Err(untrainable(
+            "its position embedding is one of its own, which training would replace by the usual one".into(),
+        ));
+    }
+    if !weights.process.is_usual() {
+        let Process { prediction, noise } = weights.process;
+        return Err(untrainable(format!(
+            "it was trained on {noise} to predict {prediction:?}, which training would replace by the usual {} and Epsilon",
+            NoiseSchedule::default()
+        )));
     }
     state_of(&mut weights)
 }
@@ -161,7 +172,8 @@ fn build(
     weights.check_fingerprint(spec, &fingerprint)?;
     let info = weights.info(spec, fingerprint);
     tracing::debug!(model = %info.outline.name, fingerprint = %info.fingerprint, "loaded {spec}");
-    Ok((weights.architecture.build(&mut loaded), info))
+    let outline = Arc::new(info.outline.clone());
+    Ok((weights.architecture.build(outline, &mut loaded), info))
 }
 
 /// Tensors on the device, waiting for their places.

@@ -1,4 +1,4 @@
-//! Reading published weight files and writing ours.
+//! Reading published weight files, pipeline folders and the hub's cache, and writing our own files.
 //!
 //! Everything is checked before anything large is allocated: the container (zip, pickle or
 //! safetensors header), then names and shapes against the network they describe. A model loads
@@ -6,22 +6,32 @@
 
 mod describe;
 mod fingerprint;
+mod folder;
+mod hub;
 mod load;
+mod opened;
 mod router;
 mod save;
+mod scheduler;
 mod spec;
 mod state;
 mod weights;
 
-pub use crate::containers::{CheckpointError, TensorEntry, TensorSource, open, read_named_tensors};
+pub use crate::containers::{
+    CheckpointError, TensorEntry, TensorSource, open, open_part, read_named_tensors,
+};
 pub use describe::{Description, describe};
 pub use fingerprint::Fingerprint;
+pub use folder::{FolderPart, MODEL_INDEX, Part, PipelineFolder};
+pub use hub::{HubName, hub_cache, hub_home};
 pub use load::{fresh_state, load_model, load_state, model_info, random_model};
+pub use opened::{Opened, open_model};
 pub use router::ReleasedRouter;
 pub(crate) use save::write_safetensors;
 pub use save::{
     ClassNames, METADATA_KEY, NamedTensor, SaveOptions, StoredDtype, save_model, save_state,
     write_tensors, write_tensors_with_metadata,
 };
-pub use spec::{LoadOptions, ModelInfo, ModelSpec};
+pub use scheduler::SchedulerConfig;
+pub use spec::{LoadOptions, ModelInfo, ModelSpec, synonyms};
 pub use state::StateDict;

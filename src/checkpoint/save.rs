@@ -103,6 +103,8 @@ fn write_weights(
         config: weights.architecture.to_json(),
         classes,
         clip_x0: weights.clip_x0,
+        process: weights.process,
+        solver: weights.solver,
         fingerprint: fingerprint.clone(),
     };
     let metadata = serde_json::to_string(&metadata).map_err(|e| CheckpointError::Config {

@@ -1,20 +1,35 @@
 //! Which model, what its file may leave open, and what is known of it beside the weights.
 
-use std::{fmt, path::PathBuf, str::FromStr, sync::Arc};
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+    str::FromStr,
+    sync::Arc,
+};
 
 use serde::{Deserialize, Serialize};
 
-use super::{fingerprint::Fingerprint, weights::random_architecture};
+use super::{
+    fingerprint::Fingerprint, folder::PipelineFolder, hub::HubName, weights::random_architecture,
+};
 use crate::{
     containers::CheckpointError,
+    diffusion::{Process, Solver, Spacing},
     models::{Architecture, Outline},
 };
 
 /// Where a model comes from.
 #[derive(Debug, Clone, PartialEq)]
 pub enum ModelSpec {
-    /// A `.pt` or safetensors file or a diffusers folder.
+    /// A `.pt`, `.bin` or safetensors file or a diffusers folder: a whole pipeline's, or its transformer's.
     Path(PathBuf),
+    /// A diffusers folder, and which of the forms of its weights to take: `fp16`.
+    Variant { folder: PathBuf, variant: String },
+    /// A repository of the hub, from the local cache.
+    Hub {
+        name: HubName,
+        variant: Option<String>,
+    },
     /// The model inside the binary.
     Bundled,
     /// Seeded random weights of a published size, for measuring: `random:DiT-S/2@256`.
@@ -28,7 +43,13 @@ impl FromStr for ModelSpec {
             return Ok(Self::Bundled);
         }
         let Some(rest) = spec.strip_prefix("random:") else {
-            return Ok(Self::Path(spec.into()));
+            return Ok(match hub_name(spec) {
+                Some(name) => Self::Hub {
+                    name,
+                    variant: None,
+                },
+                None => Self::Path(spec.into()),
+            });
         };
         let bad = |problem: &str| CheckpointError::RandomSpec {
             spec: spec.into(),
@@ -52,10 +73,56 @@ impl FromStr for ModelSpec {
     }
 }
 
+/// Endings by which a path is told from a name of the hub where nothing lies.
+const FILE_ENDINGS: [&str; 6] = ["bin", "ckpt", "json", "pt", "pth", "safetensors"];
+
+/// `OWNER/NAME`, where that is no path.
+fn hub_name(spec: &str) -> Option<HubName> {
+    let path = Path::new(spec);
+    let ending = path.extension().and_then(|ending| ending.to_str());
+    let is_file = ending.is_some_and(|ending| FILE_ENDINGS.contains(&ending));
+    if is_file || path.exists() {
+        return None;
+    }
+    spec.parse().ok()
+}
+
+impl ModelSpec {
+    /// The same with the weights in this form: `fp16`.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Settings`] for a model that is in one form alone.
+    pub fn with_variant(self, variant: &str) -> Result<Self, CheckpointError> {
+        let variant = variant.to_owned();
+        match self {
+            Self::Path(folder) | Self::Variant { folder, .. } => {
+                Ok(Self::Variant { folder, variant })
+            }
+            Self::Hub { name, .. } => Ok(Self::Hub {
+                name,
+                variant: Some(variant),
+            }),
+            other => Err(CheckpointError::Settings {
+                path: other.to_string().into(),
+                problem: format!("it has no variant `{variant}`"),
+            }),
+        }
+    }
+}
+
 impl fmt::Display for ModelSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Path(path) => path.display().fmt(f),
+            Self::Variant { folder, variant } => write!(f, "{} ({variant})", folder.display()),
+            Self::Hub {
+                name,
+                variant: None,
+            } => name.fmt(f),
+            Self::Hub {
+                name,
+                variant: Some(variant),
+            } => write!(f, "{name} ({variant})"),
             Self::Bundled => f.write_str("bundled"),
             Self::Random { size, tokens } => write!(f, "random:{size}@{tokens}"),
         }
@@ -76,6 +143,10 @@ pub(super) struct Metadata {
     pub classes: Vec<String>,
     #[serde(default)]
     pub clip_x0: bool,
+    #[serde(default, skip_serializing_if = "Process::is_usual")]
+    pub process: Process,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub solver: Option<Solver>,
     pub fingerprint: Fingerprint,
 }
 
@@ -88,10 +159,16 @@ pub struct ModelInfo {
     pub architecture: Arc<dyn Architecture>,
     /// The same as everybody knows it.
     pub outline: Outline,
-    /// Names of the classes, or empty.
+    /// Names of the classes, or empty. Commas separate synonyms.
     pub class_names: Vec<String>,
     /// Whether sampling clips the predicted `x_0` by default.
     pub clip_x0: bool,
+    /// How its pictures are usually drawn, where its files say so.
+    pub solver: Option<Solver>,
+    /// What its files ask of a run and runs here do otherwise, a sentence each.
+    pub notes: Vec<String>,
+    /// The pipeline that it is part of, whose other parts encode texts and decode pictures.
+    pub folder: Option<PipelineFolder>,
     /// Identity of the weights.
     pub fingerprint: Fingerprint,
 }
@@ -117,12 +194,25 @@ impl ModelInfo {
         self.outline.conditioning.classes()
     }
 
-    /// The name of a class, `#7` where it has none.
+    /// The name of a class, the first of its synonyms, `#7` where it has none.
     pub fn class_name(&self, class: usize) -> String {
-        self.class_names
-            .get(class)
-            .cloned()
-            .unwrap_or_else(|| format!("#{class}"))
+        match self.class_names.get(class) {
+            Some(name) => synonyms(name).next().unwrap_or_default().to_owned(),
+            None => format!("#{class}"),
+        }
+    }
+
+    /// How its pictures are usually drawn: as its files say, otherwise by DDIM.
+    pub fn usual_solver(&self) -> Solver {
+        self.solver.unwrap_or(Solver::Ddim { eta: 0.0 })
+    }
+
+    /// Where the steps of its usual run lie: as its files' solver has them, otherwise evenly.
+    pub fn usual_spacing(&self) -> Spacing {
+        match self.solver {
+            Some(Solver::Dpm2m) => Spacing::Dpm,
+            _ => Spacing::usual(self.outline.latents.process.prediction),
+        }
     }
 
     /// The guidance scale that its pictures are usually drawn with: 3 for the bundled model, its family's for others.
@@ -134,14 +224,41 @@ impl ModelInfo {
         }
     }
 
-    /// A class by name, in any case, or by number. Names come first: they may be numbers themselves.
+    /// The class that [`Self::classes_by_name`] finds, if it is one.
     pub fn class_by_name(&self, name: &str) -> Option<usize> {
-        let named = |n: &String| n.eq_ignore_ascii_case(name);
-        self.class_names.iter().position(named).or_else(|| {
-            let number = name.parse::<usize>().ok()?;
-            (number < self.classes()?).then_some(number)
-        })
+        match self.classes_by_name(name)[..] {
+            [class] => Some(class),
+            _ => None,
+        }
     }
+
+    /// The classes that a name means: those of that whole name, otherwise those with that synonym, otherwise that number. Case
+    /// does not matter. Names come first: they may be numbers themselves. Several classes may share a name.
+    pub fn classes_by_name(&self, name: &str) -> Vec<usize> {
+        let that = |matches: &dyn Fn(&str) -> bool| -> Vec<usize> {
+            let classes = self.class_names.iter().enumerate();
+            let found = classes.filter(|(_, names)| matches(names));
+            found.map(|(class, _)| class).collect()
+        };
+        let name = name.trim();
+        let is_name = |other: &str| other.to_lowercase() == name.to_lowercase();
+        let whole = that(&|names| is_name(names));
+        if !whole.is_empty() {
+            return whole;
+        }
+        let synonym = that(&|names| synonyms(names).any(is_name));
+        if !synonym.is_empty() {
+            return synonym;
+        }
+        let number = name.parse::<usize>().ok();
+        let number = number.filter(|class| self.classes().is_some_and(|count| *class < count));
+        number.into_iter().collect()
+    }
+}
+
+/// The names in `tench, Tinca tinca`.
+pub fn synonyms(names: &str) -> impl Iterator<Item = &str> {
+    names.split(',').map(str::trim)
 }
 
 #[cfg(test)]
@@ -165,6 +282,55 @@ mod tests {
         info.class_names = ["1", "2", "cat"].map(String::from).to_vec();
         let found = ["1", "2", "0", "CAT", "3"].map(|name| info.class_by_name(name));
         assert_eq!(found, [Some(0), Some(1), Some(0), Some(2), None]);
+    }
+
+    #[test]
+    fn a_class_has_synonyms_and_shares_some() {
+        let config = DitConfig {
+            classes: 4,
+            blocks: 1,
+            ..DitConfig::published("DiT-S/8", [16, 16]).unwrap()
+        };
+        let architecture = Arc::new(DitArchitecture::shared(config));
+        let (_, mut info) = random_model(architecture, 0, &burn::tensor::Device::flex()).unwrap();
+        let names = [
+            "tench, Tinca tinca",
+            "crane, bird",
+            "crane, machine",
+            "bird",
+        ];
+        info.class_names = names.map(String::from).to_vec();
+        for (name, classes) in [
+            ("Tinca Tinca", &[0][..]),
+            ("TENCH, tinca tinca", &[0]),
+            ("crane", &[1, 2]),
+            (" machine ", &[2]),
+            ("bird", &[3]),
+            ("2", &[2]),
+            ("4", &[]),
+            ("Tinca", &[]),
+        ] {
+            assert_eq!(info.classes_by_name(name), classes, "{name}");
+        }
+        assert_eq!(info.class_by_name("crane"), None);
+        assert_eq!(info.class_name(0), "tench");
+    }
+
+    #[test]
+    fn a_name_of_the_hub_is_told_from_a_path() {
+        let spec: ModelSpec = "facebook/DiT-XL-2-256".parse().unwrap();
+        assert!(
+            matches!(&spec, ModelSpec::Hub { name, variant: None } if name.revision() == "main")
+        );
+        let half = spec.with_variant("fp16").unwrap();
+        assert_eq!(half.to_string(), "facebook/DiT-XL-2-256 (fp16)");
+        // There is such a folder, from where tests run.
+        let spec: ModelSpec = "src/checkpoint".parse().unwrap();
+        assert_eq!(spec, ModelSpec::Path("src/checkpoint".into()));
+        for path in ["a/model.safetensors", "a/b/c", "../model", "/a/b", "a"] {
+            let spec: ModelSpec = path.parse().unwrap();
+            assert_eq!(spec, ModelSpec::Path(path.into()));
+        }
     }
 
     #[test]

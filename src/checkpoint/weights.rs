@@ -7,18 +7,17 @@ use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal};
 
 use super::{
-    describe::describe,
     fingerprint::{Fingerprint, Fingerprinter},
+    folder::PipelineFolder,
+    opened::open_model,
     spec::{LoadOptions, ModelInfo, ModelSpec},
     state::StateDict,
 };
 use crate::{
-    containers::{self, CheckpointError, TensorSource},
-    models::{Architecture, FAMILIES, Naming, Start, TensorSpec, dit::DitArchitecture},
+    containers::{CheckpointError, TensorSource},
+    diffusion::{Process, Solver},
+    models::{Architecture, FAMILIES, Naming, Outline, Start, TensorSpec, dit::DitArchitecture},
 };
-
-#[cfg(feature = "bundled")]
-static BUNDLED: &[u8] = include_bytes!("../../assets/dit-emoji32.safetensors");
 
 /// Canonical tensors, wherever they come from.
 pub(super) struct Weights {
@@ -26,6 +25,10 @@ pub(super) struct Weights {
     pub architecture: Arc<dyn Architecture>,
     pub class_names: Vec<String>,
     pub clip_x0: bool,
+    pub process: Process,
+    pub solver: Option<Solver>,
+    notes: Vec<String>,
+    folder: Option<PipelineFolder>,
     expected_fingerprint: Option<Fingerprint>,
 }
 
@@ -45,30 +48,23 @@ enum Origin {
 
 impl Weights {
     pub fn open(spec: &ModelSpec, options: LoadOptions) -> Result<Self, CheckpointError> {
-        let source = match spec {
-            ModelSpec::Random { size, tokens } => {
-                return Ok(Self::random(random_architecture(size, *tokens)?, 0));
-            }
-            ModelSpec::Path(path) => containers::open(path)?,
-            #[cfg(feature = "bundled")]
-            ModelSpec::Bundled => containers::open_bytes("the bundled model".as_ref(), BUNDLED)?,
-            #[cfg(not(feature = "bundled"))]
-            ModelSpec::Bundled => {
-                return Err(CheckpointError::UnknownFormat {
-                    path: "the bundled model".into(),
-                    found: "this build was made without the `bundled` feature".into(),
-                });
-            }
-        };
-        let description = describe(&source, options)?;
+        if let ModelSpec::Random { size, tokens } = spec {
+            return Ok(Self::random(random_architecture(size, *tokens)?, 0));
+        }
+        let opened = open_model(spec)?;
+        let description = opened.describe(options)?;
         let mut weights = Self {
             origin: Origin::File {
                 naming: description.naming,
-                source: Box::new(source),
+                source: Box::new(opened.source),
             },
             architecture: description.architecture,
             class_names: description.class_names,
             clip_x0: description.clip_x0,
+            process: description.process,
+            solver: description.solver,
+            notes: description.notes,
+            folder: opened.folder,
             expected_fingerprint: description.fingerprint,
         };
         if let Some(dit) = weights
@@ -99,27 +95,42 @@ impl Weights {
         seed: u64,
         values: fn(u64, &TensorSpec) -> Vec<f32>,
     ) -> Self {
+        Self::of(Origin::Seeded { seed, values }, architecture)
+    }
+
+    /// Weights of which no file says more.
+    fn of(origin: Origin, architecture: Arc<dyn Architecture>) -> Self {
         Self {
-            origin: Origin::Seeded { seed, values },
+            origin,
             architecture,
             class_names: Vec::new(),
             clip_x0: false,
+            process: Process::default(),
+            solver: None,
+            notes: Vec::new(),
+            folder: None,
             expected_fingerprint: None,
         }
     }
 
     /// Weights that are in memory.
     pub fn memory(state: StateDict) -> Self {
+        let architecture = DitArchitecture {
+            config: state.config,
+            own_embedders: state.own_embedders,
+        };
         Self {
-            origin: Origin::Memory(state.tensors),
-            architecture: Arc::new(DitArchitecture {
-                config: state.config,
-                own_embedders: state.own_embedders,
-            }),
             class_names: state.class_names,
             clip_x0: state.clip_x0,
-            expected_fingerprint: None,
+            ..Self::of(Origin::Memory(state.tensors), Arc::new(architecture))
         }
+    }
+
+    /// What is known of the network beside its weights.
+    pub fn outline(&self) -> Outline {
+        let mut outline = self.architecture.outline();
+        outline.latents.process = self.process;
+        outline
     }
 
     /// Every tensor to read, in canonical order.
@@ -218,10 +229,13 @@ impl Weights {
     pub fn info(&self, spec: &ModelSpec, fingerprint: Fingerprint) -> ModelInfo {
         ModelInfo {
             source: spec.clone(),
-            outline: self.architecture.outline(),
+            outline: self.outline(),
             architecture: self.architecture.clone(),
             class_names: self.class_names.clone(),
             clip_x0: self.clip_x0,
+            solver: self.solver,
+            notes: self.notes.clone(),
+            folder: self.folder.clone(),
             fingerprint,
         }
     }

@@ -1,5 +1,6 @@
 //! Every error the command can end with, and its exit code.
 
+use super::pull::PullError;
 use crate::{
     checkpoint::CheckpointError,
     device::DeviceError,
@@ -37,6 +38,8 @@ pub(super) enum CliError {
     Open(#[from] OpenError),
     #[error(transparent)]
     Vae(VaeError),
+    #[error(transparent)]
+    Pull(#[from] PullError),
     /// Flags that make no sense together or for this model.
     #[error("{0}")]
     Usage(String),
@@ -134,12 +137,14 @@ impl CliError {
             )
             | Self::Open(OpenError::Checkpoint(
                 CheckpointError::RandomSpec { .. }
+                | CheckpointError::HubName { .. }
                 | CheckpointError::HeadsNeeded { .. }
                 | CheckpointError::SizeNeeded { .. }
                 | CheckpointError::Settings { .. },
             ))
             | Self::Checkpoint(
                 CheckpointError::RandomSpec { .. }
+                | CheckpointError::HubName { .. }
                 | CheckpointError::HeadsNeeded { .. }
                 | CheckpointError::SizeNeeded { .. }
                 | CheckpointError::Settings { .. },

@@ -1,12 +1,15 @@
 //! `harmonica inspect`
 
-use std::path::PathBuf;
+use std::path::Path;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{Context, error::CliError, options::print_json};
 use crate::{
-    checkpoint::{self, LoadOptions, ReleasedRouter, TensorEntry},
+    checkpoint::{
+        CheckpointError, Description, LoadOptions, ModelSpec, PipelineFolder, ReleasedRouter,
+        TensorEntry, open_model,
+    },
     models::Conditioning,
     schedule::{ReleasedKind, router_from_release},
     training::{TrainingSummary, network::SavedRun},
@@ -14,8 +17,13 @@ use crate::{
 
 #[derive(clap::Args, Debug)]
 pub(super) struct Args {
-    /// A .pt or .safetensors file, a diffusers folder, a training state, or a *.schedule.json
-    file: PathBuf,
+    /// A .pt, .bin or .safetensors file, a diffusers folder, a name of the hub that is in the cache, `bundled`, a training
+    /// state, or a *.schedule.json
+    #[arg(value_name = "FILE|DIR|NAME")]
+    file: String,
+    /// The form of a folder's weights, such as fp16
+    #[arg(long, value_name = "FORM")]
+    variant: Option<String>,
     /// Attention heads, where a bare .pt cannot tell
     #[arg(long, value_name = "N")]
     heads: Option<usize>,
@@ -25,32 +33,46 @@ pub(super) struct Args {
     /// List every tensor
     #[arg(long)]
     tensors: bool,
+    /// List the classes by number and name, synonyms with commas, and nothing else
+    #[arg(long, conflicts_with = "tensors")]
+    classes: bool,
     /// One JSON document on stdout
     #[arg(long)]
     json: bool,
 }
 
 pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
-    if args.file.extension().is_some_and(|e| e == "json") {
-        return super::schedule::show(&args.file, None, args.json.then_some(false), context);
+    let mut spec: ModelSpec = args.file.parse()?;
+    if let ModelSpec::Path(path) = &spec
+        && args.variant.is_none()
+        && show_other(path, &args, context)?
+    {
+        return Ok(());
     }
-    if let Some(router) = TrainingSummary::read(&args.file)? {
-        return show_router(&router, args.json);
+    if let Some(variant) = &args.variant {
+        spec = spec.with_variant(variant)?;
     }
-    if let Some(run) = SavedRun::find(&args.file)? {
-        return show_run(&run, args.json);
-    }
-    if let Ok(router) = ReleasedRouter::read(&args.file) {
-        return show_released(&router, args.json);
-    }
-    let source = checkpoint::open(&args.file)?;
+    let opened = open_model(&spec).inspect_err(|error| {
+        // What is there may tell more than what is not.
+        if let CheckpointError::MissingPart { path, .. } = error
+            && let Ok(Some(folder)) = PipelineFolder::read(path)
+            && !args.json
+        {
+            out!("{}", args.file);
+            show_folder(&folder);
+        }
+    })?;
+    let source = &opened.source;
     let entries: Vec<&TensorEntry> = source.entries().collect();
     let bytes: usize = entries.iter().map(|e| e.bytes()).sum();
     let options = LoadOptions {
         heads: args.heads,
         input_size: args.input_size,
     };
-    let description = checkpoint::describe(&source, options);
+    let description = opened.describe(options);
+    if args.classes {
+        return list_classes(&description?, args.json);
+    }
     if args.json {
         let tensors: Vec<_> = entries
             .iter()
@@ -61,7 +83,8 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
                 json!({
                     "name": d.architecture.outline().name, "family": d.architecture.outline().family,
                     "config": d.architecture.to_json(), "parameters": d.architecture.outline().parameters,
-                    "classes": d.class_names, "clip_x0": d.clip_x0,
+                    "classes": d.class_names, "clip_x0": d.clip_x0, "process": d.process, "solver": d.solver,
+                    "notes": d.notes,
                     "fingerprint": d.fingerprint.as_ref().map(|f| f.to_string()), "naming": d.naming_of(),
                 }),
                 None,
@@ -70,11 +93,14 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
         };
         print_json(&json!({
             "file": args.file, "format": source.format().describe(), "bytes": bytes,
-            "model": model, "problem": problem, "tensors": tensors,
+            "folder": opened.folder.as_ref().map(folder_json), "model": model, "problem": problem, "tensors": tensors,
         }));
         return Ok(());
     }
-    out!("{}", args.file.display());
+    out!("{}", args.file);
+    if let Some(folder) = &opened.folder {
+        show_folder(folder);
+    }
     out!(
         "  container   {}, {} tensors, {:.1} MB",
         source.format().describe(),
@@ -124,6 +150,19 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
                     ""
                 }
             );
+            if !d.process.is_usual() {
+                let predicted = d.process.prediction;
+                out!(
+                    "  trained on  {}, to predict {predicted:?}",
+                    d.process.noise
+                );
+            }
+            if let Some(solver) = d.solver {
+                out!("  solver      {solver}");
+            }
+            for note in &d.notes {
+                out!("  note        {note}");
+            }
             out!("  clip x0     {}", if d.clip_x0 { "on" } else { "off" });
             if let Some(fingerprint) = &d.fingerprint {
                 out!("  fingerprint {fingerprint}");
@@ -139,6 +178,57 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
         context.say("  (--tensors lists every tensor)");
     }
     Ok(())
+}
+
+/// Shows what is no model: a schedule, a training state, a released router. Returns whether it was one.
+fn show_other(path: &Path, args: &Args, context: &Context) -> Result<bool, CliError> {
+    if path.extension().is_some_and(|e| e == "json") {
+        super::schedule::show(path, None, args.json.then_some(false), context)?;
+    } else if let Some(router) = TrainingSummary::read(path)? {
+        show_router(&router, args.json)?;
+    } else if let Some(run) = SavedRun::find(path)? {
+        show_run(&run, args.json)?;
+    } else if let Ok(router) = ReleasedRouter::read(path) {
+        show_released(&router, args.json)?;
+    } else {
+        return Ok(false);
+    }
+    Ok(true)
+}
+
+fn list_classes(description: &Description, as_json: bool) -> Result<(), CliError> {
+    let outline = description.architecture.outline();
+    let Some(classes) = outline.conditioning.classes() else {
+        return Err(CliError::Usage("the model draws texts, not classes".into()));
+    };
+    let names = &description.class_names;
+    if as_json {
+        print_json(&json!(names));
+    } else if names.is_empty() {
+        out!("0 to {}, without names", classes - 1);
+    } else {
+        for (class, name) in names.iter().enumerate() {
+            out!("{class:>4}  {name}");
+        }
+    }
+    Ok(())
+}
+
+/// The parts of a pipeline folder.
+fn show_folder(folder: &PipelineFolder) {
+    out!("  pipeline    {}", folder.class);
+    for part in &folder.parts {
+        let there = if part.there { "" } else { ", not there" };
+        out!("    {:<14}{}{there}", part.part.name(), part.class);
+    }
+}
+
+fn folder_json(folder: &PipelineFolder) -> Value {
+    let parts = folder.parts.iter().map(|part| {
+        json!({ "part": part.part.name(), "class": part.class, "path": part.path, "there": part.there })
+    });
+    let parts: Vec<_> = parts.collect();
+    json!({ "class": folder.class, "parts": parts })
 }
 
 fn preview(names: &[String]) -> String {

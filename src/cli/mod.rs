@@ -17,6 +17,7 @@ mod error;
 mod inspect;
 mod measure;
 mod options;
+mod pull;
 mod recipe;
 mod sample;
 mod schedule;
@@ -74,7 +75,9 @@ enum Command {
     Bench(Box<bench::Args>),
     /// Draw, make, import or compare schedules
     Schedule(schedule::Args),
-    /// Show what a weight, router or schedule file holds
+    /// Download a pipeline from the Hugging Face hub; --model then takes its name
+    Pull(pull::Args),
+    /// Show what a model, router or schedule file or folder holds
     Inspect(inspect::Args),
     /// Write any model that loads as one safetensors file with its config
     Convert(convert::Args),
@@ -182,6 +185,7 @@ pub fn main() -> ExitCode {
         Command::Compare(args) => compare::run(*args, &context),
         Command::Bench(args) => bench::run(*args, &context),
         Command::Schedule(args) => schedule::run(args, &context),
+        Command::Pull(args) => pull::run(args, &context),
         Command::Inspect(args) => inspect::run(args, &context),
         Command::Convert(args) => convert::run(args, &context),
     };

@@ -11,7 +11,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use super::{Context, error::CliError, text::TextArgs};
 use crate::{
     cache::CacheDtype,
-    checkpoint::{LoadOptions, ModelInfo, ModelSpec},
+    checkpoint::{LoadOptions, ModelInfo, ModelSpec, Part},
     device::{DeviceChoice, Engine},
     diffusion::{Guidance, GuidedChannels, Solver, Spacing},
     models::{Prompts, vae::Tiling},
@@ -49,9 +49,13 @@ impl Verbosity {
 /// The model and the device it runs on.
 #[derive(Args, Debug)]
 pub(super) struct ModelArgs {
-    /// A .pt or .safetensors file, a diffusers folder, `bundled`, or `random:DiT-S/2@256` (seeded random weights)
-    #[arg(long, value_name = "FILE|DIR", default_value = "bundled")]
+    /// A .pt, .bin or .safetensors file, a diffusers folder, a name of the hub such as facebook/DiT-XL-2-256 (from the cache:
+    /// `harmonica pull` fills it), `bundled`, or `random:DiT-S/2@256` (seeded random weights)
+    #[arg(long, value_name = "FILE|DIR|NAME", default_value = "bundled")]
     pub model: String,
+    /// The form of a folder's weights, such as fp16 [default: full precision, or what alone is there]
+    #[arg(long, value_name = "FORM")]
+    pub variant: Option<String>,
     /// Attention heads, where a bare .pt cannot tell
     #[arg(long, value_name = "N")]
     pub heads: Option<usize>,
@@ -75,7 +79,11 @@ pub(super) struct ModelArgs {
 
 impl ModelArgs {
     pub fn spec(&self) -> Result<ModelSpec, CliError> {
-        Ok(self.model.parse()?)
+        let spec: ModelSpec = self.model.parse()?;
+        Ok(match &self.variant {
+            Some(variant) => spec.with_variant(variant)?,
+            None => spec,
+        })
     }
 
     pub fn load_options(&self, context: &Context) -> Result<LoadOptions, CliError> {
@@ -103,14 +111,11 @@ impl ModelArgs {
 
     /// The same with what makes pictures of its latents, for commands that write some.
     pub fn with_decoder(&self, pipeline: Pipeline) -> Result<Pipeline, CliError> {
-        let beside = || {
-            let folder = Path::new(&self.model).join("vae");
-            folder.is_dir().then_some(folder)
-        };
-        let vae = match self.vae.as_deref() {
-            Some("none") => None,
-            Some(path) => Some(path.into()),
-            None => beside(),
+        let vae = match (self.vae.as_deref(), &pipeline.info.folder) {
+            (Some("none"), _) => None,
+            (Some(path), _) => Some(path.into()),
+            (None, Some(folder)) => folder.part(Part::Vae)?.map(Path::to_path_buf),
+            (None, None) => None,
         };
         match vae {
             None => Ok(pipeline),
@@ -153,12 +158,14 @@ pub(super) struct RunArgs {
     #[arg(long, value_name = "T")]
     pub steps: Option<usize>,
     /// Where the steps lie: even, timesteps 999 to 0; ddim, multiples of a whole number (the DiT release's ddimN); dpm, even ones
-    /// without 0 (PixArt with dpm++2m); flow[:SHIFT] for flow-matching models [default: even, flow for those]
+    /// without 0 (PixArt with dpm++2m); flow[:SHIFT] for flow-matching models [default: what the model's pipeline folder says, otherwise even, and
+    /// flow for those]
     #[arg(long)]
     pub spacing: Option<String>,
-    /// ddim, ddim:ETA, ddpm, euler, dpm++2m, dpm++3m, dpm++2m-sde or sa-solver
-    #[arg(long, default_value = "ddim")]
-    pub solver: String,
+    /// ddim, ddim:ETA, ddpm, euler, dpm++2m, dpm++3m, dpm++2m-sde or sa-solver [default: what the model's pipeline folder says,
+    /// otherwise ddim]
+    #[arg(long)]
+    pub solver: Option<String>,
     /// DDIM's eta: 0 deterministic, 1 as noisy as DDPM
     #[arg(long, value_name = "ETA")]
     pub eta: Option<f64>,
@@ -175,7 +182,10 @@ pub(super) struct RunArgs {
 
 impl RunArgs {
     pub fn settings(&self, info: &ModelInfo) -> Result<Settings, CliError> {
-        let mut solver: Solver = self.solver.parse()?;
+        let mut solver = match &self.solver {
+            Some(solver) => solver.parse()?,
+            None => info.usual_solver(),
+        };
         if let Some(eta) = self.eta {
             if !matches!(solver, Solver::Ddim { .. }) {
                 return Err(CliError::Usage(format!(
@@ -191,7 +201,7 @@ impl RunArgs {
         let scale = self.guidance.unwrap_or(info.usual_guidance());
         let spacing = match &self.spacing {
             Some(spacing) => spacing.parse()?,
-            None => Spacing::usual(info.outline.latents.prediction),
+            None => info.usual_spacing(),
         };
         let settings = Settings {
             steps: self.steps.unwrap_or(USUAL_STEPS),
@@ -242,6 +252,9 @@ impl SessionArgs {
             pipeline = pipeline.with_texts(texts)?;
         }
         let seconds_load = started.elapsed().as_secs_f64();
+        for note in &pipeline.info.notes {
+            context.say(format!("note: the model's scheduler: {note}"));
+        }
         let settings = self.run.settings(&pipeline.info)?;
         if pipeline.prompts.pool.is_empty() {
             return Err(CliError::Usage(

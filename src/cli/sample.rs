@@ -20,7 +20,7 @@ use super::{
     text::slug,
 };
 use crate::{
-    checkpoint::{self, CheckpointError, ModelInfo, StoredDtype, write_safetensors},
+    checkpoint::{self, CheckpointError, ModelInfo, StoredDtype, synonyms, write_safetensors},
     device::LaunchCount,
     models::Condition,
     pipeline::{Decoder, Pipeline},
@@ -490,11 +490,7 @@ fn choose(
         let first = count.unwrap_or(DEFAULT_COUNT).clamp(1, pool.len().max(1));
         pipeline.prompts.in_turn(first)
     } else {
-        let by_name = |name: &String| {
-            info.class_by_name(name.trim())
-                .map(Condition::Class)
-                .ok_or_else(|| unknown_class(name, info))
-        };
+        let by_name = |name: &String| class_named(name, info).map(Condition::Class);
         classes.iter().map(by_name).collect::<Result<_, _>>()?
     };
     let count = count.unwrap_or(chosen.len());
@@ -511,19 +507,68 @@ fn choose(
     Ok(chosen.into_iter().cycle().take(count).collect())
 }
 
-fn unknown_class(name: &str, info: &ModelInfo) -> CliError {
+fn class_named(name: &str, info: &ModelInfo) -> Result<usize, CliError> {
+    let problem = match info.classes_by_name(name)[..] {
+        [class] => return Ok(class),
+        [] => unknown_class(name, info),
+        ref classes => {
+            let each = |class: &usize| format!("{class} ({})", info.class_names[*class]);
+            let each: Vec<_> = classes.iter().map(each).collect();
+            format!(
+                "`{name}` names several classes: {}; pass a number",
+                each.join(", ")
+            )
+        }
+    };
+    Err(CliError::Usage(problem))
+}
+
+/// More names than these are not listed in a message.
+const MOST_LISTED: usize = 64;
+/// Similarity, from 0 to 1, from which a name may have been meant.
+const NEAR: f64 = 0.7;
+
+fn unknown_class(name: &str, info: &ModelInfo) -> String {
     let known = match info.classes() {
         None => "the model draws texts, not classes".into(),
         Some(classes) if info.class_names.is_empty() => {
             format!("the model has classes 0 to {}", classes - 1)
         }
-        Some(classes) => format!(
-            "the model has 0 to {} or {}",
-            classes - 1,
-            info.class_names.join(", ")
-        ),
+        Some(classes) => {
+            let near = nearest_names(name, &info.class_names);
+            let last = classes - 1;
+            if !near.is_empty() {
+                format!("did you mean {}?", near.join(" or "))
+            } else if info.class_names.len() <= MOST_LISTED {
+                format!(
+                    "the model has 0 to {last} or {}",
+                    info.class_names.join(", ")
+                )
+            } else {
+                format!(
+                    "the model has 0 to {last}, and names that `harmonica inspect --classes` lists"
+                )
+            }
+        }
     };
-    CliError::Usage(format!("unknown class `{name}`: {known}"))
+    format!("unknown class `{name}`: {known}")
+}
+
+/// The names most like one, at most three, the nearest first.
+fn nearest_names(name: &str, class_names: &[String]) -> Vec<String> {
+    let name = name.trim().to_lowercase();
+    let names = class_names.iter().flat_map(|names| synonyms(names));
+    let mut near: Vec<(f64, &str)> = names
+        .map(|other| {
+            let likeness = strsim::normalized_damerau_levenshtein(&name, &other.to_lowercase());
+            (likeness, other)
+        })
+        .filter(|(likeness, _)| *likeness >= NEAR)
+        .collect();
+    near.sort_by(|a, b| b.0.total_cmp(&a.0));
+    near.dedup_by_key(|(_, other)| *other);
+    let quoted = near.iter().map(|(_, other)| format!("`{other}`"));
+    quoted.take(3).collect()
 }
 
 type Noise = (Vec<f32>, Option<Vec<usize>>);

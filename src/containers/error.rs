@@ -29,6 +29,24 @@ pub enum CheckpointError {
     #[error("{} cannot be understood: {problem}", path.display())]
     Config { path: PathBuf, problem: String },
 
+    /// An index of shards that names one that is not there.
+    #[error("{} names the shard `{shard}`, which does not lie beside it; was the folder copied or downloaded wholly?", path.display())]
+    MissingShard { path: PathBuf, shard: String },
+
+    /// A part that a pipeline folder says it has.
+    #[error("{} has no `{part}/`, though its model_index.json names it; expected the whole pipeline folder, or at least its transformer and scheduler (of a folder of the hub, `harmonica pull` fetches parts)", path.display())]
+    MissingPart { path: PathBuf, part: &'static str },
+
+    /// A name that is neither a file or folder nor a repository of the cache.
+    #[error("`{name}` is neither a file or folder nor in the cache of the hub, {}; `harmonica pull {name}` downloads it", cache.display())]
+    NotCached { name: String, cache: PathBuf },
+
+    /// A repository whose name the hub would not give.
+    #[error(
+        "`{name}` is no name of the hub: {problem}; expected OWNER/NAME or OWNER/NAME@REVISION, such as facebook/DiT-XL-2-256"
+    )]
+    HubName { name: String, problem: &'static str },
+
     /// The file holds tensors, but not those of a DiT.
     #[error("{} holds no DiT: {problem}", path.display())]
     NotADit { path: PathBuf, problem: String },

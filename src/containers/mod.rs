@@ -4,11 +4,17 @@
 
 mod error;
 mod header;
+mod json;
 mod pickle;
 mod source;
 mod torch;
+mod weight_file;
 
 pub use error::CheckpointError;
+pub(crate) use json::read_json;
 pub use pickle::{Pickle, Problem, Value, ValueId};
-pub use source::{Dtype, Format, TensorEntry, TensorSource, open, open_bytes, read_named_tensors};
+pub use source::{
+    Dtype, Format, TensorEntry, TensorSource, open, open_bytes, open_part, read_named_tensors,
+};
 pub use torch::TorchFile;
+pub use weight_file::{WeightFile, read_shard_names};

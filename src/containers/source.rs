@@ -10,7 +10,13 @@ use std::{
 
 use half::{bf16, f16};
 
-use super::{error::CheckpointError, header::read_header, torch::TorchFile};
+use super::{
+    error::CheckpointError,
+    header::read_header,
+    json::read_json,
+    torch::TorchFile,
+    weight_file::{WeightFile, read_shard_names},
+};
 
 /// Element type of a stored tensor.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -89,9 +95,9 @@ impl TensorEntry {
 /// What kind of container a file is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
-    /// A PyTorch zip archive with a pickled state dict.
+    /// PyTorch zip archives with pickled state dicts.
     Torch,
-    /// One or several safetensors files.
+    /// Safetensors.
     Safetensors,
 }
 
@@ -110,7 +116,7 @@ pub struct TensorSource {
     path: PathBuf,
     format: Format,
     reader: Reader,
-    entries: BTreeMap<String, (TensorEntry, Place)>,
+    entries: Entries,
     metadata: BTreeMap<String, String>,
     /// Where a diffusers `config.json` lies that may belong to the weights.
     config: Option<PathBuf>,
@@ -121,7 +127,7 @@ impl<T: Read + Seek + Send> ReadSeek for T {}
 
 enum Reader {
     Safetensors(Vec<(PathBuf, Box<dyn ReadSeek>)>),
-    Torch(Box<TorchFile>),
+    Torch(Vec<TorchFile>),
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -130,25 +136,16 @@ struct Place {
     offset: u64,
 }
 
-const INDEX_NAMES: [&str; 2] = [
-    "diffusion_pytorch_model.safetensors.index.json",
-    "model.safetensors.index.json",
-];
-const SINGLE_NAMES: [&str; 3] = [
-    "diffusion_pytorch_model.safetensors",
-    "model.safetensors",
-    "diffusion_pytorch_model.fp16.safetensors",
-];
-const MAX_JSON: u64 = 64 * 1024 * 1024;
-
-/// Opens a `.pt` or safetensors file or a diffusers folder (the `transformer/` folder or its parent).
+/// Opens a `.pt`, `.bin` or safetensors file or a diffusers folder (the `transformer/` folder or its parent).
 ///
 /// # Errors
 /// [`CheckpointError`]: unreadable, of unknown format, damaged, or refused.
 pub fn open(path: &Path) -> Result<TensorSource, CheckpointError> {
     let stat = std::fs::metadata(path).map_err(|source| io("open", path, source))?;
     if stat.is_dir() {
-        return open_folder(path);
+        let inner = path.join("transformer");
+        let folder = if inner.is_dir() { &*inner } else { path };
+        return open_folder(path, folder, None);
     }
     let mut file = File::open(path).map_err(|source| io("open", path, source))?;
     let mut magic = [0; 9];
@@ -161,11 +158,9 @@ pub fn open(path: &Path) -> Result<TensorSource, CheckpointError> {
         [] => Err(unknown("it is empty")),
         // First, since any eight bytes can be the length of a safetensors header.
         [_, _, _, _, _, _, _, _, b'{'] => {
-            let mut source = open_safetensors(path, vec![path.into()])?;
-            source.config = Some(path.with_file_name("config.json")).filter(|path| path.is_file());
-            Ok(source)
+            Ok(open_safetensors(path, vec![path.into()])?.beside_config(path))
         }
-        [b'P', b'K', ..] => open_torch(path),
+        [b'P', b'K', ..] => Ok(open_torch(path, vec![path.into()])?.beside_config(path)),
         // A pickle outside a zip: protocol mark and version.
         [0x80, 2..=5, ..] => Err(CheckpointError::UnknownFormat {
             path: path.into(),
@@ -176,85 +171,102 @@ pub fn open(path: &Path) -> Result<TensorSource, CheckpointError> {
     }
 }
 
-fn open_torch(path: &Path) -> Result<TensorSource, CheckpointError> {
-    let torch = TorchFile::open(path)?;
-    let entries = torch
-        .state_dict()?
-        .into_iter()
-        .map(|entry| (entry.name.clone(), (entry, Place { file: 0, offset: 0 })))
-        .collect();
+/// Opens a folder of weights, such as the `transformer/` or `vae/` of a pipeline folder: full precision, or the variant that
+/// is asked for or alone there.
+///
+/// # Errors
+/// As [`open`]; [`CheckpointError::Settings`] where there is no such variant.
+pub fn open_part(folder: &Path, variant: Option<&str>) -> Result<TensorSource, CheckpointError> {
+    open_folder(folder, folder, variant)
+}
+
+/// `path` stands for the folder in messages.
+fn open_folder(
+    path: &Path,
+    folder: &Path,
+    variant: Option<&str>,
+) -> Result<TensorSource, CheckpointError> {
+    let unreadable = |source| io("read", folder, source);
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(unreadable)? {
+        names.extend(entry.map_err(unreadable)?.file_name().into_string().ok());
+    }
+    let files = || names.iter().map(String::as_str);
+    let Some(best) = WeightFile::best(files(), variant) else {
+        return Err(match (variant, WeightFile::best(files(), None)) {
+            (Some(variant), Some(other)) => CheckpointError::Settings {
+                path: path.into(),
+                problem: format!("it holds no variant `{variant}`, but {}", other.name),
+            },
+            _ => CheckpointError::UnknownFormat {
+                path: path.into(),
+                found: "the folder holds neither diffusion_pytorch_model.safetensors nor diffusion_pytorch_model.safetensors.index.json".into(),
+            },
+        });
+    };
+    let file = folder.join(&best.name);
+    let files = match best.index {
+        false => vec![file],
+        true => {
+            let shards = read_shard_names(&file)?;
+            if let Some(missing) = shards.iter().find(|name| !folder.join(name).is_file()) {
+                return Err(CheckpointError::MissingShard {
+                    path: file,
+                    shard: missing.clone(),
+                });
+            }
+            shards.iter().map(|name| folder.join(name)).collect()
+        }
+    };
+    let mut source = match best.format {
+        Format::Safetensors => open_safetensors(path, files)?,
+        Format::Torch => open_torch(path, files)?,
+    };
+    source.config = Some(folder.join("config.json"));
+    Ok(source)
+}
+
+fn open_torch(path: &Path, files: Vec<PathBuf>) -> Result<TensorSource, CheckpointError> {
+    let mut entries = BTreeMap::new();
+    let mut archives = Vec::new();
+    for (index, file_path) in files.iter().enumerate() {
+        let torch = TorchFile::open(file_path)?;
+        for entry in torch.state_dict()? {
+            let place = Place {
+                file: index,
+                offset: 0,
+            };
+            insert(&mut entries, file_path, entry, place)?;
+        }
+        archives.push(torch);
+    }
     Ok(TensorSource {
         path: path.into(),
         format: Format::Torch,
-        reader: Reader::Torch(Box::new(torch)),
+        reader: Reader::Torch(archives),
         entries,
         metadata: BTreeMap::new(),
         config: None,
     })
 }
 
-fn open_folder(path: &Path) -> Result<TensorSource, CheckpointError> {
-    let inner = path.join("transformer");
-    let folder = if inner.is_dir() {
-        inner
-    } else {
-        path.to_path_buf()
-    };
-    let files = if let Some(index) = INDEX_NAMES
-        .iter()
-        .map(|n| folder.join(n))
-        .find(|p| p.is_file())
-    {
-        shard_files(&folder, &index)?
-    } else if let Some(single) = SINGLE_NAMES
-        .iter()
-        .map(|n| folder.join(n))
-        .find(|p| p.is_file())
-    {
-        vec![single]
-    } else {
-        return Err(CheckpointError::UnknownFormat {
-            path: path.into(),
-            found: format!(
-                "the folder holds neither {} nor {}",
-                SINGLE_NAMES[0], INDEX_NAMES[0]
-            ),
-        });
-    };
-    let mut source = open_safetensors(path, files)?;
-    source.config = Some(folder.join("config.json"));
-    Ok(source)
-}
+type Entries = BTreeMap<String, (TensorEntry, Place)>;
 
-/// The files that a shard index names, each once, all inside the folder.
-fn shard_files(folder: &Path, index: &Path) -> Result<Vec<PathBuf>, CheckpointError> {
-    let json = read_json(index)?;
-    let config = |problem: String| CheckpointError::Config {
-        path: index.into(),
-        problem,
-    };
-    let map = json
-        .get("weight_map")
-        .and_then(|m| m.as_object())
-        .ok_or_else(|| {
-            config("expected an object `weight_map` from tensor names to file names".into())
-        })?;
-    let mut names = std::collections::BTreeSet::new();
-    for (tensor, file) in map {
-        let name = file
-            .as_str()
-            .filter(|name| Path::new(name).file_name().is_some_and(|n| n == *name))
-            .ok_or_else(|| {
-                config(format!(
-                    "tensor `{tensor}` is placed in {file}, which is no file name"
-                ))
-            })?;
-        names.insert(name.to_owned());
+/// Adds a tensor of a file to those of the files before it.
+fn insert(
+    entries: &mut Entries,
+    file: &Path,
+    entry: TensorEntry,
+    place: Place,
+) -> Result<(), CheckpointError> {
+    let name = entry.name.clone();
+    match entries.insert(name.clone(), (entry, place)) {
+        None => Ok(()),
+        Some(_) => Err(CheckpointError::Damaged {
+            path: file.into(),
+            problem: format!("tensor `{name}` lies in another shard too"),
+        }),
     }
-    if names.is_empty() {
-        return Err(config("`weight_map` is empty".into()));
-    }
-    Ok(names.into_iter().map(|n| folder.join(n)).collect())
 }
 
 fn open_safetensors(path: &Path, files: Vec<PathBuf>) -> Result<TensorSource, CheckpointError> {
@@ -280,32 +292,18 @@ fn read_safetensors(
     path: &Path,
     files: Vec<(PathBuf, u64, Box<dyn ReadSeek>)>,
 ) -> Result<TensorSource, CheckpointError> {
-    let mut entries: BTreeMap<String, (TensorEntry, Place)> = BTreeMap::new();
+    let mut entries = Entries::new();
     let mut metadata = BTreeMap::new();
     let mut readers = Vec::new();
     for (index, (file_path, length, mut file)) in files.into_iter().enumerate() {
         let header = read_header(&file_path, &mut file, length)?;
         metadata.extend(header.metadata);
         for (entry, offset) in header.entries {
-            let name = entry.name.clone();
-            if entries
-                .insert(
-                    name.clone(),
-                    (
-                        entry,
-                        Place {
-                            file: index,
-                            offset,
-                        },
-                    ),
-                )
-                .is_some()
-            {
-                return Err(CheckpointError::Damaged {
-                    path: file_path,
-                    problem: format!("tensor `{name}` lies in another shard too"),
-                });
-            }
+            let place = Place {
+                file: index,
+                offset,
+            };
+            insert(&mut entries, &file_path, entry, place)?;
         }
         readers.push((file_path, file));
     }
@@ -341,6 +339,19 @@ impl TensorSource {
     /// [`CheckpointError`]: unreadable, or no JSON.
     pub(crate) fn config(&self) -> Result<Option<serde_json::Value>, CheckpointError> {
         self.config.as_deref().map(read_json).transpose()
+    }
+
+    /// Where that lies or would lie, for messages.
+    pub(crate) fn config_path(&self) -> PathBuf {
+        let beside = || self.path.with_file_name("config.json");
+        self.config.clone().unwrap_or_else(beside)
+    }
+
+    /// The same with the `config.json` beside the file, if there is one.
+    fn beside_config(mut self, file: &Path) -> Self {
+        let beside = Some(file.with_file_name("config.json"));
+        self.config = beside.filter(|path| path.is_file());
+        self
     }
 
     /// All tensors, by name.
@@ -414,10 +425,10 @@ impl TensorSource {
     }
 
     fn read_bytes(&mut self, entry: &TensorEntry) -> Result<Vec<u8>, CheckpointError> {
+        let (_, place) = self.entries[&entry.name];
         match &mut self.reader {
-            Reader::Torch(torch) => torch.read_tensor(&entry.name),
+            Reader::Torch(files) => files[place.file].read_tensor(&entry.name),
             Reader::Safetensors(files) => {
-                let (_, place) = self.entries[&entry.name];
                 let (path, file) = &mut files[place.file];
                 let mut bytes = vec![0; entry.bytes()];
                 file.seek(SeekFrom::Start(place.offset))
@@ -487,16 +498,4 @@ fn read_up_to(file: &mut File, buffer: &mut [u8]) -> std::io::Result<usize> {
         }
     }
     Ok(got)
-}
-
-fn read_json(path: &Path) -> Result<serde_json::Value, CheckpointError> {
-    let file = File::open(path).map_err(|source| io("open", path, source))?;
-    let mut text = String::new();
-    file.take(MAX_JSON)
-        .read_to_string(&mut text)
-        .map_err(|source| io("read", path, source))?;
-    serde_json::from_str(&text).map_err(|e| CheckpointError::Config {
-        path: path.into(),
-        problem: format!("it is no valid JSON: {e}"),
-    })
 }

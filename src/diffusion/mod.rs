@@ -1,13 +1,15 @@
 //! The diffusion process: noise schedule and respacing, guidance, solvers, seeded noise.
 //!
-//! Nothing here knows the network. The formulas are those of the public DiT release (linear betas
-//! over 1000 training steps), of rectified flows, and of the solvers' papers.
+//! Nothing here knows the network. The formulas are those of the public DiT release (betas over 1000 training steps), of
+//! rectified flows, and of the solvers' papers.
 
+mod betas;
 mod guidance;
 mod noise;
 mod respace;
 pub mod solvers;
 
+pub use betas::{BetaCurve, NoiseSchedule, Process};
 pub use guidance::{Guidance, GuidedChannels};
 pub use noise::ImageNoise;
 pub use respace::{MAX_STEPS, Spacing, StepCoefficients, Trajectory};
@@ -19,6 +21,9 @@ pub enum DiffusionError {
     /// `steps` outside `1..=1000`.
     #[error("cannot sample in {steps} steps: expected 1 to {max}, the number of training timesteps", max = MAX_STEPS)]
     Steps { steps: usize },
+    /// A noise schedule that ends in no variances.
+    #[error("cannot make noise of β from {first} to {last}: expected 0 < first ≤ last < 1")]
+    Betas { first: f64, last: f64 },
     /// A number of steps that cannot be spaced so.
     #[error("cannot space {steps} steps as `{spacing}`: expected {expected}")]
     Spacing {

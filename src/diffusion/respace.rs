@@ -1,14 +1,11 @@
-//! The release's linear noise schedule, a flow's straight path, and runs through them.
+//! Runs through a noise schedule, and along a flow's straight path.
 
 use std::{fmt, str::FromStr};
 
-use super::{DiffusionError, Prediction};
+use super::{DiffusionError, NoiseSchedule, Prediction};
 
 /// Number of timesteps the networks are trained with, so the longest possible run.
 pub const MAX_STEPS: usize = 1000;
-
-const BETA_FIRST: f64 = 1e-4;
-const BETA_LAST: f64 = 0.02;
 
 /// Names that [`Spacing`] is written and read by.
 const EXPECTED: &str = "`even`, `ddim`, `dpm`, `flow` or `flow:SHIFT` (above 0)";
@@ -187,11 +184,23 @@ impl Trajectory {
         Self::spaced(Spacing::Even, steps)
     }
 
-    /// `T = steps` steps, spaced so.
+    /// The run through the release's linear noise schedule, as [`Self::through`].
+    ///
+    /// # Errors
+    /// As [`Self::through`].
+    pub fn spaced(spacing: Spacing, steps: usize) -> Result<Self, DiffusionError> {
+        Self::through(&NoiseSchedule::default(), spacing, steps)
+    }
+
+    /// `T = steps` steps, spaced so; a flow knows no noise schedule.
     ///
     /// # Errors
     /// [`DiffusionError::Steps`] unless `1 ≤ steps ≤ 1000`, [`DiffusionError::Spacing`] for as many as cannot be spaced so.
-    pub fn spaced(spacing: Spacing, steps: usize) -> Result<Self, DiffusionError> {
+    pub fn through(
+        noise: &NoiseSchedule,
+        spacing: Spacing,
+        steps: usize,
+    ) -> Result<Self, DiffusionError> {
         if steps == 0 || steps > MAX_STEPS {
             return Err(DiffusionError::Steps { steps });
         }
@@ -199,20 +208,20 @@ impl Trajectory {
             Spacing::Even => even(steps),
             Spacing::Ddim => ddim(steps)?,
             Spacing::Dpm => dpm(steps)?,
-            Spacing::Flow { shift } => return Ok(Self::through(&flow(steps, shift))),
+            Spacing::Flow { shift } => return Ok(Self::of_levels(&flow(steps, shift))),
         };
-        let alpha_bar = alpha_bars();
+        let alpha_bar = noise.alpha_bars();
         let level = |&timestep: &usize| Level {
             timestep: timestep as f64,
             alpha_bar: alpha_bar[timestep],
             norm: 1.0,
         };
         let levels: Vec<Level> = timesteps.iter().rev().map(level).collect();
-        Ok(Self::through(&levels))
+        Ok(Self::of_levels(&levels))
     }
 
     /// A step from each level to the next, and from the last to the clean image.
-    fn through(levels: &[Level]) -> Self {
+    fn of_levels(levels: &[Level]) -> Self {
         let next = |s: usize| levels.get(s + 1).map_or(1.0, |level| level.alpha_bar);
         let beta = |s: usize| 1.0 - levels[s].alpha_bar / next(s);
         let posterior = |s: usize| beta(s) * (1.0 - next(s)) / (1.0 - levels[s].alpha_bar);
@@ -317,18 +326,6 @@ fn flow(steps: usize, shift: f64) -> Vec<Level> {
         }
     };
     (0..steps).map(level).collect()
-}
-
-/// `ᾱ_t = Π (1 − β)` over linear betas from 1e-4 to 0.02.
-fn alpha_bars() -> Vec<f64> {
-    let mut product = 1.0;
-    (0..MAX_STEPS)
-        .map(|t| {
-            let beta = BETA_FIRST + (BETA_LAST - BETA_FIRST) * t as f64 / (MAX_STEPS - 1) as f64;
-            product *= 1.0 - beta;
-            product
-        })
-        .collect()
 }
 
 #[cfg(test)]

@@ -99,8 +99,8 @@ pub trait Architecture: Debug + Send + Sync {
     /// The fixed position embedding, `[tokens, dim]`.
     fn positions(&self) -> Vec<f32>;
 
-    /// The network of these weights.
-    fn build(&self, supply: &mut dyn Supply) -> Model;
+    /// The network of these weights; `outline` is its own, but for the process that it was trained on.
+    fn build(&self, outline: Arc<Outline>, supply: &mut dyn Supply) -> Model;
 
     /// The DiT it is, where it is one, for what only DiTs can do.
     fn as_dit(&self) -> Option<&dit::DitArchitecture> {

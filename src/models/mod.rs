@@ -23,14 +23,14 @@ pub use family::{
 };
 
 use crate::{
-    diffusion::{GuidedChannels, Prediction},
+    diffusion::{GuidedChannels, Process},
     graph::Graph,
     kernels::images_of,
     layers::NORM_EPS,
 };
 
 /// What a network draws.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Latents {
     /// `C`
     pub channels: usize,
@@ -40,8 +40,8 @@ pub struct Latents {
     pub patch: usize,
     /// Channels of the network's output: `C`, or `2C` with learned sigma.
     pub out_channels: usize,
-    /// What the first `C` of them are.
-    pub prediction: Prediction,
+    /// What the first `C` of them are, of what noise.
+    pub process: Process,
 }
 
 impl Latents {

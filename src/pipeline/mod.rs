@@ -16,7 +16,7 @@ use std::path::Path;
 use crate::{
     checkpoint::{LoadOptions, ModelInfo, ModelSpec, load_model},
     device::Engine,
-    diffusion::{Guidance, Solver, Spacing},
+    diffusion::Guidance,
     models::{Model, Prompts, vae::Tiling},
     policy::PolicyError,
     sampler::{SampleError, Sampler, Settings},
@@ -100,14 +100,14 @@ impl Pipeline {
         Ok(Self { prompts, ..self })
     }
 
-    /// The usual run: 20 DDIM steps under the model's usual guidance.
+    /// The usual run: 20 steps of the model's usual solver under its usual guidance.
     pub fn usual_settings(&self) -> Settings {
         let (_, channels) = self.info.outline.guidance;
         let guidance = Guidance::new(self.info.usual_guidance(), channels);
         Settings {
             steps: USUAL_STEPS,
-            spacing: Spacing::usual(self.info.outline.latents.prediction),
-            solver: Solver::Ddim { eta: 0.0 },
+            spacing: self.info.usual_spacing(),
+            solver: self.info.usual_solver(),
             guidance: guidance.unwrap_or_default(),
             clip_x0: self.info.clip_x0,
         }

@@ -127,7 +127,7 @@ pub fn batch_for(outline: &Outline, guided: bool, budget_bytes: u64) -> usize {
 }
 
 impl Settings {
-    /// The respaced run.
+    /// The respaced run through the usual noise: its timesteps are those of any.
     ///
     /// # Errors
     /// [`DiffusionError::Steps`], [`DiffusionError::Spacing`].
@@ -140,12 +140,13 @@ impl Settings {
     /// # Errors
     /// As [`Self::trajectory`], and [`DiffusionError::Path`].
     pub fn numbers(&self, latents: &Latents) -> Result<Vec<Step>, DiffusionError> {
-        self.spacing.check(latents.prediction)?;
+        self.spacing.check(latents.process.prediction)?;
         let predicts = Predicts {
-            prediction: latents.prediction,
+            prediction: latents.process.prediction,
             learned_sigma: latents.out_channels == 2 * latents.channels,
             clip: self.clip_x0,
         };
-        Ok(self.solver.steps(&self.trajectory()?, predicts))
+        let trajectory = Trajectory::through(&latents.process.noise, self.spacing, self.steps)?;
+        Ok(self.solver.steps(&trajectory, predicts))
     }
 }

@@ -13,6 +13,8 @@ mod embedding;
 mod forecast;
 mod forward;
 mod header;
+mod hub;
+mod hub_server;
 mod kernels;
 mod large_model;
 mod pictures;

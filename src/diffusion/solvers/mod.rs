@@ -76,13 +76,15 @@ pub enum StepNoise {
     },
 }
 
-/// What a network was trained to predict of `x = √ᾱ·x_0 + √(1−ᾱ)·ε`, or of a flow's `x = (1−σ)·x_0 + σ·ε`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+/// What a network was trained to predict of `x = √ᾱ·x_0 + √(1−ᾱ)·ε`, or of a flow's `x = (1−σ)·x_0 + σ·ε`; files name it as diffusers does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Prediction {
     /// The noise `ε`.
     #[default]
     Epsilon,
     /// `√ᾱ·ε − √(1−ᾱ)·x_0` (arXiv 2202.00512).
+    #[serde(rename = "v_prediction")]
     Velocity,
     /// The clean image `x_0`.
     Sample,

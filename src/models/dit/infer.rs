@@ -274,7 +274,7 @@ fn diffusers_config(source: &TensorSource) -> Result<Option<DiffusersConfig>, Ch
         return Ok(None);
     };
     let bad = |problem: String| CheckpointError::Config {
-        path: source.path().join("config.json"),
+        path: source.config_path(),
         problem,
     };
     if let Some(class) = json.get("_class_name").and_then(Value::as_str)

@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     containers::{CheckpointError, TensorSource},
-    diffusion::{GuidedChannels, Prediction},
+    diffusion::{GuidedChannels, Process},
     graph::{Graph, SiteKind, mlp_macs, self_attention_macs},
     layers::{TIMESTEP_CHANNELS, sincos_positions},
 };
@@ -141,7 +141,7 @@ impl DitConfig {
                 size: self.input_size,
                 patch: self.patch,
                 out_channels: self.out_channels(),
-                prediction: Prediction::Epsilon,
+                process: Process::default(),
             },
             conditioning: Conditioning::Classes(self.classes),
             parameters: self.parameters(),
@@ -170,9 +170,8 @@ impl Architecture for DitArchitecture {
         sincos_positions(self.config.grid(), self.config.hidden, [1.0, 1.0])
     }
 
-    fn build(&self, supply: &mut dyn Supply) -> Model {
+    fn build(&self, outline: Arc<Outline>, supply: &mut dyn Supply) -> Model {
         use burn::module::Module;
-        let outline = Arc::new(self.outline());
         let blocks = 0..self.config.blocks;
         let dit = Dit::assemble(&self.config, outline, blocks, self.own_embedders, supply);
         Arc::new(dit.no_grad())

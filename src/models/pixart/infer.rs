@@ -107,6 +107,7 @@ pub(super) fn infer_config(
         json: json.unwrap_or(Value::Null),
         source,
     };
+    json.expect_class()?;
     json.expect("norm_type", "ada_norm_single")?;
     json.expect("activation_fn", "gelu-approximate")?;
     let heads = match hints.heads.or(json.count("num_attention_heads")?) {
@@ -182,13 +183,23 @@ struct Json<'a> {
 impl Json<'_> {
     fn bad(&self, problem: String) -> CheckpointError {
         CheckpointError::Config {
-            path: self.source.path().join("config.json"),
+            path: self.source.config_path(),
             problem,
         }
     }
 
     fn of(&self, key: &str) -> Option<&Value> {
         self.json.get(key).filter(|value| !value.is_null())
+    }
+
+    fn expect_class(&self) -> Result<(), CheckpointError> {
+        let ours = ["PixArtTransformer2DModel", "Transformer2DModel"];
+        match self.of("_class_name").and_then(Value::as_str) {
+            Some(class) if !ours.contains(&class) => {
+                Err(self.bad(format!("it describes a `{class}`, expected a {}", ours[0])))
+            }
+            _ => Ok(()),
+        }
     }
 
     fn expect(&self, key: &str, wanted: &str) -> Result<(), CheckpointError> {

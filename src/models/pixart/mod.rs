@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     containers::{CheckpointError, TensorSource},
-    diffusion::{GuidedChannels, Prediction},
+    diffusion::{GuidedChannels, Process},
     graph::{Graph, SiteKind, cross_attention_macs, mlp_macs, self_attention_macs},
     layers::{TIMESTEP_CHANNELS, sincos_positions},
 };
@@ -139,7 +139,7 @@ impl PixArtConfig {
                 size: self.input_size,
                 patch: self.patch,
                 out_channels: self.out_channels,
-                prediction: Prediction::Epsilon,
+                process: Process::default(),
             },
             conditioning: Conditioning::Text {
                 tokens: text,
@@ -187,9 +187,9 @@ impl Architecture for PixArtArchitecture {
         sincos_positions(grid, self.0.hidden, grid.map(apart))
     }
 
-    fn build(&self, supply: &mut dyn Supply) -> Model {
+    fn build(&self, outline: Arc<Outline>, supply: &mut dyn Supply) -> Model {
         use burn::module::Module;
-        let network = PixArt::assemble(&self.0, Arc::new(self.outline()), supply);
+        let network = PixArt::assemble(&self.0, outline, supply);
         Arc::new(network.no_grad().with_null())
     }
 }
