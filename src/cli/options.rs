@@ -13,7 +13,7 @@ use crate::{
     cache::CacheDtype,
     checkpoint::{LoadOptions, ModelInfo, ModelSpec, Part},
     device::{DeviceChoice, Engine},
-    diffusion::{Guidance, GuidedChannels, Solver, Spacing},
+    diffusion::{Guidance, GuidedChannels, Solver},
     models::{Prompts, vae::Tiling},
     pipeline::{Pipeline, USUAL_STEPS, read_texts},
     sampler::Settings,

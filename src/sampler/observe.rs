@@ -80,7 +80,7 @@ mod tests {
     use super::*;
     use crate::{
         checkpoint::random_model,
-        diffusion::{Guidance, GuidedChannels, Solver},
+        diffusion::{Guidance, GuidedChannels, Solver, Spacing},
         metrics::max_abs_error,
         models::{
             Condition,
@@ -100,6 +100,7 @@ mod tests {
         let (model, info) = random_model(architecture, 0, &Device::flex()).unwrap();
         let settings = Settings {
             steps: 3,
+            spacing: Spacing::Even,
             solver: Solver::ddim(0.5).unwrap(),
             guidance: Guidance::new(2.0, GuidedChannels::Three).unwrap(),
             clip_x0: false,
@@ -112,6 +113,7 @@ mod tests {
         }
         let request = Request {
             conditions: Condition::classes(&[0, 2]),
+            first: 0,
             seed: 5,
             noise: Some(noise),
             batch: 2,

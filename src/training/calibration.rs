@@ -122,6 +122,7 @@ fn measured(
         let images = conditions.len();
         let request = Request {
             conditions,
+            first: 0,
             seed,
             noise: Some(noise),
             batch: images,
@@ -355,7 +356,7 @@ mod tests {
     use super::*;
     use crate::{
         checkpoint::random_model,
-        diffusion::{Guidance, GuidedChannels, Solver},
+        diffusion::{Guidance, GuidedChannels, Solver, Spacing},
         models::{
             Condition,
             dit::{DitArchitecture, DitConfig},
@@ -374,6 +375,7 @@ mod tests {
         let (model, info) = random_model(architecture, 0, &Device::flex()).unwrap();
         let settings = Settings {
             steps: 3,
+            spacing: Spacing::Even,
             solver: Solver::ddim(0.0).unwrap(),
             guidance: Guidance::new(2.0, GuidedChannels::Three).unwrap(),
             clip_x0: false,
@@ -386,6 +388,7 @@ mod tests {
         }
         let request = Request {
             conditions: Condition::classes(&[0, 2]),
+            first: 0,
             seed: 5,
             noise: Some(noise),
             batch: 2,

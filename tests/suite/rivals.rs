@@ -4,7 +4,7 @@ use burn::tensor::{Tensor, TensorData};
 use harmonica::{
     checkpoint::{LoadOptions, ModelSpec},
     device::Engine,
-    diffusion::{Guidance, GuidedChannels, ImageNoise, Solver},
+    diffusion::{Guidance, GuidedChannels, ImageNoise, Solver, Spacing},
     kernels::{Before, OutputLayout, images_of, output_patches_of, solver_step},
     metrics::max_abs_error,
     models::{At, Condition, Model, Partial, Times, walk},
@@ -28,6 +28,7 @@ fn loaded(engine: &Engine) -> Pipeline {
 fn settings() -> Settings {
     Settings {
         steps: STEPS,
+        spacing: Spacing::Even,
         solver: Solver::ddim(0.0).unwrap(),
         guidance: Guidance::new(2.0, GuidedChannels::Three).unwrap(),
         clip_x0: false,
@@ -45,6 +46,7 @@ fn noise(model: &Model) -> Vec<f32> {
 fn request(model: &Model) -> Request {
     Request {
         conditions: Condition::classes(&LABELS),
+        first: 0,
         seed: 0,
         noise: Some(noise(model)),
         batch: 2,

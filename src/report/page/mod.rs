@@ -40,7 +40,7 @@ impl StepMap {
         };
         match reuse {
             Reuse::AtRunTime(probed) => Self::Decided {
-                middle: probed.middle(),
+                middle: probed.reused(),
                 reused,
             },
             Reuse::Ahead(table) => {
