@@ -1,9 +1,11 @@
 //! What networks are made of beside their blocks: linear layers, sinusoidal features.
 
-use burn::{
-    nn::Linear,
-    tensor::{Tensor, TensorData, activation::silu},
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
 };
+
+use burn::tensor::{DType, Device, Tensor, TensorData, activation::silu};
 
 use crate::kernels::{self, add_bias};
 
@@ -13,29 +15,97 @@ pub const TIMESTEP_CHANNELS: usize = 256;
 /// Epsilon of the LayerNorms.
 pub const NORM_EPS: f64 = 1e-6;
 
-/// `x·W`, without the bias: whatever comes next adds that on its way.
-pub fn product<const D: usize>(layer: &Linear, x: Tensor<D>) -> Tensor<D> {
-    kernels::product(x, layer.weight.val())
+/// A linear layer, `x·W + b`, wherever its weights lie.
+#[derive(Debug, Clone)]
+pub struct Affine {
+    weight: Weight,
+    /// `[outputs]`
+    bias: Tensor<1>,
 }
 
-/// `x·W + b`.
-pub fn affine<const D: usize>(layer: &Linear, x: Tensor<D>) -> Tensor<D> {
-    add_bias(product(layer, x), bias(layer))
+/// `[inputs, outputs]`
+#[derive(Debug, Clone)]
+enum Weight {
+    /// On the device, in the type that products take.
+    Here(Tensor<2>),
+    /// On the device in half precision, widened for each use.
+    Half(Tensor<2>),
+    /// On the host, sent for each use.
+    Waiting(Arc<Waiting>),
 }
 
-/// A layer's bias, `[outputs]`.
-pub fn bias(layer: &Linear) -> Tensor<1> {
-    match &layer.bias {
-        Some(bias) => bias.val(),
-        None => {
-            let [_, outputs] = layer.weight.val().dims();
-            Tensor::zeros([outputs], &layer.weight.val().device())
+/// A matrix that waits on the host.
+#[derive(Debug)]
+struct Waiting {
+    /// In the type that it is sent in.
+    values: TensorData,
+    device: Device,
+    sent: Arc<AtomicU64>,
+}
+
+impl Affine {
+    /// Of `weight` `[inputs, outputs]`, on the device as products take it, or in f16.
+    pub fn new(weight: Tensor<2>, bias: Tensor<1>) -> Self {
+        let weight = match (weight.dtype(), bias.dtype()) {
+            (DType::F16, DType::F32) => Weight::Half(weight),
+            _ => Weight::Here(weight),
+        };
+        Self { weight, bias }
+    }
+
+    /// Whose weights `[inputs, outputs]`, f32 or f16, wait on the host and are sent for each use; `sent` counts the bytes.
+    pub fn waiting(values: TensorData, bias: Tensor<1>, sent: Arc<AtomicU64>) -> Self {
+        let device = bias.device();
+        let waiting = Waiting {
+            values,
+            device,
+            sent,
+        };
+        Self {
+            weight: Weight::Waiting(Arc::new(waiting)),
+            bias,
+        }
+    }
+
+    /// As products take it.
+    fn weight(&self) -> Tensor<2> {
+        match &self.weight {
+            Weight::Here(weight) => weight.clone(),
+            Weight::Half(weight) => weight.clone().cast(DType::F32),
+            Weight::Waiting(waiting) => {
+                let Waiting {
+                    values,
+                    device,
+                    sent,
+                } = &**waiting;
+                sent.fetch_add(values.as_bytes().len() as u64, Ordering::Relaxed);
+                let weight = Tensor::from_data(values.clone(), (device, values.dtype()));
+                match values.dtype() {
+                    DType::F32 => weight,
+                    _ => weight.cast(DType::F32),
+                }
+            }
         }
     }
 }
 
+/// `x·W`, without the bias: whatever comes next adds that on its way.
+pub fn product<const D: usize>(layer: &Affine, x: Tensor<D>) -> Tensor<D> {
+    kernels::product(x, layer.weight())
+}
+
+/// `x·W + b`.
+pub fn affine<const D: usize>(layer: &Affine, x: Tensor<D>) -> Tensor<D> {
+    add_bias(product(layer, x), bias(layer))
+}
+
+/// A layer's bias, `[outputs]`.
+pub fn bias(layer: &Affine) -> Tensor<1> {
+    layer.bias.clone()
+}
+
 /// The two-layer embedding of sinusoidal features, `[n, dim]` for `[n, 256]`.
-pub fn embed_features(first: &Linear, second: &Linear, features: Tensor<2>) -> Tensor<2> {
+pub fn embed_features(first: &Affine, second: &Affine, features: Tensor<2>) -> Tensor<2> {
     affine(second, silu(affine(first, features)))
 }
 
@@ -56,7 +126,7 @@ pub fn sinusoidal_features(values: &[f32], shift: usize) -> Vec<f32> {
 }
 
 /// The same on a device, `[values.len(), 256]`.
-pub fn features_on(values: &[f32], shift: usize, device: &burn::tensor::Device) -> Tensor<2> {
+pub fn features_on(values: &[f32], shift: usize, device: &Device) -> Tensor<2> {
     let features = sinusoidal_features(values, shift);
     Tensor::from_data(
         TensorData::new(features, [values.len(), TIMESTEP_CHANNELS]),

@@ -2,13 +2,11 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use burn::{
-    module::Param,
-    tensor::{Device, Tensor, TensorData},
-};
+use burn::tensor::{Device, Tensor, TensorData};
 
 use super::{
     fingerprint::Fingerprinter,
+    residence::{Residence, ResidenceError, Resident},
     spec::{LoadOptions, ModelInfo, ModelSpec},
     state::StateDict,
     weights::Weights,
@@ -16,6 +14,7 @@ use super::{
 use crate::{
     containers::CheckpointError,
     diffusion::{NoiseSchedule, Process},
+    layers::Affine,
     models::{
         Architecture, Model, Parameter, Supply,
         dit::{DitArchitecture, DitConfig},
@@ -33,8 +32,21 @@ pub fn load_model(
     options: LoadOptions,
     device: &Device,
 ) -> Result<(Model, ModelInfo), CheckpointError> {
+    load_model_in(spec, options, Residence::default(), device)
+}
+
+/// The same, weights kept as `residence` says.
+///
+/// # Errors
+/// As [`load_model`], and [`CheckpointError::Residence`].
+pub fn load_model_in(
+    spec: &ModelSpec,
+    options: LoadOptions,
+    residence: Residence,
+    device: &Device,
+) -> Result<(Model, ModelInfo), CheckpointError> {
     let mut weights = Weights::open(spec, options)?;
-    build(&mut weights, spec, device)
+    build(&mut weights, spec, residence, device)
 }
 
 /// Everything about a model but its weights, which are read for their fingerprint alone.
@@ -64,7 +76,7 @@ pub fn random_model(
         tokens: outline.graph.tokens(),
     };
     let mut weights = Weights::random(architecture, seed);
-    build(&mut weights, &spec, device)
+    build(&mut weights, &spec, Residence::default(), device)
 }
 
 /// A model's weights in memory, whatever kind of file it comes from.
@@ -139,11 +151,21 @@ fn state_of(weights: &mut Weights) -> Result<StateDict, CheckpointError> {
 fn build(
     weights: &mut Weights,
     spec: &ModelSpec,
+    residence: Residence,
     device: &Device,
 ) -> Result<(Model, ModelInfo), CheckpointError> {
+    let refused = |source: ResidenceError| CheckpointError::Residence {
+        path: spec.to_string().into(),
+        source,
+    };
     let mut fingerprint = Fingerprinter::new();
-    let mut loaded = Loaded::default();
-    for tensor in weights.expected() {
+    let tensors = weights.expected();
+    let (waiting, resident) = residence.plan(&tensors, device).map_err(refused)?;
+    let mut loaded = Loaded {
+        resident: resident.clone(),
+        ..Loaded::default()
+    };
+    for tensor in tensors {
         let values = weights.read(&tensor)?;
         if tensor.is_positions() {
             let data = TensorData::new(values, tensor.shape);
@@ -155,10 +177,15 @@ fn build(
         let values = parameter.to_network(values);
         match parameter.shape[..] {
             [rows, columns] => {
-                let data = TensorData::new(values, [rows, columns]);
-                loaded
-                    .matrices
-                    .insert(tensor.name, Tensor::from_data(data, device));
+                let data = residence.matrix(&tensor, values, [rows, columns]);
+                let data = data.map_err(refused)?;
+                if waiting.contains(&tensor.name) {
+                    loaded.waiting.insert(tensor.name, data);
+                } else {
+                    let dtype = data.dtype();
+                    let matrix = Tensor::from_data(data, (device, dtype));
+                    loaded.matrices.insert(tensor.name, matrix);
+                }
             }
             _ => {
                 let data = TensorData::new(values, parameter.shape);
@@ -170,16 +197,22 @@ fn build(
     }
     let fingerprint = fingerprint.finish();
     weights.check_fingerprint(spec, &fingerprint)?;
-    let info = weights.info(spec, fingerprint);
+    let info = ModelInfo {
+        resident,
+        ..weights.info(spec, fingerprint)
+    };
     tracing::debug!(model = %info.outline.name, fingerprint = %info.fingerprint, "loaded {spec}");
     let outline = Arc::new(info.outline.clone());
     Ok((weights.architecture.build(outline, &mut loaded), info))
 }
 
-/// Tensors on the device, waiting for their places.
+/// Tensors that wait for their places in the network.
 #[derive(Default)]
 struct Loaded {
     matrices: HashMap<String, Tensor<2>>,
+    /// Matrices that stay on the host.
+    waiting: HashMap<String, TensorData>,
+    resident: Resident,
     vectors: HashMap<String, Tensor<1>>,
     positions: Option<Tensor<3>>,
 }
@@ -187,18 +220,26 @@ struct Loaded {
 /// The tensors that an architecture lists and those that it builds its network of are the same; a slip is a bug, not bad
 /// input.
 impl Supply for Loaded {
-    fn matrix(&mut self, name: &str) -> Param<Tensor<2>> {
+    fn matrix(&mut self, name: &str) -> Tensor<2> {
         let tensor = self.matrices.remove(name);
-        Param::from_tensor(tensor.unwrap_or_else(|| unreachable!("no tensor {name}")))
+        tensor.unwrap_or_else(|| unreachable!("no tensor {name}"))
     }
 
-    fn vector(&mut self, name: &str) -> Param<Tensor<1>> {
+    fn vector(&mut self, name: &str) -> Tensor<1> {
         let tensor = self.vectors.remove(name);
-        Param::from_tensor(tensor.unwrap_or_else(|| unreachable!("no tensor {name}")))
+        tensor.unwrap_or_else(|| unreachable!("no tensor {name}"))
     }
 
-    fn positions(&mut self) -> Param<Tensor<3>> {
+    fn positions(&mut self) -> Tensor<3> {
         let tensor = self.positions.take();
-        Param::from_tensor(tensor.unwrap_or_else(|| unreachable!("no positions")))
+        tensor.unwrap_or_else(|| unreachable!("no positions"))
+    }
+
+    fn linear(&mut self, name: &str) -> Affine {
+        let (weight, bias) = (format!("{name}.weight"), format!("{name}.bias"));
+        match self.waiting.remove(&weight) {
+            Some(values) => Affine::waiting(values, self.vector(&bias), self.resident.sent.clone()),
+            None => Affine::new(self.matrix(&weight), self.vector(&bias)),
+        }
     }
 }

@@ -10,7 +10,8 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::{
-    fingerprint::Fingerprint, folder::PipelineFolder, hub::HubName, weights::random_architecture,
+    fingerprint::Fingerprint, folder::PipelineFolder, hub::HubName, residence::Resident,
+    weights::random_architecture,
 };
 use crate::{
     containers::CheckpointError,
@@ -171,6 +172,8 @@ pub struct ModelInfo {
     pub folder: Option<PipelineFolder>,
     /// Identity of the weights.
     pub fingerprint: Fingerprint,
+    /// Where they lie.
+    pub resident: Resident,
 }
 
 impl ModelInfo {

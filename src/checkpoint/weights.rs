@@ -10,6 +10,7 @@ use super::{
     fingerprint::{Fingerprint, Fingerprinter},
     folder::PipelineFolder,
     opened::open_model,
+    residence::Resident,
     spec::{LoadOptions, ModelInfo, ModelSpec},
     state::StateDict,
 };
@@ -237,6 +238,7 @@ impl Weights {
             notes: self.notes.clone(),
             folder: self.folder.clone(),
             fingerprint,
+            resident: Resident::default(),
         }
     }
 

@@ -11,7 +11,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use super::{Context, error::CliError, text::TextArgs};
 use crate::{
     cache::CacheDtype,
-    checkpoint::{LoadOptions, ModelInfo, ModelSpec, Part},
+    checkpoint::{LoadOptions, ModelInfo, ModelSpec, Part, Residence, StoredDtype},
     device::{DeviceChoice, Engine},
     diffusion::{Guidance, GuidedChannels, Solver},
     models::{Prompts, vae::Tiling},
@@ -77,6 +77,18 @@ pub(super) struct ModelArgs {
     pub text: TextArgs,
 }
 
+/// Where its weights lie.
+#[derive(Args, Debug)]
+pub(super) struct ResidenceArgs {
+    /// How the weights of blocks are kept: f32, or f16 in half the memory (products are in f32)
+    #[arg(long, value_name = "f32|f16", default_value = "f32")]
+    pub dtype: StoredDtype,
+    /// Weights on the device at most, such as 800M or 2G: what does not fit waits on the host and is sent when a branch is
+    /// computed; reused branches send nothing
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
+    max_memory: Option<u64>,
+}
+
 impl ModelArgs {
     pub fn spec(&self) -> Result<ModelSpec, CliError> {
         let spec: ModelSpec = self.model.parse()?;
@@ -100,9 +112,18 @@ impl ModelArgs {
         }
     }
 
-    pub fn load(&self, engine: &Engine, context: &Context) -> Result<Pipeline, CliError> {
+    pub fn load(
+        &self,
+        engine: &Engine,
+        residence: &ResidenceArgs,
+        context: &Context,
+    ) -> Result<Pipeline, CliError> {
         let (spec, options) = (self.spec()?, self.load_options(context)?);
-        let pipeline = Pipeline::open(engine, &spec, options)?;
+        let residence = Residence {
+            dtype: residence.dtype,
+            max_bytes: residence.max_memory,
+        };
+        let pipeline = Pipeline::open_in(engine, &spec, options, residence)?;
         match &self.texts {
             None => self.text.encode(pipeline, context),
             Some(path) => Ok(pipeline.with_texts(read_texts(path)?)?),
@@ -121,6 +142,29 @@ impl ModelArgs {
             None => Ok(pipeline),
             Some(path) => Ok(pipeline.with_vae(&path, self.vae_tile.unwrap_or_default())?),
         }
+    }
+}
+
+/// Bytes, maybe with K, M or G of a thousand.
+pub(super) fn parse_bytes(text: &str) -> Result<u64, String> {
+    let unit = text
+        .chars()
+        .last()
+        .and_then(|unit| match unit.to_ascii_uppercase() {
+            'K' => Some(1e3),
+            'M' => Some(1e6),
+            'G' => Some(1e9),
+            _ => None,
+        });
+    let number = match unit {
+        Some(_) => &text[..text.len() - 1],
+        None => text,
+    };
+    match number.parse::<f64>() {
+        Ok(number) if number > 0.0 && number.is_finite() => {
+            Ok((number * unit.unwrap_or(1.0)) as u64)
+        }
+        _ => Err("expected a number of bytes such as 800M or 2G".into()),
     }
 }
 
@@ -221,6 +265,8 @@ pub(super) struct SessionArgs {
     #[command(flatten)]
     pub model: ModelArgs,
     #[command(flatten)]
+    pub residence: ResidenceArgs,
+    #[command(flatten)]
     device: DeviceArgs,
     #[command(flatten)]
     pub run: RunArgs,
@@ -247,7 +293,7 @@ impl SessionArgs {
     ) -> Result<Session, CliError> {
         let engine = self.device.open(context)?;
         let started = Instant::now();
-        let mut pipeline = self.model.load(&engine, context)?;
+        let mut pipeline = self.model.load(&engine, &self.residence, context)?;
         if let Some(texts) = texts {
             pipeline = pipeline.with_texts(texts)?;
         }

@@ -49,6 +49,9 @@ pub(super) struct Recipe {
     pub guidance_channels: String,
     pub clip_x0: String,
     pub cache_dtype: String,
+    /// Of weights, where it is not f32.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dtype: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub schedule: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -165,6 +168,7 @@ impl Recipe {
         let given = [
             ("negative_prompt", self.negative_prompt.clone()),
             ("text_encoder", self.text_encoder.clone()),
+            ("dtype", self.dtype.clone()),
             ("texts", self.texts.clone()),
             ("schedule", self.schedule.clone()),
             ("speed", self.speed.map(|speed| speed.to_string())),
@@ -227,6 +231,7 @@ mod tests {
             guidance_channels: "3".into(),
             clip_x0: "on".into(),
             cache_dtype: "f32".into(),
+            dtype: None,
             schedule: None,
             speed: Some(2.0),
             heads: None,

@@ -383,6 +383,16 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
         totals.macs_ratio(),
         totals.peak_cache_bytes as f64 / 1e6,
     ));
+    let resident = &info.resident;
+    let gigabytes = |bytes: u64| format!("{:.2} GB", bytes as f64 / 1e9);
+    if resident.host_bytes > 0 {
+        context.say(format!(
+            "weights: {} on the device, {} on the host; {} sent",
+            gigabytes(resident.device_bytes),
+            gigabytes(resident.host_bytes),
+            gigabytes(resident.sent_bytes()),
+        ));
+    }
     for warning in warnings(
         &chosen.name,
         chosen.origin,
@@ -401,7 +411,8 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
             "seconds_load": seconds_load, "seconds_sampling": seconds,
             "schedule": chosen.name, "cur": totals.cur(), "macs_full": totals.macs_full, "macs": totals.macs,
             "peak_cache_bytes": totals.peak_cache_bytes, "cache_dtype": args.cache.cache_dtype.to_string(), "dispatches": dispatches, "out": args.out,
-            "files": files,
+            "files": files, "weights_device_bytes": resident.device_bytes, "weights_host_bytes": resident.host_bytes,
+            "sent_bytes": resident.sent_bytes(),
         }));
     }
     Ok(())
@@ -462,6 +473,7 @@ fn recipe(
         guidance_channels: settings.guidance.channels().to_string(),
         clip_x0: switch.into(),
         cache_dtype: args.cache.cache_dtype.to_string(),
+        dtype: (args.session.residence.dtype == StoredDtype::F16).then(|| "f16".into()),
         schedule: match named {
             true => args.schedule.schedule.clone(),
             // What it came to without a flag.

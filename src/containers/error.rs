@@ -119,6 +119,13 @@ pub enum CheckpointError {
         position: usize,
     },
 
+    /// Weights that cannot be kept as was asked.
+    #[error("{}: {source}", path.display())]
+    Residence {
+        path: PathBuf,
+        source: crate::checkpoint::ResidenceError,
+    },
+
     /// A `random:SIZE/PATCH@TOKENS` spec that names no network.
     #[error(
         "cannot build `{spec}`: {problem}; expected random:SIZE/PATCH@TOKENS such as random:DiT-S/2@256"

@@ -2,11 +2,14 @@
 
 use std::{fmt::Debug, path::Path, sync::Arc};
 
-use burn::{module::Param, nn::Linear, tensor::Tensor};
+use burn::tensor::Tensor;
 use serde_json::Value;
 
 use super::{Model, Outline, dit, pixart};
-use crate::containers::{CheckpointError, TensorSource};
+use crate::{
+    containers::{CheckpointError, TensorSource},
+    layers::Affine,
+};
 
 /// Every family that there is.
 pub const FAMILIES: [&dyn Family; 2] = [&dit::DitFamily, &pixart::PixArtFamily];
@@ -279,16 +282,14 @@ impl Parameter {
 
 /// Where a network gets its tensors from, by canonical name.
 pub trait Supply {
-    fn matrix(&mut self, name: &str) -> Param<Tensor<2>>;
-    fn vector(&mut self, name: &str) -> Param<Tensor<1>>;
+    fn matrix(&mut self, name: &str) -> Tensor<2>;
+    fn vector(&mut self, name: &str) -> Tensor<1>;
     /// `[1, tokens, dim]`
-    fn positions(&mut self) -> Param<Tensor<3>>;
+    fn positions(&mut self) -> Tensor<3>;
 
-    fn linear(&mut self, name: &str) -> Linear {
-        Linear {
-            weight: self.matrix(&format!("{name}.weight")),
-            bias: Some(self.vector(&format!("{name}.bias"))),
-        }
+    fn linear(&mut self, name: &str) -> Affine {
+        let weight = self.matrix(&format!("{name}.weight"));
+        Affine::new(weight, self.vector(&format!("{name}.bias")))
     }
 }
 

@@ -14,7 +14,7 @@ pub use texts::{read_texts, texts_named};
 use std::path::Path;
 
 use crate::{
-    checkpoint::{LoadOptions, ModelInfo, ModelSpec, load_model},
+    checkpoint::{LoadOptions, ModelInfo, ModelSpec, Residence, load_model_in},
     device::Engine,
     diffusion::Guidance,
     models::{Model, Prompts, vae::Tiling},
@@ -57,7 +57,20 @@ impl Pipeline {
         spec: &ModelSpec,
         options: LoadOptions,
     ) -> Result<Self, OpenError> {
-        let (model, info) = load_model(spec, options, engine.device())?;
+        Self::open_in(engine, spec, options, Residence::default())
+    }
+
+    /// The same, weights kept as `residence` says.
+    ///
+    /// # Errors
+    /// [`OpenError`].
+    pub fn open_in(
+        engine: &Engine,
+        spec: &ModelSpec,
+        options: LoadOptions,
+        residence: Residence,
+    ) -> Result<Self, OpenError> {
+        let (model, info) = load_model_in(spec, options, residence, engine.device())?;
         // Weights are uploaded in the background; runs answer for what comes after.
         if let Some(fault) = engine.fault() {
             return Err(SampleError::from(fault).into());

@@ -21,6 +21,7 @@ mod pictures;
 mod pixart;
 mod pretrain;
 mod pretrain_data;
+mod residence;
 mod rivals;
 mod run_time;
 mod sampling;

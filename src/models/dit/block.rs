@@ -1,15 +1,11 @@
 //! One transformer block with adaLN-Zero conditioning, its branches callable one by one.
 
-use burn::{
-    module::Module,
-    nn::Linear,
-    tensor::{DType, Tensor},
-};
+use burn::tensor::{DType, Tensor};
 
 use crate::{
     graph::SiteKind,
     kernels::{attention, gelu},
-    layers::{NORM_EPS, bias, product},
+    layers::{Affine, NORM_EPS, bias, product},
     models::{At, Partial},
 };
 
@@ -18,18 +14,18 @@ pub(super) const BRANCHES: [(SiteKind, usize); 2] =
     [(SiteKind::SelfAttention, 0), (SiteKind::Mlp, 3)];
 
 /// `x += gate_a ⊙ Attn(LN(x)(1+scale_a)+shift_a)`, then `x += gate_m ⊙ MLP(LN(x)(1+scale_m)+shift_m)`.
-#[derive(Module, Debug)]
+#[derive(Debug)]
 pub struct Block {
     /// `[dim, 3·dim]`: queries, keys, values.
-    pub qkv: Linear,
+    pub qkv: Affine,
     /// `[dim, dim]`
-    pub proj: Linear,
+    pub proj: Affine,
     /// `[dim, 4·dim]`
-    pub fc1: Linear,
+    pub fc1: Affine,
     /// `[4·dim, dim]`
-    pub fc2: Linear,
+    pub fc2: Affine,
     /// `[dim, 6·dim]`: shift, scale, gate of attention, then of the MLP.
-    pub modulation: Linear,
+    pub modulation: Affine,
     pub heads: usize,
     pub mlp_norm_eps: f64,
 }

@@ -171,10 +171,9 @@ impl Architecture for DitArchitecture {
     }
 
     fn build(&self, outline: Arc<Outline>, supply: &mut dyn Supply) -> Model {
-        use burn::module::Module;
         let blocks = 0..self.config.blocks;
         let dit = Dit::assemble(&self.config, outline, blocks, self.own_embedders, supply);
-        Arc::new(dit.no_grad())
+        Arc::new(dit)
     }
 
     fn as_dit(&self) -> Option<&DitArchitecture> {

@@ -2,11 +2,7 @@
 
 use std::{ops::Range, sync::Arc};
 
-use burn::{
-    module::{Module, Param},
-    nn::Linear,
-    tensor::{DType, Device, Int, Tensor, TensorData, activation::silu},
-};
+use burn::tensor::{DType, Device, Int, Tensor, TensorData, activation::silu};
 
 use super::{
     DitConfig,
@@ -17,27 +13,25 @@ use super::{
 use crate::{
     kernels::embed_tokens,
     kernels::{images_of, patches_of},
-    layers::{NORM_EPS, affine, bias, features_on, product},
+    layers::{Affine, NORM_EPS, affine, bias, features_on, product},
     models::{At, Condition, Context, Denoiser, Join, Outline, Partial, Supply, Times},
 };
 
 /// A DiT. Made by [`crate::checkpoint::load_model`] or [`crate::checkpoint::random_model`].
-#[derive(Module, Debug)]
+#[derive(Debug)]
 pub struct Dit {
     /// `[C·p², dim]`: the patch embedding, a strided convolution written as a matrix.
-    pub patch_embedder: Linear,
+    pub patch_embedder: Affine,
     /// `[1, tokens, dim]`
-    pub positions: Param<Tensor<3>>,
+    pub positions: Tensor<3>,
     /// One for the whole network, or one a block (diffusers trains them apart).
     pub embedders: Vec<ConditionEmbedder>,
     pub blocks: Vec<Block>,
     /// `[dim, 2·dim]`: shift, scale.
-    pub final_modulation: Linear,
+    pub final_modulation: Affine,
     /// `[dim, p²·C_out]`
-    pub final_linear: Linear,
-    #[module(skip)]
+    pub final_linear: Affine,
     config: DitConfig,
-    #[module(skip)]
     outline: Arc<Outline>,
 }
 
@@ -185,7 +179,7 @@ impl Denoiser for Dit {
     }
 
     fn device(&self) -> Device {
-        self.positions.val().device()
+        self.positions.clone().device()
     }
 
     fn null(&self) -> Option<Condition> {
@@ -223,7 +217,7 @@ impl Denoiser for Dit {
     fn begin(&self, x: Tensor<4>, copies: usize) -> Tensor<3> {
         let layer = &self.patch_embedder;
         let tokens = product(layer, patches_of(x, self.config.patch));
-        embed_tokens(tokens, bias(layer), self.positions.val(), copies)
+        embed_tokens(tokens, bias(layer), self.positions.clone(), copies)
     }
 
     fn compute(&self, site: usize, x: Tensor<3>, at: &At) -> Partial {

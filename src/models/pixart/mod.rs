@@ -188,8 +188,7 @@ impl Architecture for PixArtArchitecture {
     }
 
     fn build(&self, outline: Arc<Outline>, supply: &mut dyn Supply) -> Model {
-        use burn::module::Module;
         let network = PixArt::assemble(&self.0, outline, supply);
-        Arc::new(network.no_grad().with_null())
+        Arc::new(network.with_null())
     }
 }

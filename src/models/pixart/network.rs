@@ -5,20 +5,16 @@
 
 use std::sync::Arc;
 
-use burn::{
-    module::{Module, Param},
-    nn::Linear,
-    tensor::{
-        Device, Tensor, TensorData,
-        activation::{silu, softmax},
-    },
+use burn::tensor::{
+    Device, Tensor, TensorData,
+    activation::{silu, softmax},
 };
 
 use super::config::PixArtConfig;
 use crate::{
     graph::SiteKind,
     kernels::{attention, embed_tokens, gelu, patches_of},
-    layers::{NORM_EPS, affine, bias, embed_features, features_on, product},
+    layers::{Affine, NORM_EPS, affine, bias, embed_features, features_on, product},
     models::{
         At, Condition, Context, Denoiser, Join, Outline, Partial, Picture, Supply, TextContext,
         TextEmbedding, Times,
@@ -37,50 +33,47 @@ const MASKED: f32 = -10_000.0;
 
 /// One block: `x += gate_a ⊙ Attn(LN(x)(1+scale_a)+shift_a)`, `x += Cross(x, text)`,
 /// `x += gate_m ⊙ MLP(LN(x)(1+scale_m)+shift_m)`.
-#[derive(Module, Debug)]
+#[derive(Debug)]
 pub struct PixArtBlock {
-    qkv: Linear,
-    proj: Linear,
+    qkv: Affine,
+    proj: Affine,
     /// `[dim, dim]`: queries of the text attention.
-    cross_q: Linear,
+    cross_q: Affine,
     /// `[dim, 2·dim]`: its keys and values.
-    cross_kv: Linear,
-    cross_proj: Linear,
-    fc1: Linear,
-    fc2: Linear,
+    cross_kv: Affine,
+    cross_proj: Affine,
+    fc1: Affine,
+    fc2: Affine,
     /// `[6, dim]`: what the block adds to the shared shift, scale and gate of attention and MLP.
-    table: Param<Tensor<2>>,
+    table: Tensor<2>,
 }
 
 /// The embeddings of resolution and aspect ratio.
-#[derive(Module, Debug)]
+#[derive(Debug)]
 pub struct MicroEmbedder {
-    resolution: [Linear; 2],
-    aspect_ratio: [Linear; 2],
+    resolution: [Affine; 2],
+    aspect_ratio: [Affine; 2],
 }
 
 /// A PixArt transformer.
-#[derive(Module, Debug)]
+#[derive(Debug)]
 pub struct PixArt {
-    patch_embedder: Linear,
+    patch_embedder: Affine,
     /// `[1, tokens, dim]`
-    positions: Param<Tensor<3>>,
-    timestep: [Linear; 2],
+    positions: Tensor<3>,
+    timestep: [Affine; 2],
     micro: Option<MicroEmbedder>,
     /// `[dim, 6·dim]`: shift, scale, gate of attention, then of the MLP, for all blocks.
-    modulation: Linear,
-    caption: [Linear; 2],
+    modulation: Affine,
+    caption: [Affine; 2],
     /// `[text tokens, caption]`: what stands for no text.
-    null_text: Option<Param<Tensor<2>>>,
+    null_text: Option<Tensor<2>>,
     blocks: Vec<PixArtBlock>,
     /// `[2, dim]`: shift and scale of the last layer, added to the timestep's embedding.
-    final_table: Param<Tensor<2>>,
-    final_linear: Linear,
-    #[module(skip)]
+    final_table: Tensor<2>,
+    final_linear: Affine,
     config: PixArtConfig,
-    #[module(skip)]
     outline: Arc<Outline>,
-    #[module(skip)]
     null: Option<Condition>,
 }
 
@@ -130,9 +123,9 @@ impl PixArt {
 
     /// The same, knowing what stands for no text as a condition.
     pub(super) fn with_null(self) -> Self {
-        let read = |table: &Param<Tensor<2>>| {
+        let read = |table: &Tensor<2>| {
             let values = table
-                .val()
+                .clone()
                 .try_into_data()
                 .ok()?
                 .try_into_vec::<f32>()
@@ -150,7 +143,7 @@ impl PixArt {
     /// both, or no pictures.
     fn embed_times(&self, timesteps: &[f32], pictures: &[Picture]) -> Tensor<2> {
         let device = Denoiser::device(self);
-        let embedded = |layers: &[Linear; 2], values: &[f32]| {
+        let embedded = |layers: &[Affine; 2], values: &[f32]| {
             embed_features(&layers[0], &layers[1], features_on(values, 0, &device))
         };
         let e = embedded(&self.timestep, timesteps);
@@ -244,7 +237,7 @@ impl Denoiser for PixArt {
     }
 
     fn device(&self) -> Device {
-        self.positions.val().device()
+        self.positions.clone().device()
     }
 
     fn null(&self) -> Option<Condition> {
@@ -295,11 +288,11 @@ impl Denoiser for PixArt {
         let mut slab: Vec<Tensor<3>> = self
             .blocks
             .iter()
-            .map(|block| shared.clone() + block.table.val().reshape([1, 1, 6 * dim]))
+            .map(|block| shared.clone() + block.table.clone().reshape([1, 1, 6 * dim]))
             .collect();
         // A block more of ones: the gates of branches that have none.
         slab.push(shared.ones_like());
-        let last = e.unsqueeze_dim::<3>(1) + self.final_table.val().unsqueeze::<3>();
+        let last = e.unsqueeze_dim::<3>(1) + self.final_table.clone().unsqueeze::<3>();
         At::new(
             vec![Tensor::cat(slab, 0)],
             last.reshape([1, n, 2 * dim]),
@@ -317,7 +310,7 @@ impl Denoiser for PixArt {
     fn begin(&self, x: Tensor<4>, copies: usize) -> Tensor<3> {
         let layer = &self.patch_embedder;
         let tokens = product(layer, patches_of(x, self.config.patch));
-        embed_tokens(tokens, bias(layer), self.positions.val(), copies)
+        embed_tokens(tokens, bias(layer), self.positions.clone(), copies)
     }
 
     fn compute(&self, site: usize, x: Tensor<3>, at: &At) -> Partial {

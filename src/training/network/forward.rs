@@ -5,10 +5,7 @@
 
 use std::{collections::HashMap, ops::Range, sync::Arc};
 
-use burn::{
-    module::{Param, ParamId},
-    tensor::{DType, Device, Gradients, Tensor, TensorData},
-};
+use burn::tensor::{DType, Device, Gradients, Tensor, TensorData};
 
 use super::settings::Precision;
 use crate::{
@@ -223,29 +220,27 @@ impl<'a> Leaves<'a> {
 }
 
 impl Supply for &Leaves<'_> {
-    fn matrix(&mut self, name: &str) -> Param<Tensor<2>> {
+    fn matrix(&mut self, name: &str) -> Tensor<2> {
         let Leaf::Matrix(leaf) = &self.leaves[place(self.layout, name)] else {
             unreachable!("{name} is no matrix")
         };
-        let value = match self.in_half(name) {
+        match self.in_half(name) {
             Some(half) => leaf.clone().cast(half),
             None => leaf.clone(),
-        };
-        Param::initialized(ParamId::new(), value)
+        }
     }
 
-    fn vector(&mut self, name: &str) -> Param<Tensor<1>> {
+    fn vector(&mut self, name: &str) -> Tensor<1> {
         let Leaf::Vector(leaf) = &self.leaves[place(self.layout, name)] else {
             unreachable!("{name} is no vector")
         };
-        let value = match self.in_half(name) {
+        match self.in_half(name) {
             Some(half) => leaf.clone().cast(half),
             None => leaf.clone(),
-        };
-        Param::initialized(ParamId::new(), value)
+        }
     }
 
-    fn positions(&mut self) -> Param<Tensor<3>> {
-        Param::initialized(ParamId::new(), self.positions.clone())
+    fn positions(&mut self) -> Tensor<3> {
+        self.positions.clone()
     }
 }

@@ -1,0 +1,241 @@
+//! Where a network's weights lie: on the device, or on the host until they are used.
+
+use std::{
+    collections::HashSet,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use burn::tensor::{DType, Device, TensorData};
+use half::{f16, slice::HalfFloatSliceExt};
+
+use super::save::StoredDtype;
+use crate::models::TensorSpec;
+
+/// How the weights of blocks are kept; all others lie on the device in f32.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Residence {
+    /// f16 takes half the bytes; products are in f32 in any case.
+    pub dtype: StoredDtype,
+    /// Bytes of weights on the device. What does not fit waits on the host and is sent each time a branch is computed; a branch
+    /// that is reused sends nothing.
+    pub max_bytes: Option<u64>,
+}
+
+/// What came of it.
+#[derive(Debug, Clone, Default)]
+pub struct Resident {
+    /// Bytes of weights that stay on the device.
+    pub device_bytes: u64,
+    /// Bytes of those that wait on the host.
+    pub host_bytes: u64,
+    pub(super) sent: Arc<AtomicU64>,
+}
+
+impl Resident {
+    /// Bytes of weights that were sent to the device since loading.
+    pub fn sent_bytes(&self) -> u64 {
+        self.sent.load(Ordering::Relaxed)
+    }
+}
+
+/// Why weights cannot be kept so.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum ResidenceError {
+    /// Too little.
+    #[error(
+        "at most {limit} bytes of weights on the device are too few: what belongs to no block and the largest matrix of one take {least}"
+    )]
+    Limit { limit: u64, least: u64 },
+    /// The device computes with nothing narrower than f32.
+    #[error("this device has no f16; keep the weights in f32")]
+    NoF16,
+    /// A weight beyond what f16 holds.
+    #[error("tensor `{name}` holds {value}, which is beyond f16; keep the weights in f32")]
+    Overflow { name: String, value: f32 },
+}
+
+impl Residence {
+    /// Whether a tensor is a matrix of a block.
+    fn is_in_block(tensor: &TensorSpec) -> bool {
+        tensor.turned && tensor.name.starts_with("blocks.")
+    }
+
+    /// Whether it is read once a run rather than at every step.
+    fn is_of_preparation(tensor: &TensorSpec) -> bool {
+        tensor.name.contains("adaLN_modulation")
+    }
+
+    /// Bytes of a tensor where it lies.
+    fn bytes(&self, tensor: &TensorSpec) -> u64 {
+        let of_number = match self.dtype {
+            StoredDtype::F16 if Self::is_in_block(tensor) => 2,
+            _ => 4,
+        };
+        of_number * tensor.numbers() as u64
+    }
+
+    /// The names of the tensors that wait on the host, and what lies where.
+    pub(super) fn plan(
+        &self,
+        tensors: &[TensorSpec],
+        device: &Device,
+    ) -> Result<(HashSet<String>, Resident), ResidenceError> {
+        if self.dtype == StoredDtype::F16 && !device.supports_dtype(DType::F16) {
+            return Err(ResidenceError::NoF16);
+        }
+        let total: u64 = tensors.iter().map(|tensor| self.bytes(tensor)).sum();
+        let limit = match self.max_bytes {
+            Some(limit) if limit < total => limit,
+            _ => {
+                let resident = Resident {
+                    device_bytes: total,
+                    ..Resident::default()
+                };
+                return Ok((HashSet::new(), resident));
+            }
+        };
+        let blocks = || tensors.iter().filter(|tensor| Self::is_in_block(tensor));
+        let in_blocks: u64 = blocks().map(|tensor| self.bytes(tensor)).sum();
+        // A matrix that is sent is used as f32.
+        let in_flight = blocks().map(|tensor| 4 * tensor.numbers() as u64 + self.bytes(tensor));
+        let fixed = total - in_blocks + in_flight.max().unwrap_or(0);
+        if fixed > limit {
+            return Err(ResidenceError::Limit {
+                limit,
+                least: fixed,
+            });
+        }
+        let (mut kept, mut waiting) = (0, HashSet::new());
+        for tensor in blocks() {
+            let bytes = self.bytes(tensor);
+            if Self::is_of_preparation(tensor) || fixed + kept + bytes > limit {
+                waiting.insert(tensor.name.clone());
+            } else {
+                kept += bytes;
+            }
+        }
+        let resident = Resident {
+            device_bytes: total - in_blocks + kept,
+            host_bytes: in_blocks - kept,
+            ..Resident::default()
+        };
+        Ok((waiting, resident))
+    }
+
+    /// A tensor's values `[rows, columns]` as they are kept.
+    pub(super) fn matrix(
+        &self,
+        tensor: &TensorSpec,
+        values: Vec<f32>,
+        shape: [usize; 2],
+    ) -> Result<TensorData, ResidenceError> {
+        if self.dtype == StoredDtype::F32 || !Self::is_in_block(tensor) {
+            return Ok(TensorData::new(values, shape));
+        }
+        let mut halves = vec![f16::ZERO; values.len()];
+        halves.convert_from_f32_slice(&values);
+        match halves.iter().position(|half| !half.is_finite()) {
+            None => Ok(TensorData::new(halves, shape)),
+            Some(at) => Err(ResidenceError::Overflow {
+                name: tensor.name.clone(),
+                value: values[at],
+            }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tensors() -> Vec<TensorSpec> {
+        let matrix = |name: &str, shape: [usize; 2]| {
+            TensorSpec::matrix(name.into(), shape.to_vec(), Vec::new())
+        };
+        let mut all = vec![matrix("x_embedder.proj.weight", [10, 10])];
+        for b in 0..3 {
+            all.push(matrix(&format!("blocks.{b}.attn.qkv.weight"), [30, 10]));
+            all.push(matrix(&format!("blocks.{b}.mlp.fc1.weight"), [40, 10]));
+            all.push(matrix(
+                &format!("blocks.{b}.adaLN_modulation.1.weight"),
+                [60, 10],
+            ));
+            all.push(TensorSpec::vector(
+                format!("blocks.{b}.mlp.fc1.bias"),
+                40,
+                Vec::new(),
+            ));
+        }
+        all
+    }
+
+    fn plan(
+        dtype: StoredDtype,
+        max_bytes: u64,
+    ) -> Result<(HashSet<String>, Resident), ResidenceError> {
+        let residence = Residence {
+            dtype,
+            max_bytes: Some(max_bytes),
+        };
+        residence.plan(&tensors(), &Device::flex())
+    }
+
+    #[test]
+    fn what_does_not_fit_waits() {
+        // 400 beside blocks, 480 of biases, 5200 a block; the largest matrix is 2400, sent and used.
+        let (waiting, resident) = plan(StoredDtype::F32, 400 + 480 + 3 * 5200).unwrap();
+        assert!(waiting.is_empty());
+        assert_eq!((resident.device_bytes, resident.host_bytes), (16480, 0));
+        // Preparation waits first.
+        let (waiting, resident) = plan(StoredDtype::F32, 880 + 4800 + 1200 + 1600 + 1200).unwrap();
+        assert_eq!(
+            (resident.device_bytes, resident.host_bytes),
+            (880 + 4000, 16480 - 880 - 4000)
+        );
+        assert!(waiting.contains("blocks.0.adaLN_modulation.1.weight"));
+        assert!(!waiting.contains("blocks.1.attn.qkv.weight"));
+        assert!(waiting.contains("blocks.2.attn.qkv.weight"));
+        let error = plan(StoredDtype::F32, 5679).unwrap_err();
+        let (limit, least) = (5679, 5680);
+        assert_eq!(error, ResidenceError::Limit { limit, least });
+        assert!(plan(StoredDtype::F32, 5680).is_ok());
+    }
+
+    #[test]
+    fn halves_take_half() {
+        let (waiting, resident) = plan(StoredDtype::F16, 1 << 20).unwrap();
+        assert!(waiting.is_empty());
+        assert_eq!(resident.device_bytes, 880 + 3 * 2600);
+        let residence = Residence {
+            dtype: StoredDtype::F16,
+            max_bytes: None,
+        };
+        let of_block = &tensors()[1];
+        let large = residence
+            .matrix(of_block, vec![0.0, 1e6], [1, 2])
+            .unwrap_err();
+        assert!(
+            large
+                .to_string()
+                .contains("holds 1000000, which is beyond f16"),
+            "{large}"
+        );
+        assert_eq!(
+            residence
+                .matrix(of_block, vec![0.5], [1, 1])
+                .unwrap()
+                .dtype(),
+            DType::F16
+        );
+        assert_eq!(
+            residence
+                .matrix(&tensors()[0], vec![0.5], [1, 1])
+                .unwrap()
+                .dtype(),
+            DType::F32
+        );
+    }
+}

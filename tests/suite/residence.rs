@@ -1,0 +1,140 @@
+//! Weights that wait on the host, and weights in half precision: the same pictures, less memory.
+
+use std::path::Path;
+
+use harmonica::{checkpoint::read_named_tensors, metrics::psnr};
+use serde_json::Value;
+
+use crate::common::{harmonica, harmonica_json, within};
+
+const STEPS: &str = "4";
+
+/// Images of a quick run, and its report.
+fn sample(folder: &Path, device: &str, schedule: &str, more: &[&str]) -> (Vec<f32>, Value) {
+    let (picture, tensors) = (folder.join("x.png"), folder.join("x.safetensors"));
+    let run = [
+        "sample",
+        "--device",
+        device,
+        "--steps",
+        STEPS,
+        "--schedule",
+        schedule,
+        "-n",
+        "2",
+        "--json",
+    ];
+    let out = [
+        "--out",
+        picture.to_str().unwrap(),
+        "--save-tensors",
+        tensors.to_str().unwrap(),
+    ];
+    let report = harmonica_json(&[&run[..], &out, more].concat());
+    (
+        read_named_tensors(&tensors, &["samples"])
+            .unwrap()
+            .remove(0)
+            .1,
+        report,
+    )
+}
+
+#[test]
+fn weights_that_wait_draw_the_same_pictures() {
+    let folder = tempfile::tempdir().unwrap();
+    for device in ["cpu", "vulkan"] {
+        let (all_here, report) = sample(folder.path(), device, "none", &[]);
+        let whole = report["weights_device_bytes"].as_u64().unwrap();
+        assert_eq!(
+            (&report["weights_host_bytes"], &report["sent_bytes"]),
+            (&0.into(), &0.into())
+        );
+        let quarter = (whole / 4).to_string();
+        let limited = ["--max-memory", &*quarter];
+        let (waiting, report) = sample(folder.path(), device, "none", &limited);
+        assert_eq!(all_here, waiting);
+        let at = |key: &str| report[key].as_u64().unwrap();
+        assert!(at("weights_device_bytes") <= whole / 4);
+        assert_eq!(at("weights_device_bytes") + at("weights_host_bytes"), whole);
+        let (reusing, _) = sample(folder.path(), device, "fora:2", &[]);
+        let (both, report_reusing) = sample(folder.path(), device, "fora:2", &limited);
+        assert_eq!(reusing, both);
+        // Half of the steps reuse everything, and send nothing: as much is sent as in half as many steps.
+        let (_, half) = sample(folder.path(), device, "steps:2", &limited);
+        let sent = |report: &Value| report["sent_bytes"].as_u64().unwrap();
+        assert_eq!(sent(&report_reusing), sent(&half));
+        // Every step sends all that a step needs of what waits; vectors of adaLN are made once.
+        let (_, one) = sample(folder.path(), device, "steps:1", &limited);
+        let a_step = sent(&half) - sent(&one);
+        assert_eq!(sent(&report), sent(&one) + 3 * a_step);
+        assert!(a_step > 0 && a_step < at("weights_host_bytes"));
+    }
+}
+
+#[test]
+fn half_precision_takes_half_and_costs_little() {
+    let folder = tempfile::tempdir().unwrap();
+    for device in ["cpu", "vulkan"] {
+        let (full, report) = sample(folder.path(), device, "none", &[]);
+        let (half, report_half) = sample(folder.path(), device, "none", &["--dtype", "f16"]);
+        let bytes = |report: &Value| report["weights_device_bytes"].as_f64().unwrap();
+        let share = bytes(&report_half) / bytes(&report);
+        assert!(share < 0.56, "{share}");
+        // The bundled weights are f16 to begin with.
+        assert_eq!(full, half);
+        let quarter = (bytes(&report_half) / 4.0).to_string();
+        let (waiting, _) = sample(
+            folder.path(),
+            device,
+            "none",
+            &["--dtype", "f16", "--max-memory", &quarter],
+        );
+        assert_eq!(half, waiting);
+    }
+    let random = ["--model", "random:DiT-S/8@16"];
+    let (full, _) = sample(folder.path(), "cpu", "none", &random);
+    let (half, _) = sample(
+        folder.path(),
+        "cpu",
+        "none",
+        &[&random[..], &["--dtype", "f16"]].concat(),
+    );
+    assert_ne!(full, half);
+    within(
+        "f16 weights, 100 dB less PSNR",
+        100.0 - psnr(&full, &half),
+        60.0,
+    );
+}
+
+#[test]
+fn a_limit_that_cannot_be_kept_says_the_least() {
+    let run = |limit: &str| {
+        let out = harmonica(&[
+            "sample",
+            "--device",
+            "cpu",
+            "--steps",
+            "1",
+            "-n",
+            "1",
+            "--max-memory",
+            limit,
+        ]);
+        (
+            out.status.code(),
+            String::from_utf8_lossy(&out.stderr).into_owned(),
+        )
+    };
+    let (code, said) = run("100K");
+    assert_eq!(code, Some(1));
+    let expected = "error: bundled: at most 100000 bytes of weights on the device are too few: what belongs to no block and the largest matrix of one take ";
+    assert!(said.contains(expected), "{said}");
+    let (code, said) = run("much");
+    assert_eq!(code, Some(2));
+    assert!(
+        said.contains("expected a number of bytes such as 800M or 2G"),
+        "{said}"
+    );
+}
