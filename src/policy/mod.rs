@@ -571,7 +571,7 @@ mod tests {
             choice("steps:12:dpm++2m").unwrap(),
             steps(Some(Solver::Dpm2m))
         );
-        assert!(choice("steps:12:euler").is_err());
+        assert!(choice("steps:12:heun").is_err());
         for bad in ["learned:0.5", "learned:x", "steps:0", "steps:x"] {
             assert!(
                 matches!(choice(bad), Err(PolicyError::Arguments { .. })),

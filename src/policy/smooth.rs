@@ -72,7 +72,7 @@ mod tests {
         let pattern = [(SiteKind::SelfAttention, 3), (SiteKind::Mlp, 5)];
         let graph = Graph::uniform(1, &pattern, [4, 8], 2).unwrap();
         let mut calibration = example(&graph, 6);
-        let mlp = calibration.feature_changes.get_mut("mlp").unwrap();
+        let mlp = calibration.feature_changes.get_mut("MLP").unwrap();
         mlp.iter_mut().flatten().for_each(|change| *change *= 2.0);
         let table = schedule(0.25, 6, &graph, &calibration).unwrap();
         assert_eq!(table.to_rows(), ["##", "..", ".#", "#.", ".#", "##"]);

@@ -432,8 +432,8 @@ mod tests {
             relative(&now, &before, &now)
         });
         let features = sums.feature_changes(&graph);
-        close(features["mlp"][1][0], (changes[0] + changes[1]) / 2.0);
-        assert_eq!(features["self-attention"][0].len(), 2);
+        close(features["MLP"][1][0], (changes[0] + changes[1]) / 2.0);
+        assert_eq!(features["attention"][0].len(), 2);
 
         // Of each image both halves, one after the other: elements 0 and 2, 1 and 3.
         let [tokens, dim] = [graph.tokens(), graph.width()];
