@@ -358,7 +358,7 @@ fn every_damaged_folder_is_refused_with_its_reason() {
         ("a name that is none", index(&["id2label", "0"], json!(3), "its `id2label` has \"0\": 3, expected an object from class numbers to names of 0 to 4, each once")),
         ("names in a list", index(&["id2label"], json!([]), "its `id2label` is [], expected an object from class numbers to names")),
         ("unknown scheduler", scheduler("_class_name", json!("FlowMatchEulerDiscreteScheduler"), "its `_class_name` is \"FlowMatchEulerDiscreteScheduler\", expected DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler, SASolverScheduler or another of diffusers' schedulers of β")),
-        ("scheduler without a class", scheduler("_class_name", Value::Null, "expected a `_class_name` such as DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler")),
+        ("scheduler without a class", scheduler("_class_name", Value::Null, "expected a `_class_name` such as DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler, SASolverScheduler")),
         ("unknown prediction", scheduler("prediction_type", json!("flow_prediction"), "its `prediction_type` is \"flow_prediction\", expected \"epsilon\", \"v_prediction\" or \"sample\"")),
         ("unknown curve", scheduler("beta_schedule", json!("squaredcos_cap_v2"), "its `beta_schedule` is \"squaredcos_cap_v2\", expected \"linear\" or \"scaled_linear\"")),
         ("impossible noise", scheduler("beta_end", json!(2.0), "its `beta_start` and `beta_end`: cannot make noise of β from 0.0001 to 2: expected 0 < first ≤ last < 1")),
