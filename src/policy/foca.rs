@@ -19,9 +19,21 @@ pub(super) fn schedule(
     branches: usize,
 ) -> Result<Schedule, ScheduleError> {
     let computes = |s: usize| s < FIRST || (s + 1 - FIRST).is_multiple_of(interval);
-    let row: Vec<bool> = (0..steps).map(computes).collect();
-    let weights = weights(&row);
-    Schedule::from_rule(steps, branches, |s, _| computes(s))?.with_reads(|s, _| weights[s].clone())
+    forecast(Schedule::from_rule(steps, branches, |s, _| computes(s))?)
+}
+
+/// The same table, its reused branches forecast by Heun's rule; by the feature itself where there is a single one.
+///
+/// # Errors
+/// As [`Schedule::with_reads`].
+pub fn forecast(table: Schedule) -> Result<Schedule, ScheduleError> {
+    let weights: Vec<Vec<Vec<f32>>> = (0..table.branches())
+        .map(|n| {
+            let column: Vec<bool> = (0..table.steps()).map(|s| table.computes(s, n)).collect();
+            weights(&column)
+        })
+        .collect();
+    table.with_reads(|s, n| weights[n][s].clone())
 }
 
 /// What the features of the computed steps weigh in each step's forecast, newest first, without those that vanish in single

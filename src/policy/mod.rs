@@ -31,6 +31,13 @@ pub use mask::Mask;
 pub use origin::Origin;
 pub use spectrum::Spectrum;
 
+/// Forecasts for tables of one's own: the same table, what it reuses read as a policy of that name reads it.
+pub mod forecasts {
+    pub use super::{
+        foca::forecast as foca, spectrum::forecast as spectrum, taylor::forecast as taylor,
+    };
+}
+
 use std::{
     fmt,
     path::{Path, PathBuf},

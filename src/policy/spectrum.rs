@@ -70,14 +70,25 @@ pub(super) fn schedule(
     branches: usize,
 ) -> Result<Schedule, ScheduleError> {
     let row = computes(arguments, steps);
-    let computed: Vec<usize> = (0..steps).filter(|s| row[*s]).collect();
-    Schedule::from_rule(steps, branches, |s, _| row[s])?
-        .with_joint(Joint::Stream)?
-        .with_reads(|s, _| {
-            let seen = computed.partition_point(|c| *c < s);
-            let kept = &computed[seen.saturating_sub(MAX_HISTORY)..seen];
-            weights(kept, s, steps, arguments.blend)
-        })
+    let table = Schedule::from_rule(steps, branches, |s, _| row[s])?;
+    forecast(table, steps, arguments.blend)
+}
+
+/// The same table, its reused branches the stream that they would leave, forecast by a Chebyshev series in `τ = 2·s/span − 1` and
+/// a line, `blend` of the one and `1 − blend` of the other.
+///
+/// # Errors
+/// As [`Schedule::with_joint`] and [`Schedule::with_reads`].
+pub fn forecast(table: Schedule, span: usize, blend: f64) -> Result<Schedule, ScheduleError> {
+    let table = table.with_joint(Joint::Stream)?;
+    let computed: Vec<Vec<usize>> = (0..table.branches())
+        .map(|n| table.computed_steps(n))
+        .collect();
+    table.with_reads(|s, n| {
+        let seen = computed[n].partition_point(|c| *c < s);
+        let kept = &computed[n][seen.saturating_sub(MAX_HISTORY)..seen];
+        weights(kept, s, span, blend)
+    })
 }
 
 /// Which steps run the network.
@@ -98,9 +109,9 @@ fn computes(arguments: &Spectrum, steps: usize) -> Vec<bool> {
     row
 }
 
-/// What the features of the `kept` steps, in order, weigh in the forecast of step `s` of `steps`, newest first.
-fn weights(kept: &[usize], s: usize, steps: usize, blend: f64) -> Vec<f32> {
-    let series = series(kept, s, steps);
+/// What the features of the `kept` steps, in order, weigh in the forecast of step `s`, newest first.
+fn weights(kept: &[usize], s: usize, span: usize, blend: f64) -> Vec<f32> {
+    let series = series(kept, s, span);
     let line = line(kept, s);
     let blended = series.iter().zip(line).rev();
     blended
@@ -109,8 +120,8 @@ fn weights(kept: &[usize], s: usize, steps: usize, blend: f64) -> Vec<f32> {
 }
 
 /// Those of the series.
-fn series(kept: &[usize], s: usize, steps: usize) -> Vec<f64> {
-    let at = |s: usize| polynomials(2.0 * s as f64 / steps as f64 - 1.0);
+fn series(kept: &[usize], s: usize, span: usize) -> Vec<f64> {
+    let at = |s: usize| polynomials(2.0 * s as f64 / span as f64 - 1.0);
     let rows: Vec<_> = kept.iter().map(|s| at(*s)).collect();
     let mut normal = [[0.0; POLYNOMIALS]; POLYNOMIALS];
     for (i, of_row) in normal.iter_mut().enumerate() {

@@ -17,10 +17,23 @@ pub(super) fn schedule(
     branches: usize,
 ) -> Result<Schedule, ScheduleError> {
     let computes = |s: usize| s < FIRST || (s + 1 - FIRST).is_multiple_of(interval);
-    let computed: Vec<usize> = (0..steps).filter(|s| computes(*s)).collect();
-    Schedule::from_rule(steps, branches, |s, _| computes(s))?.with_reads(|s, _| {
-        let seen = computed.partition_point(|c| *c < s);
-        weights(&computed[..seen], s, order)
+    forecast(
+        Schedule::from_rule(steps, branches, |s, _| computes(s))?,
+        order,
+    )
+}
+
+/// The same table, its reused branches forecast by a Taylor series of this order, or as far as features go.
+///
+/// # Errors
+/// As [`Schedule::with_reads`].
+pub fn forecast(table: Schedule, order: usize) -> Result<Schedule, ScheduleError> {
+    let computed: Vec<Vec<usize>> = (0..table.branches())
+        .map(|n| table.computed_steps(n))
+        .collect();
+    table.with_reads(|s, n| {
+        let seen = computed[n].partition_point(|c| *c < s);
+        weights(&computed[n][..seen], s, order)
     })
 }
 
@@ -90,5 +103,15 @@ mod tests {
         assert_eq!(table.to_rows(), ["##", "##", "..", "##", "..", "##"]);
         assert_eq!(table.weights(2, 0), [2.0, -1.0]);
         assert_eq!(table.weights(4, 1), [1.5, -0.5]);
+    }
+
+    #[test]
+    fn branches_are_forecast_from_their_own_steps() {
+        let rows = ["##", "#.", ".#", "#."];
+        let table = Schedule::from_rule(4, 2, |s, n| rows[s].as_bytes()[n] == b'#').unwrap();
+        let table = forecast(table, 1).unwrap();
+        assert_eq!(table.weights(1, 1), [1.0]);
+        assert_eq!(table.weights(2, 0), [2.0, -1.0]);
+        assert_eq!(table.weights(3, 1), [1.5, -0.5]);
     }
 }

@@ -208,6 +208,11 @@ impl Schedule {
         self.compute[s * self.branches + n]
     }
 
+    /// The steps that compute branch `n`, in order.
+    pub fn computed_steps(&self, n: usize) -> Vec<usize> {
+        (0..self.steps).filter(|s| self.computes(*s, n)).collect()
+    }
+
     /// The row of step `s`.
     pub fn row(&self, s: usize) -> &[bool] {
         &self.compute[s * self.branches..][..self.branches]

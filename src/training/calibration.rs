@@ -63,6 +63,62 @@ pub fn calibrate(
             expected: "embedded texts to draw from, since the model has no classes",
         });
     }
+    let CalibrationSettings { draws, batch, seed } = settings;
+    let (outline, pool) = (&pipeline.info.outline, &pipeline.prompts.pool);
+    let drawn = (0..draws).step_by(batch).map(|first| {
+        let (mut conditions, mut noise, mut streams) = (Vec::new(), Vec::new(), Vec::new());
+        for image in first..draws.min(first + batch) {
+            let mut stream = ImageNoise::with_purpose("harmonica calibration", seed, image as u64);
+            conditions.push(pool[stream.below(pool.len())].clone());
+            stream.fill(outline.latents.numbers(), &mut noise);
+            streams.push(stream);
+        }
+        let request = Request {
+            batch: conditions.len(),
+            conditions,
+            first: 0,
+            seed,
+            noise: Some(noise),
+        };
+        (request, streams)
+    });
+    calibration(pipeline, run, drawn, (draws, seed), each)
+}
+
+/// Measures a model along the uncached run of a request, all of its images in the network together.
+///
+/// # Errors
+/// As [`calibrate`], and as [`Sampler::run`](crate::sampler::Sampler::run).
+pub fn calibrate_along(
+    pipeline: &Pipeline,
+    run: Settings,
+    request: Request,
+) -> Result<Calibration, TrainingError> {
+    let (images, seed) = (request.conditions.len(), request.seed);
+    let mut noise = Vec::new();
+    let streams = (0..images as u64).map(|i| {
+        let mut stream = ImageNoise::new(seed, request.first.wrapping_add(i));
+        stream.fill(pipeline.info.outline.latents.numbers(), &mut noise);
+        stream
+    });
+    let streams: Vec<_> = streams.collect();
+    let request = Request {
+        noise: request.noise.or(Some(noise)),
+        ..request
+    };
+    let mut each = |_: usize| ControlFlow::Continue(());
+    let runs = std::iter::once((request, streams));
+    calibration(pipeline, run, runs, (images, seed), &mut each)
+}
+
+/// The calibration of runs of so many images, drawn with this seed.
+fn calibration(
+    pipeline: &Pipeline,
+    run: Settings,
+    runs: impl Iterator<Item = (Request, Vec<ImageNoise>)>,
+    (images, seed): (usize, u64),
+    each: &mut dyn FnMut(usize) -> ControlFlow<()>,
+) -> Result<Calibration, TrainingError> {
     let watch = Watch::new(&pipeline.engine);
     let telling = Cell::new(false);
     let mut tell = |images| {
@@ -71,7 +127,7 @@ pub fn calibrate(
         telling.set(false);
         answer
     };
-    let measure = AssertUnwindSafe(|| measured(pipeline, run, settings, &mut tell));
+    let measure = AssertUnwindSafe(|| measured(pipeline, run, runs, &mut tell));
     let sums = match catch_unwind(measure) {
         Ok(sums) => sums,
         Err(panic) if telling.get() => resume_unwind(panic),
@@ -87,10 +143,10 @@ pub fn calibrate(
         format: CALIBRATION_FORMAT,
         model: model_identity(info),
         run: calibrated_run(info, &run)?,
-        images: settings.draws,
-        seed: settings.seed,
+        images,
+        seed,
         feature_changes: sums.feature_changes(&info.outline.graph),
-        stream_distances: sums.stream_distances(settings.draws),
+        stream_distances: sums.stream_distances(images),
         magnitude_ratios: sums.magnitude_ratios(),
         input_changes: sums.input_changes.concat(),
         output_changes: sums.output_changes.concat(),
@@ -104,29 +160,14 @@ pub fn calibrate(
 fn measured(
     pipeline: &Pipeline,
     run: Settings,
-    settings: CalibrationSettings,
+    runs: impl Iterator<Item = (Request, Vec<ImageNoise>)>,
     each: &mut dyn FnMut(usize) -> ControlFlow<()>,
 ) -> Result<Sums, TrainingError> {
-    let CalibrationSettings { draws, batch, seed } = settings;
     let sampler = pipeline.sampler(run, None)?;
-    let (outline, pool) = (&pipeline.info.outline, &pipeline.prompts.pool);
-    let mut sums = Sums::new(run.steps, &outline.graph);
-    for first in (0..draws).step_by(batch) {
-        let (mut conditions, mut noise, mut streams) = (Vec::new(), Vec::new(), Vec::new());
-        for image in first..draws.min(first + batch) {
-            let mut stream = ImageNoise::with_purpose("harmonica calibration", seed, image as u64);
-            conditions.push(pool[stream.below(pool.len())].clone());
-            stream.fill(outline.latents.numbers(), &mut noise);
-            streams.push(stream);
-        }
-        let images = conditions.len();
-        let request = Request {
-            conditions,
-            first: 0,
-            seed,
-            noise: Some(noise),
-            batch: images,
-        };
+    let mut sums = Sums::new(run.steps, &pipeline.info.outline.graph);
+    let mut first = 0;
+    for (request, streams) in runs {
+        let images = request.conditions.len();
         let mut observer = Observer::new(&sampler, request, streams)?;
         let mut past = Past::default();
         for _ in 0..run.steps {
@@ -136,6 +177,7 @@ fn measured(
                 return Err(TrainingError::Stopped);
             }
         }
+        first += images;
     }
     Ok(sums)
 }
