@@ -1,13 +1,13 @@
-"""Makes anew whatever depends on the bundled weights: golden values, schedules, pictures, and the README's figures.
+"""Makes anew whatever depends on the bundled weights: golden values, schedules, pictures, and the figures of README.md and docs/.
 
-    pip install torch numpy safetensors                    # the CPU build will do
+    pip install torch numpy pillow safetensors             # the CPU build will do
     python assets/refresh.py [--weights NEW.pt|NEW.safetensors]
 
 `--weights` replaces assets/dit-emoji32.safetensors first. Wants a Vulkan device, if only Mesa's software driver, and three
 hours on two cores that do nothing else: the times it measures are this machine's. What was measured is kept in out/refresh,
 so a run that was stopped goes on where it was; delete that folder to measure changed code. Only the viewer's picture is left:
-it needs a window. Tables go between `<!-- refresh:NAME -->` and `<!-- /refresh -->` of README.md; the text around them is
-yours to check, and ./test.sh comes after.
+it needs a window. Tables go between `<!-- refresh:NAME -->` and `<!-- /refresh -->`, on whichever page has that block; the text
+around them is yours to check, and ./test.sh comes after.
 """
 
 import argparse
@@ -21,6 +21,7 @@ import subprocess
 import sys
 
 import numpy as np
+from PIL import Image
 from safetensors.numpy import load_file
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -159,7 +160,7 @@ def note(path, row, images):
 
 
 def compare(harmonica, rows, words):
-    """A table of `rows`, pairs of what the README calls a schedule and what the command does."""
+    """A table of `rows`, pairs of what the page calls a schedule and what the command does."""
     specs = ",".join(spec for _, spec in rows if spec != "none")
     document = harmonica.json(f"compare --device cpu --no-fewer-steps {words} --schedules {specs}")
     measured = document["rows"][-len(rows) :]
@@ -200,11 +201,16 @@ def table(name, file, rows):
 FRONT_HEADER = ["schedule", "MACs ratio", "MSE × 1000", "median", "worst", "PSNR dB", "SSIM", "cache"]
 
 
-def front(harmonica, rows, words, truth=None):
-    """A table of the front: `rows` as in `compare`, and where `truth` steps stand for the true solution, the error to it."""
+def measured_front(harmonica, rows, words, truth=None):
+    """What the command says of `rows`."""
     specs = ",".join(spec for _, spec in rows if spec != "none")
     more = f" --truth {truth}" if truth else ""
-    measured = harmonica.json(f"compare --device cpu --no-fewer-steps {words}{more} --schedules {specs}")["rows"][-len(rows) :]
+    return harmonica.json(f"compare --device cpu --no-fewer-steps {words}{more} --schedules {specs}")["rows"][-len(rows) :]
+
+
+def front(harmonica, rows, words, truth=None):
+    """A table of the front: `rows` as in `compare`, and where `truth` steps stand for the true solution, the error to it."""
+    measured = measured_front(harmonica, rows, words, truth)
     cells = []
     for (title, _), row in zip(rows, measured, strict=True):
         exact = row["mse"] == 0
@@ -232,8 +238,8 @@ def policies(*specs):
     return [(f"`{spec}`", spec) for spec in specs]
 
 
-def front_20(harmonica):
-    rows = [
+def front_rows_20():
+    return [
         ("uncached", "none"),
         *learned("1.25", "1.33"),
         *fewer(15),
@@ -254,7 +260,24 @@ def front_20(harmonica):
         *learned("4"),
         *fewer(5),
     ]
-    return front(harmonica, rows, "--steps 20 --count 92 --plot assets/front.png", truth=500)
+
+
+FRONT_20 = "--steps 20 --count 92 --plot assets/front.png"
+
+
+def front_20(harmonica):
+    return front(harmonica, front_rows_20(), FRONT_20, truth=500)
+
+
+def speeds(harmonica):
+    """Learned schedules beside plain steps of the same work: rows of the front's table."""
+    rows = front_rows_20()
+    by_spec = dict(zip((spec for _, spec in rows), measured_front(harmonica, rows, FRONT_20, truth=500), strict=True))
+    lines = []
+    for speed, steps in (("1.33", 15), ("1.6", 12), ("2", 10), ("3", 6), ("4", 5)):
+        row, plain = by_spec[f"learned:{speed}"], by_spec[f"steps:{steps}"]
+        lines.append([f"`--speed {speed}`", f"{row['macs_ratio']:.2f}", error(row)[0], error(plain)[0], str(steps)])
+    return markdown(["", "MACs ratio", "learned", "plain steps", "how many"], lines)
 
 
 def front_50(harmonica):
@@ -366,7 +389,11 @@ def saturation(harmonica):
     return markdown(["step", *(f"{count} of {branches} reused" for count in counts)], cells)
 
 
-def bench(harmonica, device, words):
+BENCH_CPU = "--batch 8 --runs 7"
+
+
+def measured_bench(harmonica, device, words):
+    """Pairs of what the page calls a schedule and what the command says of it, the uncached run first."""
     rows = [
         ("router, 25 %", shipped(20, "0.25")),
         ("router, 37.5 %", shipped(20, "0.375")),
@@ -378,10 +405,19 @@ def bench(harmonica, device, words):
     ]
     specs = ",".join(spec for _, spec in rows)
     measured = harmonica.json(f"bench --device {device} --steps 20 {words} --schedules {specs}")["rows"]
-    full = measured[0]
+    titles = ["uncached", *(title for title, _ in rows)]
+    return list(zip(titles, [measured[0], *measured[-len(rows) :]], strict=True))
+
+
+def speedup(row):
+    return f"{row['speedup']:.2f} ({row['speedup_min']:.2f}–{row['speedup_max']:.2f})"
+
+
+def bench(harmonica, device, words):
+    (_, full), *measured = measured_bench(harmonica, device, words)
     cells = []
-    for (title, _), row in zip(rows, measured[-len(rows) :], strict=True):
-        run = f"{row['speedup']:.2f} ({row['speedup_min']:.2f}–{row['speedup_max']:.2f})"
+    for title, row in measured:
+        run = speedup(row)
         spans = row["parts"]["reuse"]
         total = sum(part["seconds"] for part in row["parts"].values())
         cells.append(
@@ -391,6 +427,24 @@ def bench(harmonica, device, words):
         )
     header = ["schedule", "CUR %", "MACs ratio", "speed-up", "efficiency", "cache of all features", "spans' share of the run"]
     return markdown(header + (["dispatches"] if device != "cpu" else []), cells)
+
+
+def pair(harmonica):
+    """Six pictures uncached and at 2×, and their difference."""
+    classes = "face-flat,heart-3d,flag-flat,clock-flat,animal-3d,bird-flat"
+    pictures = []
+    for name, words in (("uncached", "--schedule none"), ("learned", "--speed 2")):
+        path = ROOT / f"assets/pair-{name}.png"
+        harmonica(f"sample -q --device cpu --classes {classes} {words}", "--out", path)
+        pictures.append(np.asarray(Image.open(path).convert("RGB")).astype(int))
+    difference = (4 * abs(pictures[0] - pictures[1])).clip(0, 255).astype(np.uint8)
+    Image.fromarray(difference).save(ROOT / "assets/pair-difference.png", optimize=True)
+    row = dict(measured_bench(harmonica, "cpu", BENCH_CPU))["learned, 2×"]
+    shown = ["Six emoji, everything computed", "The same noise, half of the work", "Their difference"]
+    names = ["uncached", "learned", "difference"]
+    cells = [f"![{text}](assets/pair-{name}.png)" for text, name in zip(shown, names, strict=True)]
+    header = ["uncached", f"learned, `--speed 2`: {speedup(row)} times as fast", "difference × 4"]
+    return markdown(header, [cells], names=3)
 
 
 def same_noise(harmonica):
@@ -425,13 +479,15 @@ def same_noise(harmonica):
 
 
 def put(name, table):
-    """The table into the README."""
-    readme = ROOT / "README.md"
+    """The table into the page that has its block."""
     pattern = re.compile(rf"(<!-- refresh:{name} -->\n).*?(<!-- /refresh -->)", re.S)
-    text, count = pattern.subn(lambda match: f"{match[1]}{table}\n{match[2]}", readme.read_text())
-    if count != 1:
-        sys.exit(f"README.md: expected `<!-- refresh:{name} -->` once, found it {count} times")
-    readme.write_text(text)
+    pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    found = [page for page in pages for _ in pattern.findall(page.read_text())]
+    if len(found) != 1:
+        places = ", ".join(str(page.relative_to(ROOT)) for page in found) or "no page"
+        sys.exit(f"expected `<!-- refresh:{name} -->` once in README.md and docs/*.md, found it in {places}")
+    page = found[0]
+    page.write_text(pattern.sub(lambda match: f"{match[1]}{table}\n{match[2]}", page.read_text()))
     print(table, flush=True)
 
 
@@ -460,6 +516,7 @@ def main():
     ladders(harmonica)
     harmonica = Command()  # now with the new schedules inside
     put("front20", front_20(harmonica))
+    put("speeds", speeds(harmonica))
     put("front50", front_50(harmonica))
     put("frontdpm", front_dpm(harmonica))
     put("error20", error_20(harmonica))
@@ -467,7 +524,8 @@ def main():
     put("cache", cache(harmonica))
     put("saturation", saturation(harmonica))
     harmonica("sample --device cpu --out assets/sample.png")
-    put("bench-cpu", bench(harmonica, "cpu", "--batch 8 --runs 7"))
+    put("bench-cpu", bench(harmonica, "cpu", BENCH_CPU))
+    put("pair", pair(harmonica))
     put("bench-vulkan", bench(harmonica, "vulkan", "--runs 2"))
     put("same-seed", same_noise(harmonica))
 

@@ -4,7 +4,7 @@
     python benches/second_model.py target/release/harmonica [FOLDER]      # half an hour on two cores
 
 Handwritten digits (scikit-learn's, 1797 of 8×8, enlarged to 16×16) train a small DiT of another shape than the bundled one;
-schedules are learned for it by the command that the README shows, with no flag of their own, and compared on 184 images.
+schedules are learned for it by the command that docs/training.md shows, with no flag of their own, and compared on 184 images.
 What is there already is not made again.
 """
 

@@ -9,6 +9,7 @@ mod capi;
 mod common;
 mod comparison;
 mod devices;
+mod docs;
 mod embedding;
 mod forecast;
 mod forward;
