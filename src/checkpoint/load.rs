@@ -60,6 +60,18 @@ pub fn model_info(spec: &ModelSpec, options: LoadOptions) -> Result<ModelInfo, C
     Ok(weights.info(spec, fingerprint))
 }
 
+/// Everything about a model but its weights, of which none is read: the fingerprint is what the file says, or nobody's.
+///
+/// # Errors
+/// As [`load_model`], but for those of the weights' values.
+pub fn model_outline(spec: &ModelSpec, options: LoadOptions) -> Result<ModelInfo, CheckpointError> {
+    let weights = Weights::open(spec, options)?;
+    let fingerprint = weights
+        .said_fingerprint()
+        .unwrap_or_else(|| Fingerprinter::new().finish());
+    Ok(weights.info(spec, fingerprint))
+}
+
 /// A network with seeded random weights: every part of it alive (unlike a freshly initialised DiT,
 /// whose gates are zero), outputs of sensible size. For tests and measurements.
 ///

@@ -77,6 +77,18 @@ impl Residence {
         of_number * tensor.numbers() as u64
     }
 
+    /// What would lie where, of a network of these tensors.
+    ///
+    /// # Errors
+    /// [`ResidenceError`].
+    pub fn resident(
+        &self,
+        tensors: &[TensorSpec],
+        device: &Device,
+    ) -> Result<Resident, ResidenceError> {
+        Ok(self.plan(tensors, device)?.1)
+    }
+
     /// The names of the tensors that wait on the host, and what lies where.
     pub(super) fn plan(
         &self,

@@ -227,6 +227,19 @@ impl ModelInfo {
         }
     }
 
+    /// The folder that holds the transformer and a part of this name.
+    pub fn folder_with(&self, part: &str) -> Option<PathBuf> {
+        let own = match (&self.folder, &self.source) {
+            (Some(folder), _) => folder.path.as_path(),
+            (None, ModelSpec::Path(path) | ModelSpec::Variant { folder: path, .. }) => path,
+            _ => return None,
+        };
+        let above = own.parent().filter(|_| own.ends_with("transformer"));
+        let mut folders = std::iter::once(own).chain(above);
+        let found = folders.find(|folder| folder.join(part).is_dir());
+        found.map(Path::to_path_buf)
+    }
+
     /// The class that [`Self::classes_by_name`] finds, if it is one.
     pub fn class_by_name(&self, name: &str) -> Option<usize> {
         match self.classes_by_name(name)[..] {

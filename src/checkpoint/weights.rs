@@ -242,6 +242,11 @@ impl Weights {
         }
     }
 
+    /// What the file says it holds.
+    pub fn said_fingerprint(&self) -> Option<Fingerprint> {
+        self.expected_fingerprint.clone()
+    }
+
     /// Compares with what the file says it holds.
     pub fn check_fingerprint(
         &self,

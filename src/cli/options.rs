@@ -1,7 +1,7 @@
 //! Flags that several subcommands share.
 
 use std::{
-    path::{Path, PathBuf},
+    path::PathBuf,
     time::{Duration, Instant},
 };
 
@@ -132,11 +132,16 @@ impl ModelArgs {
 
     /// The same with what makes pictures of its latents, for commands that write some.
     pub fn with_decoder(&self, pipeline: Pipeline) -> Result<Pipeline, CliError> {
-        let vae = match (self.vae.as_deref(), &pipeline.info.folder) {
-            (Some("none"), _) => None,
-            (Some(path), _) => Some(path.into()),
-            (None, Some(folder)) => folder.part(Part::Vae)?.map(Path::to_path_buf),
-            (None, None) => None,
+        // A pipeline whose index names a decoder that is not there says so.
+        let named = match &pipeline.info.folder {
+            Some(folder) => folder.part(Part::Vae)?.is_some(),
+            None => true,
+        };
+        let vae = match self.vae.as_deref() {
+            Some("none") => None,
+            Some(path) => Some(path.into()),
+            None if named => pipeline.info.folder_with(Part::Vae.name()),
+            None => None,
         };
         match vae {
             None => Ok(pipeline),

@@ -49,6 +49,8 @@ pub(super) struct Recipe {
     pub guidance_channels: String,
     pub clip_x0: String,
     pub cache_dtype: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub variant: Option<String>,
     /// Of weights, where it is not f32.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dtype: Option<String>,
@@ -168,6 +170,7 @@ impl Recipe {
         let given = [
             ("negative_prompt", self.negative_prompt.clone()),
             ("text_encoder", self.text_encoder.clone()),
+            ("variant", self.variant.clone()),
             ("dtype", self.dtype.clone()),
             ("texts", self.texts.clone()),
             ("schedule", self.schedule.clone()),
@@ -231,6 +234,7 @@ mod tests {
             guidance_channels: "3".into(),
             clip_x0: "on".into(),
             cache_dtype: "f32".into(),
+            variant: None,
             dtype: None,
             schedule: None,
             speed: Some(2.0),

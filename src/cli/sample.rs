@@ -473,6 +473,7 @@ fn recipe(
         guidance_channels: settings.guidance.channels().to_string(),
         clip_x0: switch.into(),
         cache_dtype: args.cache.cache_dtype.to_string(),
+        variant: model.variant.clone(),
         dtype: (args.session.residence.dtype == StoredDtype::F16).then(|| "f16".into()),
         schedule: match named {
             true => args.schedule.schedule.clone(),

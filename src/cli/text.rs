@@ -6,7 +6,7 @@ use clap::Args;
 
 use super::{Context, error::CliError, options::progress};
 use crate::{
-    checkpoint::{self, LoadOptions, ModelSpec},
+    checkpoint::{LoadOptions, ModelSpec, open_model},
     models::{pixart::PIXELS_OF_CELL, text::TextError},
     pipeline::{Pipeline, PromptRequest, encoder_beside, usual_text_cache},
 };
@@ -39,11 +39,11 @@ impl TextArgs {
             return Ok(None);
         };
         let latents = match model {
-            ModelSpec::Path(path) => {
-                let description = checkpoint::describe(&checkpoint::open(path)?, options)?;
+            ModelSpec::Random { .. } => None,
+            model => {
+                let description = open_model(model)?.describe(options)?;
                 description.architecture.latents_for([height, width])
             }
-            _ => None,
         };
         let Some(latents) = latents else {
             return Err(CliError::Usage(format!(
@@ -70,7 +70,7 @@ impl TextArgs {
                 "--prompt is for models that draw texts; this one draws classes (--classes)".into(),
             ));
         }
-        let beside = || encoder_beside(&pipeline.info.source);
+        let beside = || encoder_beside(&pipeline.info);
         let Some(folder) = self.text_encoder.clone().or_else(beside) else {
             return Err(CliError::Usage(format!(
                 "no text encoder lies beside the model {}: pass --text-encoder DIR, a folder with text_encoder/ and tokenizer/, or --texts with a file of encoded texts",

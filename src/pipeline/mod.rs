@@ -3,11 +3,13 @@
 
 mod choice;
 mod decoder;
+mod memory;
 mod prompts;
 mod texts;
 
 pub use choice::{Chosen, calibrated_run, choose_schedule, schedule_file};
 pub use decoder::Decoder;
+pub use memory::{Memory, MemoryPart, MemoryRequest};
 pub use prompts::{CutPrompt, PromptRequest, encoder_beside, usual_text_cache};
 pub use texts::{read_texts, texts_named};
 

@@ -41,15 +41,9 @@ pub struct CutPrompt {
     pub cut: String,
 }
 
-/// The folder beside a model's transformer that holds a text encoder: the model's own, or the one above.
-pub fn encoder_beside(model: &ModelSpec) -> Option<PathBuf> {
-    let ModelSpec::Path(path) = model else {
-        return None;
-    };
-    let above = path.parent().filter(|_| path.ends_with("transformer"));
-    let mut folders = std::iter::once(path.as_path()).chain(above);
-    let found = folders.find(|folder| folder.join(ENCODER).is_dir());
-    found.map(Path::to_path_buf)
+/// The folder around a model's transformer, where it holds a text encoder.
+pub fn encoder_beside(model: &ModelInfo) -> Option<PathBuf> {
+    model.folder_with(ENCODER)
 }
 
 /// `$XDG_CACHE_HOME/harmonica/texts`; without that variable in `%LOCALAPPDATA%` or `~/.cache`.

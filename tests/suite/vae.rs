@@ -1,15 +1,16 @@
 //! Autoencoders against diffusers' own, in every layout that they are published in.
 
-use std::path::Path;
+use std::{ops::ControlFlow, path::Path};
 
 use harmonica::{
     containers::CheckpointError,
     device::Engine,
     metrics::max_abs_error,
     models::vae::{KlConfig, Tiling, Vae, VaeConfig, VaeError},
+    training::network::{Augmentation, DataError, DataOptions, Dataset},
 };
 
-use crate::common::{engines, golden, tensor, within};
+use crate::common::{engines, golden, harmonica, harmonica_json, tensor, within};
 
 /// In numbers of pixels in [-1, 1].
 const BOUND: f64 = 2e-5;
@@ -236,4 +237,112 @@ fn halves_and_shapes_are_checked() {
     ));
     let said = whole.decode(&[f32::NAN; 4], [4, 1, 1], Tiling::Auto, &mut || true);
     assert!(matches!(said, Err(VaeError::NotFinite)));
+}
+
+/// Two classes of two pictures.
+fn pictures(folder: &Path) {
+    for (class, tint) in [("blue", [40, 60, 220]), ("red", [220, 60, 40])] {
+        std::fs::create_dir_all(folder.join(class)).unwrap();
+        for i in 0..2u32 {
+            let picture = image::RgbImage::from_fn(40, 40, |x, y| {
+                let shade = ((x * (3 + i) + y) % 40) as u8;
+                image::Rgb(tint.map(|c: u8| c.saturating_add(shade)))
+            });
+            picture
+                .save(folder.join(class).join(format!("{i}.png")))
+                .unwrap();
+        }
+    }
+}
+
+#[test]
+fn latents_of_a_data_set_are_those_of_its_pictures() {
+    let folder = tempfile::tempdir().unwrap();
+    pictures(folder.path());
+    let vae = open("tiny", None, &Engine::cpu());
+    let options = DataOptions {
+        image_size: Some(32),
+        ..DataOptions::default()
+    };
+    let go_on = &mut |_: usize, _: usize| ControlFlow::Continue(());
+    let open = |go_on| Dataset::open(folder.path(), &options, go_on).unwrap();
+    let pixels = open(go_on);
+    let latents = open(go_on).encoded(&vae, true, go_on).unwrap();
+    assert_eq!(
+        (latents.shape(), latents.len(), latents.is_pixels()),
+        ([4, 4, 4], 4, false)
+    );
+    assert_ne!(latents.identity(), pixels.identity());
+    let mut picture = vec![0.0; 3 * 32 * 32];
+    let mut found = vec![0.0; 4 * 4 * 4];
+    for (index, mirror) in [(0, false), (3, false), (3, true)] {
+        let change = Augmentation {
+            mirror,
+            shift: [0; 2],
+        };
+        pixels.read(index, change, &mut picture).unwrap();
+        latents.read(index, change, &mut found).unwrap();
+        assert_eq!(found, vae.encode(&picture, [3, 32, 32]).unwrap());
+    }
+    let plain = open(go_on).encoded(&vae, false, go_on).unwrap();
+    assert!(latents.mirrors() && !plain.mirrors());
+    let stopped = open(go_on).encoded(&vae, true, &mut |_, _| ControlFlow::Break(()));
+    assert!(matches!(stopped, Err(DataError::Stopped)));
+}
+
+#[test]
+fn a_network_learns_latents_and_draws_pictures() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    pictures(&folder.path().join("pictures"));
+    let vae = golden("vae/tiny");
+    let vae = vae.to_str().unwrap();
+    let train = |size: &str| {
+        harmonica(&[
+            "train",
+            "dit",
+            "--device",
+            "cpu",
+            "--data",
+            &at("pictures"),
+            "--vae",
+            vae,
+            "--image-size",
+            size,
+            "--blocks",
+            "1",
+            "--hidden",
+            "16",
+            "--heads",
+            "2",
+            "--patch",
+            "1",
+            "--steps",
+            "3",
+            "--batch",
+            "4",
+            "--out",
+            &at("run"),
+        ])
+    };
+    let said = |out: &std::process::Output| String::from_utf8_lossy(&out.stderr).into_owned();
+    let out = train("30");
+    assert_eq!(out.status.code(), Some(2));
+    assert!(
+        said(&out).contains("--image-size is 30, expected a multiple of 8"),
+        "{}",
+        said(&out)
+    );
+    let out = train("32");
+    assert!(out.status.success(), "{}", said(&out));
+    // Twelve pixels of margin and label beside the pictures, which are enlarged to 96.
+    let samples = image::open(at("run/samples.png")).unwrap();
+    assert!(samples.width() > 2 * 96, "{}", samples.width());
+    let (model, picture) = (at("run/model.safetensors"), at("x.png"));
+    let report = harmonica_json(&[
+        "sample", "--device", "cpu", "--model", &model, "--vae", vae, "--steps", "2", "-n", "1",
+        "--out", &picture, "--json",
+    ]);
+    assert_eq!(report["images"], 1);
+    assert_eq!(image::open(&picture).unwrap().width(), 32);
 }

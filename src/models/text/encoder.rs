@@ -84,6 +84,19 @@ impl T5Encoder {
         &self.config
     }
 
+    /// Bytes of its weights in f32, and of those that are on the device at a time: a block, or the embedding table.
+    pub fn bytes(&self) -> [u64; 2] {
+        let bytes = |shape: &[usize]| 4 * shape.iter().product::<usize>() as u64;
+        let tensors = self.tensors();
+        let whole = tensors.iter().map(|(_, shape)| bytes(shape)).sum();
+        let block = of_block(0, "");
+        let block = block.trim_end_matches(".weight").trim_end_matches('.');
+        let in_block = tensors.iter().filter(|(name, _)| name.starts_with(block));
+        let block = in_block.map(|(_, shape)| bytes(shape)).sum();
+        let table = bytes(&[self.config.vocab_size, self.config.d_model]);
+        [whole, table.max(block)]
+    }
+
     /// Name and shape of every tensor of the encoder.
     fn tensors(&self) -> Vec<(String, Vec<usize>)> {
         let c = &self.config;

@@ -33,6 +33,37 @@ pub struct Vae {
     device: Device,
 }
 
+/// An autoencoder of which no weight has been read.
+#[derive(Debug, Clone)]
+pub struct VaeOutline {
+    pub config: VaeConfig,
+    decoder: Vec<Layer>,
+    weight_bytes: u64,
+}
+
+impl VaeOutline {
+    /// Bytes of its weights on a device, both halves.
+    pub fn weight_bytes(&self) -> u64 {
+        self.weight_bytes
+    }
+
+    /// Bytes that decoding latents of `[height, width]` holds at a time, by estimate.
+    pub fn decode_bytes(&self, size: [usize; 2], tiling: Tiling) -> u64 {
+        network::peak_bytes(&self.decoder, self.tile(size, tiling))
+    }
+
+    /// Bytes of the largest buffer on the way.
+    pub fn largest_buffer(&self, size: [usize; 2], tiling: Tiling) -> u64 {
+        network::largest_buffer(&self.decoder, self.tile(size, tiling))
+    }
+
+    fn tile(&self, size: [usize; 2], tiling: Tiling) -> [usize; 2] {
+        let bytes = |side: usize| network::peak_bytes(&self.decoder, [side; 2]);
+        let side = tiling.side(bytes, size);
+        size.map(|length| length.min(side))
+    }
+}
+
 /// Why latents or pictures could not be made.
 #[derive(Debug, thiserror::Error)]
 pub enum VaeError {
@@ -97,6 +128,24 @@ impl Vae {
             decoder,
             encoder,
             device: device.clone(),
+        })
+    }
+
+    /// What [`Self::open`] would load.
+    ///
+    /// # Errors
+    /// As [`Self::open`], but for those of the weights' values.
+    pub fn outline(path: &Path) -> Result<VaeOutline, CheckpointError> {
+        let inner = path.join("vae");
+        let path = if inner.is_dir() { &inner } else { path };
+        let found = infer::describe(&containers::open(path)?, None)?;
+        let halves = found.decoder.iter().chain(&found.encoder);
+        let weights = halves.flat_map(|half| &half.stored);
+        let numbers = weights.map(|(weight, _)| weight.shape.iter().product::<usize>() as u64);
+        Ok(VaeOutline {
+            weight_bytes: 4 * numbers.sum::<u64>(),
+            decoder: found.decoder.map_or(Vec::new(), |half| half.layers),
+            config: found.config,
         })
     }
 

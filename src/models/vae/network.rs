@@ -233,27 +233,47 @@ impl Network {
     }
 
     /// Bytes that a pass over `[height, width]` holds at a time, by estimate.
-    pub fn peak_bytes(&self, [height, width]: [usize; 2]) -> u64 {
-        let mut cells = height * width;
-        let mut most = 0;
-        for layer in &self.layers {
-            match layer {
-                Layer::Double => cells *= 4,
-                Layer::Halve { .. } => cells = cells.div_ceil(4),
-                _ => {}
-            }
-            let [input, output] = layer.channels().unwrap_or([0; 2]);
-            // The input, what it is turned into, the output before and after its bias; a residual keeps its input beside them.
-            let numbers = match layer {
-                Layer::Residual { .. } => 2 * input + 2 * output,
-                Layer::Attention { .. } => 6 * input + 2 * QUERIES,
-                _ => input + 2 * output,
-            };
-            let patches = (9 * cells * input).min(PATCH_NUMBERS);
-            most = most.max(4 * (cells * numbers + patches) as u64);
-        }
-        most
+    pub fn peak_bytes(&self, size: [usize; 2]) -> u64 {
+        peak_bytes(&self.layers, size)
     }
+}
+
+/// Bytes that a pass of these layers over `[height, width]` holds at a time, by estimate.
+pub(super) fn peak_bytes(layers: &[Layer], [height, width]: [usize; 2]) -> u64 {
+    let mut cells = height * width;
+    let mut most = 0;
+    for layer in layers {
+        match layer {
+            Layer::Double => cells *= 4,
+            Layer::Halve { .. } => cells = cells.div_ceil(4),
+            _ => {}
+        }
+        let [input, output] = layer.channels().unwrap_or([0; 2]);
+        // The input, what it is turned into, the output before and after its bias; a residual keeps its input beside them.
+        let numbers = match layer {
+            Layer::Residual { .. } => 2 * input + 2 * output,
+            Layer::Attention { .. } => 6 * input + 2 * QUERIES,
+            _ => input + 2 * output,
+        };
+        let patches = (9 * cells * input).min(PATCH_NUMBERS);
+        most = most.max(4 * (cells * numbers + patches) as u64);
+    }
+    most
+}
+
+/// Bytes of the largest picture between two layers.
+pub(super) fn largest_buffer(layers: &[Layer], [height, width]: [usize; 2]) -> u64 {
+    let (mut cells, mut largest) = (height * width, 4 * PATCH_NUMBERS);
+    for layer in layers {
+        match layer {
+            Layer::Double => cells *= 4,
+            Layer::Halve { .. } => cells = cells.div_ceil(4),
+            _ => {}
+        }
+        let [input, output] = layer.channels().unwrap_or([0; 2]);
+        largest = largest.max(4 * cells * input.max(output));
+    }
+    largest as u64
 }
 
 impl Op {
