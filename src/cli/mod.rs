@@ -13,6 +13,7 @@ mod compare;
 mod convert;
 mod devices;
 mod draw;
+mod dry_run;
 mod error;
 mod inspect;
 mod measure;

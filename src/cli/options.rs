@@ -89,6 +89,15 @@ pub(super) struct ResidenceArgs {
     max_memory: Option<u64>,
 }
 
+impl ResidenceArgs {
+    pub fn residence(&self) -> Residence {
+        Residence {
+            dtype: self.dtype,
+            max_bytes: self.max_memory,
+        }
+    }
+}
+
 impl ModelArgs {
     pub fn spec(&self) -> Result<ModelSpec, CliError> {
         let spec: ModelSpec = self.model.parse()?;
@@ -119,10 +128,7 @@ impl ModelArgs {
         context: &Context,
     ) -> Result<Pipeline, CliError> {
         let (spec, options) = (self.spec()?, self.load_options(context)?);
-        let residence = Residence {
-            dtype: residence.dtype,
-            max_bytes: residence.max_memory,
-        };
+        let residence = residence.residence();
         let pipeline = Pipeline::open_in(engine, &spec, options, residence)?;
         match &self.texts {
             None => self.text.encode(pipeline, context),
@@ -130,20 +136,24 @@ impl ModelArgs {
         }
     }
 
-    /// The same with what makes pictures of its latents, for commands that write some.
-    pub fn with_decoder(&self, pipeline: Pipeline) -> Result<Pipeline, CliError> {
+    /// Where the autoencoder of a model lies that makes pictures of its latents, if one is to.
+    pub fn vae_of(&self, info: &ModelInfo) -> Result<Option<PathBuf>, CliError> {
         // A pipeline whose index names a decoder that is not there says so.
-        let named = match &pipeline.info.folder {
+        let named = match &info.folder {
             Some(folder) => folder.part(Part::Vae)?.is_some(),
             None => true,
         };
-        let vae = match self.vae.as_deref() {
+        Ok(match self.vae.as_deref() {
             Some("none") => None,
             Some(path) => Some(path.into()),
-            None if named => pipeline.info.folder_with(Part::Vae.name()),
+            None if named => info.folder_with(Part::Vae.name()),
             None => None,
-        };
-        match vae {
+        })
+    }
+
+    /// The same with what makes pictures of its latents, for commands that write some.
+    pub fn with_decoder(&self, pipeline: Pipeline) -> Result<Pipeline, CliError> {
+        match self.vae_of(&pipeline.info)? {
             None => Ok(pipeline),
             Some(path) => Ok(pipeline.with_vae(&path, self.vae_tile.unwrap_or_default())?),
         }
@@ -272,7 +282,7 @@ pub(super) struct SessionArgs {
     #[command(flatten)]
     pub residence: ResidenceArgs,
     #[command(flatten)]
-    device: DeviceArgs,
+    pub device: DeviceArgs,
     #[command(flatten)]
     pub run: RunArgs,
 }

@@ -12,6 +12,7 @@ use serde_json::json;
 use super::{
     Context,
     draw::draw_each,
+    dry_run,
     error::CliError,
     measure::check_outputs,
     options::{CacheArgs, ModelArgs, Session, SessionArgs, print_json, progress},
@@ -34,22 +35,22 @@ use crate::{
 /// More images than a run keeps in memory.
 pub(super) const MAX_COUNT: usize = 100_000;
 /// Without `--classes` or `--count`, a model of many classes shows this many of them.
-const DEFAULT_COUNT: usize = 46;
+pub(super) const DEFAULT_COUNT: usize = 46;
 
 #[derive(clap::Args, Debug)]
 pub(super) struct Args {
     #[command(flatten)]
-    session: SessionArgs,
+    pub(super) session: SessionArgs,
     #[command(flatten)]
-    schedule: ScheduleArgs,
+    pub(super) schedule: ScheduleArgs,
     #[command(flatten)]
-    cache: CacheArgs,
+    pub(super) cache: CacheArgs,
     /// Classes to draw, by name or number, separated by commas [default: the first 46, in turn]
     #[arg(long, value_name = "A,B,…", value_delimiter = ',')]
-    classes: Vec<String>,
+    pub(super) classes: Vec<String>,
     /// Number of images; classes repeat in turn [default: one a class, at most 46]
     #[arg(short = 'n', long, value_name = "N")]
-    count: Option<usize>,
+    pub(super) count: Option<usize>,
     /// Seed of the noise
     #[arg(short, long, default_value_t = 0)]
     seed: u64,
@@ -58,7 +59,7 @@ pub(super) struct Args {
     first: u64,
     /// Images at a time [default: what fits in 1 GiB, at most 16]
     #[arg(long, value_name = "N")]
-    batch: Option<usize>,
+    pub(super) batch: Option<usize>,
     /// A .png, .jpg or .webp for the picture, or for a labelled grid of several; - for a PNG on stdout; anything else is a folder
     /// of single pictures
     #[arg(
@@ -74,6 +75,9 @@ pub(super) struct Args {
     /// Draw a PNG again that this command wrote: model, seed, class and settings are the picture's where no flag says otherwise
     #[arg(long, value_name = "FILE.png")]
     pub(super) from: Option<PathBuf>,
+    /// Say what the run would take on the device, part by part, and draw nothing; no weight is read
+    #[arg(long)]
+    dry_run: bool,
     /// Starting noise: a safetensors file with `noise` [B,C,H,W] and, if it is to choose classes, `labels` [B]
     #[arg(long, value_name = "FILE")]
     noise: Option<PathBuf>,
@@ -82,7 +86,7 @@ pub(super) struct Args {
     save_tensors: Option<PathBuf>,
     /// One JSON document on stdout
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
 }
 
 /// Where pictures go.
@@ -240,6 +244,9 @@ impl Pictures<'_> {
 }
 
 pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
+    if args.dry_run {
+        return dry_run::run(&args, context);
+    }
     let out = Out::of(&args)?;
     let Session {
         pipeline,
@@ -433,7 +440,7 @@ fn keep_finished(pictures: &mut Pictures, args: &Args, context: &Context) -> Res
     Ok(())
 }
 
-fn images(count: usize) -> String {
+pub(super) fn images(count: usize) -> String {
     match count {
         1 => "1 image".into(),
         count => format!("{count} images"),

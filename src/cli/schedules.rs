@@ -41,6 +41,21 @@ pub(super) struct ScheduleArgs {
 }
 
 impl ScheduleArgs {
+    /// What they mean for a model of which no weight has been read: nothing is fitted.
+    pub fn planned(&self, info: &ModelInfo, settings: &Settings) -> Result<Chosen, CliError> {
+        let choice = match (&self.schedule, self.speed) {
+            (Some(spec), None) => spec.parse()?,
+            (Some(spec), Some(speed)) => spec.parse::<ScheduleChoice>()?.at_speed(speed)?,
+            (None, Some(speed)) => ScheduleChoice::LEARNED.at_speed(speed)?,
+            (None, None) if info.is_bundled() => ScheduleChoice::LEARNED,
+            (None, None) => ScheduleChoice::Policy(Policy::None),
+        };
+        warned(
+            choose_schedule(&choice, self.force, info, settings)?,
+            self.force,
+        )
+    }
+
     pub fn resolve(
         &self,
         pipeline: &Pipeline,

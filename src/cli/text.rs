@@ -6,8 +6,11 @@ use clap::Args;
 
 use super::{Context, error::CliError, options::progress};
 use crate::{
-    checkpoint::{LoadOptions, ModelSpec, open_model},
-    models::{pixart::PIXELS_OF_CELL, text::TextError},
+    checkpoint::{LoadOptions, ModelInfo, ModelSpec, Part, open_model},
+    models::{
+        pixart::PIXELS_OF_CELL,
+        text::{T5Encoder, TextError},
+    },
     pipeline::{Pipeline, PromptRequest, encoder_beside, usual_text_cache},
 };
 
@@ -15,7 +18,7 @@ use crate::{
 pub(super) struct TextArgs {
     /// A text to draw, for a model that draws texts; may be given several times
     #[arg(long, value_name = "TEXT")]
-    prompt: Vec<String>,
+    pub prompt: Vec<String>,
     /// What guidance leads away from [default: what the model brings for no text, or the empty text]
     #[arg(long, value_name = "TEXT", requires = "prompt")]
     pub negative_prompt: Option<String>,
@@ -58,6 +61,21 @@ impl TextArgs {
             ));
         }
         Ok(Some(latents))
+    }
+
+    /// The encoder that the prompts of a model of texts go through; no weight is read.
+    pub fn encoder_of(&self, info: &ModelInfo) -> Result<Option<T5Encoder>, CliError> {
+        let beside = || encoder_beside(info);
+        let folder = match info.classes() {
+            Some(_) => None,
+            None => self.text_encoder.clone().or_else(beside),
+        };
+        let Some(folder) = folder else {
+            return Ok(None);
+        };
+        let inner = folder.join(Part::TextEncoder.name());
+        let folder = if inner.is_dir() { inner } else { folder };
+        Ok(Some(T5Encoder::open(&folder)?))
     }
 
     /// The pipeline with the prompts, encoded.

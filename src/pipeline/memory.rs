@@ -14,7 +14,6 @@ use crate::{
 };
 
 /// What would run.
-#[derive(Debug)]
 pub struct MemoryRequest<'a> {
     pub info: &'a ModelInfo,
     pub residence: Residence,

@@ -10,7 +10,7 @@ use std::{
 
 use super::Pipeline;
 use crate::{
-    checkpoint::{METADATA_KEY, ModelSpec, write_tensors_with_metadata},
+    checkpoint::{METADATA_KEY, ModelInfo, write_tensors_with_metadata},
     containers,
     device::{DeviceFault, Watch},
     models::{

@@ -152,3 +152,80 @@ fn a_limit_that_cannot_be_kept_says_the_least() {
         "{said}"
     );
 }
+
+#[test]
+fn a_dry_run_says_what_a_run_takes() {
+    let folder = tempfile::tempdir().unwrap();
+    let of = |report: &Value, what: &str| -> Value {
+        let parts = report["memory"]["parts"].as_array().unwrap();
+        parts
+            .iter()
+            .find(|part| part["what"] == what)
+            .unwrap()
+            .clone()
+    };
+    let dry = |more: &[&str]| {
+        harmonica_json(&[&["sample", "--dry-run", "--device", "cpu", "--json"], more].concat())
+    };
+    let run = [
+        "-n",
+        "2",
+        "--steps",
+        "4",
+        "--schedule",
+        "fora:2",
+        "--max-memory",
+        "9M",
+    ];
+    let report = dry(&run);
+    let weights = of(&report, "weights");
+    let out = folder.path().join("x.png");
+    let real = [
+        &[
+            "sample",
+            "--device",
+            "cpu",
+            "--json",
+            "--out",
+            out.to_str().unwrap(),
+        ],
+        &run[..],
+    ];
+    let real = harmonica_json(&real.concat());
+    assert_eq!(weights["device_bytes"], real["weights_device_bytes"]);
+    assert_eq!(weights["host_bytes"], real["weights_host_bytes"]);
+    assert_eq!(
+        of(&report, "cache")["device_bytes"],
+        real["peak_cache_bytes"]
+    );
+    // Published sizes, whose weights are nowhere.
+    let report = dry(&["--model", "random:DiT-XL/2@256", "-n", "1"]);
+    let bytes = of(&report, "weights")["device_bytes"].as_u64().unwrap();
+    assert!((2_690_000_000..2_710_000_000).contains(&bytes), "{bytes}");
+    // Latents of 8, pictures of 32, texts and their encoder.
+    let model = golden("diffusers-single");
+    let vae = golden("vae/kl");
+    let report = dry(&[
+        "--model",
+        model.to_str().unwrap(),
+        "--vae",
+        vae.to_str().unwrap(),
+    ]);
+    assert!(of(&report, "decoding")["device_bytes"].as_u64().unwrap() > 4 * 3 * 32 * 32);
+    // Lavapipe binds 128 MiB.
+    let large = harmonica(&[
+        "sample",
+        "--dry-run",
+        "--device",
+        "vulkan",
+        "--model",
+        "random:DiT-XL/2@1024",
+        "-n",
+        "16",
+        "--batch",
+        "16",
+    ]);
+    let said = String::from_utf8_lossy(&large.stderr);
+    assert_eq!(large.status.code(), Some(2), "{said}");
+    assert!(said.contains("activations need a buffer of 0.604 GB, and the largest of this device is 0.134 GB; try --batch"), "{said}");
+}

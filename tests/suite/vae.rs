@@ -264,10 +264,10 @@ fn latents_of_a_data_set_are_those_of_its_pictures() {
         image_size: Some(32),
         ..DataOptions::default()
     };
-    let go_on = &mut |_: usize, _: usize| ControlFlow::Continue(());
-    let open = |go_on| Dataset::open(folder.path(), &options, go_on).unwrap();
-    let pixels = open(go_on);
-    let latents = open(go_on).encoded(&vae, true, go_on).unwrap();
+    let go_on = |_: usize, _: usize| ControlFlow::Continue(());
+    let open = || Dataset::open(folder.path(), &options, &mut { go_on }).unwrap();
+    let pixels = open();
+    let latents = open().encoded(&vae, true, &mut { go_on }).unwrap();
     assert_eq!(
         (latents.shape(), latents.len(), latents.is_pixels()),
         ([4, 4, 4], 4, false)
@@ -284,9 +284,9 @@ fn latents_of_a_data_set_are_those_of_its_pictures() {
         latents.read(index, change, &mut found).unwrap();
         assert_eq!(found, vae.encode(&picture, [3, 32, 32]).unwrap());
     }
-    let plain = open(go_on).encoded(&vae, false, go_on).unwrap();
+    let plain = open().encoded(&vae, false, &mut { go_on }).unwrap();
     assert!(latents.mirrors() && !plain.mirrors());
-    let stopped = open(go_on).encoded(&vae, true, &mut |_, _| ControlFlow::Break(()));
+    let stopped = open().encoded(&vae, true, &mut |_, _| ControlFlow::Break(()));
     assert!(matches!(stopped, Err(DataError::Stopped)));
 }
 

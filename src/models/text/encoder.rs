@@ -89,9 +89,9 @@ impl T5Encoder {
         let bytes = |shape: &[usize]| 4 * shape.iter().product::<usize>() as u64;
         let tensors = self.tensors();
         let whole = tensors.iter().map(|(_, shape)| bytes(shape)).sum();
-        let block = of_block(0, "");
-        let block = block.trim_end_matches(".weight").trim_end_matches('.');
-        let in_block = tensors.iter().filter(|(name, _)| name.starts_with(block));
+        let in_block = tensors
+            .iter()
+            .filter(|(name, _)| name.starts_with("encoder.block.0."));
         let block = in_block.map(|(_, shape)| bytes(shape)).sum();
         let table = bytes(&[self.config.vocab_size, self.config.d_model]);
         [whole, table.max(block)]
