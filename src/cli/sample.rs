@@ -145,6 +145,8 @@ struct Pictures<'a> {
     waiting: Vec<RgbImage>,
     /// Files that are written.
     files: Vec<PathBuf>,
+    /// What decoding took.
+    seconds: f64,
 }
 
 impl Pictures<'_> {
@@ -153,7 +155,9 @@ impl Pictures<'_> {
         let shape = self.info.outline.latents.shape();
         for (i, image) in values.chunks(shape.iter().product()).enumerate() {
             let mut go_on = || context.check_interrupt().is_ok();
+            let started = Instant::now();
             let picture = self.decoder.picture(image, shape, &mut go_on)?;
+            self.seconds += started.elapsed().as_secs_f64();
             match self.out {
                 Out::Folder(folder) => {
                     let number = first + i;
@@ -332,6 +336,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
         recipe,
         waiting: Vec::new(),
         files: Vec::new(),
+        seconds: 0.0,
     };
     let mut values = Vec::new();
     let drawn = draw_each(
@@ -355,7 +360,8 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
             return Err(error);
         }
     };
-    let seconds = started.elapsed().as_secs_f64();
+    let seconds_decoding = pictures.seconds;
+    let seconds = started.elapsed().as_secs_f64() - seconds_decoding;
     bar.finish_and_clear();
     let dispatches = launches.finish(engine);
 
@@ -390,6 +396,12 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
         totals.macs_ratio(),
         totals.peak_cache_bytes as f64 / 1e6,
     ));
+    if matches!(pipeline.decoder, Decoder::Vae(..)) {
+        context.say(format!(
+            "decoded in {seconds_decoding:.1} s: {:.2} s an image",
+            seconds_decoding / conditions.len() as f64
+        ));
+    }
     let resident = &info.resident;
     let gigabytes = |bytes: u64| format!("{:.2} GB", bytes as f64 / 1e9);
     if resident.host_bytes > 0 {
@@ -415,7 +427,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
             "fingerprint": info.fingerprint.to_string(), "seed": args.seed, "first": args.first,
             "solver": settings.solver.to_string(), "guidance": settings.guidance.scale(),
             "steps": settings.steps, "images": conditions.len(), "batch": batch,
-            "seconds_load": seconds_load, "seconds_sampling": seconds,
+            "seconds_load": seconds_load, "seconds_sampling": seconds, "seconds_decoding": seconds_decoding,
             "schedule": chosen.name, "cur": totals.cur(), "macs_full": totals.macs_full, "macs": totals.macs,
             "peak_cache_bytes": totals.peak_cache_bytes, "cache_dtype": args.cache.cache_dtype.to_string(), "dispatches": dispatches, "out": args.out,
             "files": files, "weights_device_bytes": resident.device_bytes, "weights_host_bytes": resident.host_bytes,

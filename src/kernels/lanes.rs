@@ -79,7 +79,7 @@ pub(super) fn sum(values: impl ExactSizeIterator<Item = f32>) -> f32 {
 
 /// `e^x` to about 1e-7 relative, by range reduction and a polynomial; no calls, no branches.
 #[inline(always)]
-pub(super) fn exp(x: f32) -> f32 {
+pub(crate) fn exp(x: f32) -> f32 {
     // Adding 1.5·2^23 rounds to an integer and leaves it in the low bits of the sum.
     const ROUND: f32 = 12_582_912.0;
     const LN_2_HIGH: f32 = 0.693_359_4;

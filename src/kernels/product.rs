@@ -22,7 +22,7 @@ pub fn product<const D: usize>(x: Tensor<D>, weight: Tensor<2>) -> Tensor<D> {
 
 /// A matrix as it lies in memory.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Matrix<'a> {
+pub(crate) struct Matrix<'a> {
     values: &'a [f32],
     shape: [usize; 2],
     /// Numbers from a row to the next, and from a column to the next.
@@ -51,7 +51,7 @@ impl<'a> Matrix<'a> {
 }
 
 /// `a·b`, row-major.
-pub(super) fn product_cpu(a: Matrix, b: Matrix) -> Vec<f32> {
+pub(crate) fn product_cpu(a: Matrix, b: Matrix) -> Vec<f32> {
     /// Multiplications that are worth the other threads.
     const WORTH_THREADS: usize = 1 << 22;
     let ([rows, depth], [also_depth, columns]) = (a.shape, b.shape);
@@ -89,6 +89,37 @@ pub(super) fn product_cpu(a: Matrix, b: Matrix) -> Vec<f32> {
         out.set_len(count);
     }
     out
+}
+
+/// `out = a·b`, or `out += a·b` with `onto`, on this thread alone; row-major.
+pub(crate) fn product_onto(out: &mut [f32], a: Matrix, b: Matrix, onto: bool) {
+    let ([rows, depth], [also_depth, columns]) = (a.shape, b.shape);
+    assert_eq!(depth, also_depth, "inner sizes of a matrix product");
+    assert_eq!(out.len(), rows * columns, "size of a matrix product");
+    // SAFETY: both matrices lie within their slices by construction, and `out` holds `rows·columns` numbers.
+    unsafe {
+        gemm::gemm(
+            rows,
+            columns,
+            depth,
+            out.as_mut_ptr(),
+            1,
+            columns as isize,
+            onto,
+            a.values.as_ptr(),
+            a.strides[1] as isize,
+            a.strides[0] as isize,
+            b.values.as_ptr(),
+            b.strides[1] as isize,
+            b.strides[0] as isize,
+            1.0,
+            1.0,
+            false,
+            false,
+            false,
+            gemm::Parallelism::None,
+        );
+    }
 }
 
 #[cfg(test)]

@@ -2,6 +2,13 @@
 
 use super::config::{KlConfig, TinyConfig};
 
+/// Epsilon of the norms.
+pub(super) const NORM_EPS: f64 = 1e-6;
+/// Numbers of the patches that a convolution lays out at a time.
+pub(super) const PATCH_NUMBERS: usize = 1 << 24;
+/// Queries that attention takes at a time.
+pub(super) const QUERIES: usize = 1024;
+
 /// Where a convolution of stride 2 pads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Padding {
@@ -329,4 +336,46 @@ impl Numbered {
             bias,
         }
     }
+}
+
+/// Bytes that a pass of these layers over `[height, width]` holds at a time, by estimate.
+pub(super) fn peak_bytes(layers: &[Layer], size: [usize; 2]) -> u64 {
+    let of_layer = |layer: &Layer, cells: usize| {
+        let [input, output] = layer.channels().unwrap_or([0; 2]);
+        // The input, what it is turned into, the output before and after its bias; a residual keeps its input beside them.
+        let numbers = match layer {
+            Layer::Residual { .. } => 2 * input + 2 * output,
+            Layer::Attention { .. } => 6 * input + 2 * QUERIES,
+            _ => input + 2 * output,
+        };
+        cells * numbers + (9 * cells * input).min(PATCH_NUMBERS)
+    };
+    largest(layers, size, of_layer)
+}
+
+/// Bytes of the largest picture between two layers, or of patches.
+pub(super) fn largest_buffer(layers: &[Layer], size: [usize; 2]) -> u64 {
+    let of_layer = |layer: &Layer, cells: usize| {
+        let [input, output] = layer.channels().unwrap_or([0; 2]);
+        (cells * input.max(output)).max((9 * cells * input).min(PATCH_NUMBERS))
+    };
+    largest(layers, size, of_layer)
+}
+
+/// The most bytes of a layer, by its numbers for so many cells.
+fn largest(
+    layers: &[Layer],
+    [height, width]: [usize; 2],
+    numbers: impl Fn(&Layer, usize) -> usize,
+) -> u64 {
+    let mut cells = height * width;
+    let of_layer = layers.iter().map(|layer| {
+        match layer {
+            Layer::Double => cells *= 4,
+            Layer::Halve { .. } => cells = cells.div_ceil(4),
+            _ => {}
+        }
+        4 * numbers(layer, cells) as u64
+    });
+    of_layer.max().unwrap_or(0)
 }

@@ -4,8 +4,11 @@
 //! and TAESD, a small one for pictures at once.
 
 mod config;
+mod device;
+mod host;
 mod infer;
 mod layers;
+mod machine;
 mod names;
 mod network;
 mod tiles;
@@ -16,12 +19,12 @@ pub use tiles::Tiling;
 
 use std::path::Path;
 
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::Device;
 
 use self::network::Network;
 use crate::{
     containers::{self, CheckpointError},
-    device::{DeviceFault, read_back},
+    device::DeviceFault,
 };
 
 /// An autoencoder on a device.
@@ -30,7 +33,6 @@ pub struct Vae {
     config: VaeConfig,
     decoder: Option<Network>,
     encoder: Option<Network>,
-    device: Device,
 }
 
 /// An autoencoder of which no weight has been read.
@@ -49,16 +51,16 @@ impl VaeOutline {
 
     /// Bytes that decoding latents of `[height, width]` holds at a time, by estimate.
     pub fn decode_bytes(&self, size: [usize; 2], tiling: Tiling) -> u64 {
-        network::peak_bytes(&self.decoder, self.tile(size, tiling))
+        layers::peak_bytes(&self.decoder, self.tile(size, tiling))
     }
 
     /// Bytes of the largest buffer on the way.
     pub fn largest_buffer(&self, size: [usize; 2], tiling: Tiling) -> u64 {
-        network::largest_buffer(&self.decoder, self.tile(size, tiling))
+        layers::largest_buffer(&self.decoder, self.tile(size, tiling))
     }
 
     fn tile(&self, size: [usize; 2], tiling: Tiling) -> [usize; 2] {
-        let bytes = |side: usize| network::peak_bytes(&self.decoder, [side; 2]);
+        let bytes = |side: usize| layers::peak_bytes(&self.decoder, [side; 2]);
         let side = tiling.side(bytes, size);
         size.map(|length| length.min(side))
     }
@@ -127,7 +129,6 @@ impl Vae {
             config: found.config,
             decoder,
             encoder,
-            device: device.clone(),
         })
     }
 
@@ -200,7 +201,7 @@ impl Vae {
                 if !go_on() {
                     return Err(VaeError::Interrupted);
                 }
-                Ok(read_back(self.pass(decoder, tile, shape))?)
+                Ok(decoder.pass(tile, shape)?.0)
             },
         )?;
         if picture.iter().any(|v| !v.is_finite()) {
@@ -240,9 +241,7 @@ impl Vae {
             .as_ref()
             .ok_or(VaeError::Half { half: "encoder" })?;
         self.check(shape, 3, picture.len(), 1, "a picture")?;
-        let x = self.pass(encoder, picture.to_vec(), shape);
-        let [_, c, h, w] = x.dims();
-        Ok((read_back(x)?, [c, h, w]))
+        Ok(encoder.pass(picture.to_vec(), shape)?)
     }
 
     fn check(
@@ -264,13 +263,5 @@ impl Vae {
             ),
             found: shape,
         })
-    }
-
-    /// One pass over `[C, H, W]`.
-    fn pass(&self, network: &Network, values: Vec<f32>, [c, h, w]: [usize; 3]) -> Tensor<4> {
-        let x = Tensor::<4>::from_data(TensorData::new(values, [1, c, h, w]), &self.device);
-        network
-            .forward(x.permute([0, 2, 3, 1]))
-            .permute([0, 3, 1, 2])
     }
 }
