@@ -98,7 +98,7 @@ impl Memory {
             what: "cache",
             device_bytes: plan.slots() as u64 * slot,
             host_bytes: 0,
-            largest_buffer: slot,
+            largest_buffer: if plan.slots() > 0 { slot } else { 0 },
             smaller: "--cache-dtype f16, or --batch",
         };
         let vae = request.vae.map(|(vae, tiling)| {
