@@ -504,6 +504,28 @@ fn ctrl_c_leaves_the_pictures_that_were_done() {
     assert!(said.contains(&left), "{said}");
 }
 
+/// A grid of what there is; the picture says of how many.
+#[cfg(unix)]
+#[test]
+fn ctrl_c_leaves_a_grid_of_what_was_done() {
+    use std::{io::Read, time::Instant};
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("grid.png");
+    let mut run = long_run(&out, "");
+    let started = Instant::now();
+    run.wait_until(|| started.elapsed().as_secs() >= 4);
+    run.signal("INT");
+    let mut said = String::new();
+    let mut stderr = run.0.stderr.take().unwrap();
+    stderr.read_to_string(&mut said).unwrap();
+    assert_eq!(run.0.wait().unwrap().code(), Some(130), "{said}");
+    let bytes = std::fs::read(&out).unwrap();
+    let recipe = harmonica::report::text_of_png(&bytes, "harmonica").unwrap();
+    let recipe: serde_json::Value = serde_json::from_str(&recipe.unwrap()).unwrap();
+    let left = format!("{} of 5000 images lie in", recipe["count"]);
+    assert!(said.contains(&left), "{said}");
+}
+
 /// `nohup` means that a closing terminal ends nothing.
 #[cfg(unix)]
 #[test]
