@@ -54,55 +54,47 @@ impl<'a> Matrix<'a> {
 pub(crate) fn product_cpu(a: Matrix, b: Matrix) -> Vec<f32> {
     /// Multiplications that are worth the other threads.
     const WORTH_THREADS: usize = 1 << 22;
-    let ([rows, depth], [also_depth, columns]) = (a.shape, b.shape);
-    assert_eq!(depth, also_depth, "inner sizes of a matrix product");
+    let ([rows, depth], [_, columns]) = (a.shape, b.shape);
     let parallelism = match rows * columns * depth {
         0..WORTH_THREADS => gemm::Parallelism::None,
         _ => gemm::Parallelism::Rayon(0),
     };
-    let count = rows * columns;
-    let mut out = Vec::with_capacity(count);
-    // SAFETY: both matrices lie within their slices by construction (`rows·columns` numbers in either order), `out` has
-    // room for `rows·columns` numbers, all of which `gemm` writes and, with `read_dst` false, none of which it reads.
+    let mut out = Vec::with_capacity(rows * columns);
+    // SAFETY: `out` has room for all numbers of the product, which are written and not read.
     unsafe {
-        gemm::gemm(
-            rows,
-            columns,
-            depth,
-            out.as_mut_ptr(),
-            1,
-            columns as isize,
-            false,
-            a.values.as_ptr(),
-            a.strides[1] as isize,
-            a.strides[0] as isize,
-            b.values.as_ptr(),
-            b.strides[1] as isize,
-            b.strides[0] as isize,
-            0.0,
-            1.0,
-            false,
-            false,
-            false,
-            parallelism,
-        );
-        out.set_len(count);
+        multiply(out.as_mut_ptr(), a, b, false, parallelism);
+        out.set_len(rows * columns);
     }
     out
 }
 
 /// `out = a·b`, or `out += a·b` with `onto`, on this thread alone; row-major.
 pub(crate) fn product_onto(out: &mut [f32], a: Matrix, b: Matrix, onto: bool) {
+    let ([rows, _], [_, columns]) = (a.shape, b.shape);
+    assert_eq!(out.len(), rows * columns, "size of a matrix product");
+    // SAFETY: `out` holds all numbers of the product.
+    unsafe { multiply(out.as_mut_ptr(), a, b, onto, gemm::Parallelism::None) }
+}
+
+/// # Safety
+/// There is room for `a`'s rows times `b`'s columns at `out`; with `onto`, numbers lie there.
+unsafe fn multiply(
+    out: *mut f32,
+    a: Matrix,
+    b: Matrix,
+    onto: bool,
+    parallelism: gemm::Parallelism,
+) {
     let ([rows, depth], [also_depth, columns]) = (a.shape, b.shape);
     assert_eq!(depth, also_depth, "inner sizes of a matrix product");
-    assert_eq!(out.len(), rows * columns, "size of a matrix product");
-    // SAFETY: both matrices lie within their slices by construction, and `out` holds `rows·columns` numbers.
+    // SAFETY: both matrices lie within their slices by construction (`rows·columns` numbers in either order), `out` as the
+    // caller says; `gemm` writes every number of the product, and reads it with `onto` alone.
     unsafe {
         gemm::gemm(
             rows,
             columns,
             depth,
-            out.as_mut_ptr(),
+            out,
             1,
             columns as isize,
             onto,
@@ -117,7 +109,7 @@ pub(crate) fn product_onto(out: &mut [f32], a: Matrix, b: Matrix, onto: bool) {
             false,
             false,
             false,
-            gemm::Parallelism::None,
+            parallelism,
         );
     }
 }
@@ -125,6 +117,17 @@ pub(crate) fn product_onto(out: &mut [f32], a: Matrix, b: Matrix, onto: bool) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn products_add_up() {
+        let (a, b) = ([1.0, 2.0, 3.0, 4.0], [1.0, 0.0, 0.0, 2.0]);
+        let mut out = vec![f32::NAN; 4];
+        let of = |values| Matrix::new(values, 2);
+        product_onto(&mut out, of(&a), of(&b), false);
+        assert_eq!(out, [1.0, 4.0, 3.0, 8.0]);
+        product_onto(&mut out, of(&a), of(&b), true);
+        assert_eq!(out, [2.0, 8.0, 6.0, 16.0]);
+    }
 
     #[test]
     fn products_are_sums_in_any_order_of_memory() {
