@@ -1,6 +1,6 @@
 //! Writing safetensors: streamed, atomic, the same bytes for the same content.
 
-use std::{path::Path, str::FromStr};
+use std::path::Path;
 
 use half::f16;
 use serde::{Deserialize, Serialize};
@@ -27,17 +27,6 @@ pub enum StoredDtype {
     #[default]
     F32,
     F16,
-}
-
-impl FromStr for StoredDtype {
-    type Err = String;
-    fn from_str(name: &str) -> Result<Self, Self::Err> {
-        match name {
-            "f32" => Ok(Self::F32),
-            "f16" => Ok(Self::F16),
-            _ => Err("expected f32 or f16".into()),
-        }
-    }
 }
 
 /// What a conversion sets beyond what the source says.

@@ -2,8 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{Context, error::CliError, options::ModelArgs};
-use crate::checkpoint::{CheckpointError, ClassNames, SaveOptions, StoredDtype, save_model};
+use super::{
+    Context,
+    error::CliError,
+    options::{DtypeArg, ModelArgs},
+};
+use crate::checkpoint::{CheckpointError, ClassNames, SaveOptions, save_model};
 
 #[derive(clap::Args, Debug)]
 pub(super) struct Args {
@@ -23,22 +27,13 @@ pub(super) struct Args {
     clip_x0: Option<bool>,
 }
 
-#[derive(clap::ValueEnum, Debug, Clone, Copy)]
-enum DtypeArg {
-    F16,
-    F32,
-}
-
 pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
     let class_names = args
         .class_names
         .as_deref()
         .map(read_class_names)
         .transpose()?;
-    let dtype = match args.dtype {
-        DtypeArg::F16 => StoredDtype::F16,
-        DtypeArg::F32 => StoredDtype::F32,
-    };
+    let dtype = args.dtype.into();
     let options = SaveOptions {
         class_names,
         clip_x0: args.clip_x0,

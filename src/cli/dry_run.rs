@@ -24,7 +24,7 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<(), CliError> {
     let model = &session.model;
     let info = model_outline(&model.spec()?, model.load_options(context)?)?;
     let settings = session.run.settings(&info)?;
-    let chosen = args.schedule.planned(&info, &settings)?;
+    let chosen = args.schedule.planned(&info, &settings, context)?;
     let settings = chosen.settings;
     let vae = model.vae_of(&info)?.map(|path| Vae::outline(&path));
     let vae = vae.transpose()?;

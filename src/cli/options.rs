@@ -77,12 +77,28 @@ pub(super) struct ModelArgs {
     pub text: TextArgs,
 }
 
+/// Element type of weights.
+#[derive(clap::ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum DtypeArg {
+    F16,
+    F32,
+}
+
+impl From<DtypeArg> for StoredDtype {
+    fn from(dtype: DtypeArg) -> Self {
+        match dtype {
+            DtypeArg::F16 => Self::F16,
+            DtypeArg::F32 => Self::F32,
+        }
+    }
+}
+
 /// Where its weights lie.
 #[derive(Args, Debug)]
 pub(super) struct ResidenceArgs {
     /// How the weights of blocks are kept: f32, or f16 in half the memory (products are in f32)
-    #[arg(long, value_name = "f32|f16", default_value = "f32")]
-    pub dtype: StoredDtype,
+    #[arg(long, value_name = "f32|f16", value_enum, default_value = "f32")]
+    pub dtype: DtypeArg,
     /// Weights on the device at most, such as 800M or 2G: what does not fit waits on the host and is sent when a branch is
     /// computed; reused branches send nothing
     #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
@@ -92,7 +108,7 @@ pub(super) struct ResidenceArgs {
 impl ResidenceArgs {
     pub fn residence(&self) -> Residence {
         Residence {
-            dtype: self.dtype,
+            dtype: self.dtype.into(),
             max_bytes: self.max_memory,
         }
     }

@@ -15,7 +15,7 @@ use super::{
     dry_run,
     error::CliError,
     measure::check_outputs,
-    options::{CacheArgs, ModelArgs, Session, SessionArgs, print_json, progress},
+    options::{CacheArgs, DtypeArg, ModelArgs, Session, SessionArgs, print_json, progress},
     recipe::Recipe,
     schedules::ScheduleArgs,
     text::slug,
@@ -493,7 +493,7 @@ fn recipe(
         clip_x0: switch.into(),
         cache_dtype: args.cache.cache_dtype.to_string(),
         variant: model.variant.clone(),
-        dtype: (args.session.residence.dtype == StoredDtype::F16).then(|| "f16".into()),
+        dtype: (args.session.residence.dtype == DtypeArg::F16).then(|| "f16".into()),
         schedule: match named {
             true => args.schedule.schedule.clone(),
             // What it came to without a flag.

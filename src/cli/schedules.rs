@@ -41,30 +41,15 @@ pub(super) struct ScheduleArgs {
 }
 
 impl ScheduleArgs {
-    /// What they mean for a model of which no weight has been read: nothing is fitted.
-    pub fn planned(&self, info: &ModelInfo, settings: &Settings) -> Result<Chosen, CliError> {
-        let choice = match (&self.schedule, self.speed) {
-            (Some(spec), None) => spec.parse()?,
-            (Some(spec), Some(speed)) => spec.parse::<ScheduleChoice>()?.at_speed(speed)?,
-            (None, Some(speed)) => ScheduleChoice::LEARNED.at_speed(speed)?,
-            (None, None) if info.is_bundled() => ScheduleChoice::LEARNED,
-            (None, None) => ScheduleChoice::Policy(Policy::None),
-        };
-        warned(
-            choose_schedule(&choice, self.force, info, settings)?,
-            self.force,
-        )
-    }
-
-    pub fn resolve(
+    /// What they mean for a model of which no weight need be there: nothing is fitted.
+    pub fn planned(
         &self,
-        pipeline: &Pipeline,
+        info: &ModelInfo,
         settings: &Settings,
         context: &Context,
     ) -> Result<Chosen, CliError> {
-        let info = &pipeline.info;
         let choice = match (&self.schedule, self.speed) {
-            (Some(spec), None) => return resolve(spec, self.force, info, settings),
+            (Some(spec), None) => spec.parse()?,
             (Some(spec), Some(speed)) => spec.parse::<ScheduleChoice>()?.at_speed(speed)?,
             (None, Some(speed)) => ScheduleChoice::LEARNED.at_speed(speed)?,
             // A model that was named is sampled as it is, even if its weights are the bundled ones.
@@ -78,10 +63,22 @@ impl ScheduleArgs {
                 let none = ScheduleChoice::Policy(Policy::None);
                 Ok(choose_schedule(&none, false, info, settings)?)
             }
-            Err(PolicyError::NotLearned {
-                speed: Some(speed), ..
-            }) if self.learn => learned(speed, pipeline, settings, context),
             chosen => warned(chosen?, self.force),
+        }
+    }
+
+    /// The same, fitted now where that was asked for.
+    pub fn resolve(
+        &self,
+        pipeline: &Pipeline,
+        settings: &Settings,
+        context: &Context,
+    ) -> Result<Chosen, CliError> {
+        match self.planned(&pipeline.info, settings, context) {
+            Err(CliError::Policy(PolicyError::NotLearned {
+                speed: Some(speed), ..
+            })) if self.learn => learned(speed, pipeline, settings, context),
+            chosen => chosen,
         }
     }
 }

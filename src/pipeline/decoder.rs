@@ -22,7 +22,7 @@ pub enum Decoder {
 }
 
 impl Decoder {
-    /// The autoencoder at `path` (see [`Vae::open`]), for the latents of a model.
+    /// The autoencoder at `path` (see [`Vae::open_decoder`]), for the latents of a model.
     ///
     /// # Errors
     /// [`CheckpointError`], also where model and autoencoder do not belong together.
@@ -43,7 +43,7 @@ impl Decoder {
                 model.name
             )));
         }
-        let vae = Vae::open(path, engine.device())?;
+        let vae = Vae::open_decoder(path, engine.device())?;
         let channels = vae.config().latent_channels();
         if channels != model.latents.channels {
             return Err(contradiction(format!(

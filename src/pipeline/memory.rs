@@ -8,8 +8,8 @@ use crate::{
         text::T5Encoder,
         vae::{Tiling, VaeOutline},
     },
-    plan::{compile, compile_probed},
-    sampler::Settings,
+    plan::Plan,
+    sampler::{Settings, cache_bytes},
     schedule::Reuse,
 };
 
@@ -88,15 +88,19 @@ impl Memory {
             largest_buffer: 4 * 4 * graph.feature_numbers() as u64 * elements,
             smaller: "--batch",
         };
-        let plan = match request.reuse {
-            Reuse::Ahead(schedule) => compile(schedule, graph),
-            Reuse::AtRunTime(probed) => compile_probed(probed, graph, 0),
-        };
+        let plan = Plan::of(request.reuse, graph);
+        let kept = cache_bytes(
+            &plan,
+            request.reuse,
+            outline.latents,
+            request.cache_dtype,
+            [copies, batch],
+        );
         let numbers = graph.feature_numbers() * elements as usize;
         let slot = request.cache_dtype.feature_bytes(numbers) as u64;
         let cache = MemoryPart {
             what: "cache",
-            device_bytes: plan.slots() as u64 * slot,
+            device_bytes: kept as u64,
             host_bytes: 0,
             largest_buffer: if plan.slots() > 0 { slot } else { 0 },
             smaller: "--cache-dtype f16, or --batch",

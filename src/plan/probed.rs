@@ -73,17 +73,15 @@ impl Rows {
             .chain([Op::Close { write: PROBE }])
             .chain(segment(reused.clone()))
             .chain(rear());
-        let decide = Op::Decide {
-            tokens: Tokens::Added,
-            probe: PROBE,
-            rule: probed.rule().clone(),
-            most: probed.most(),
-            compute: segment(reused.clone()).collect(),
-            reuse: vec![again(reused.clone())],
-        };
+        let decision = decide(
+            probed,
+            Tokens::Added,
+            segment(reused.clone()).collect(),
+            vec![again(reused.clone())],
+        );
         Self {
             whole: whole.collect(),
-            decided: front().chain([decide]).chain(rear()).collect(),
+            decided: front().chain([decision]).chain(rear()).collect(),
             slots: 2,
             carried: Vec::new(),
         }
@@ -95,17 +93,15 @@ impl Rows {
             tokens,
             write: PROBE,
         };
-        let decide = Op::Decide {
+        let decision = decide(
+            probed,
             tokens,
-            probe: PROBE,
-            rule: probed.rule().clone(),
-            most: probed.most(),
-            compute: segment(all.clone()).collect(),
-            reuse: vec![again(all.clone())],
-        };
+            segment(all.clone()).collect(),
+            vec![again(all.clone())],
+        );
         Self {
             whole: std::iter::once(keep).chain(segment(all)).collect(),
-            decided: vec![decide],
+            decided: vec![decision],
             slots: 2,
             carried: Vec::new(),
         }
@@ -130,21 +126,19 @@ impl Rows {
             tokens,
             write: PROBE,
         };
-        let decide = Op::Decide {
+        let decision = decide(
+            probed,
             tokens,
-            probe: PROBE,
-            rule: probed.rule().clone(),
-            most: probed.most(),
-            compute: rest().collect(),
-            reuse: vec![Op::Align {
+            rest().collect(),
+            vec![Op::Align {
                 branches: reused.clone(),
                 probes: FRONT_ADDED,
                 slots: ALL_ADDED,
             }],
-        };
+        );
         Self {
             whole: front().chain([keep]).chain(rest()).collect(),
-            decided: front().chain([decide]).collect(),
+            decided: front().chain([decision]).collect(),
             slots: 5,
             carried: vec![FRONT_ADDED[0], ALL_ADDED[0]],
         }
@@ -176,6 +170,18 @@ fn again(branches: Range<usize>) -> Op {
         branches,
         reads: vec![read],
         joint: Joint::Added,
+    }
+}
+
+/// The decision of a step, by tokens held against those that are kept as [`PROBE`].
+fn decide(probed: &Probed, tokens: Tokens, compute: Vec<Op>, reuse: Vec<Op>) -> Op {
+    Op::Decide {
+        tokens,
+        probe: PROBE,
+        rule: probed.rule().clone(),
+        most: probed.most(),
+        compute,
+        reuse,
     }
 }
 

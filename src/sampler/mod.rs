@@ -16,7 +16,7 @@ mod stepper;
 pub(crate) use observe::{Observer, Seen};
 pub use parts::{Part, PartTimes, PartTotal};
 pub use run::{Event, Request, Run, Totals};
-pub use setup::Sampler;
+pub use setup::{Sampler, cache_bytes};
 pub use state::RunState;
 pub(crate) use stepper::{Stand, Stepper, Uncorrected};
 

@@ -216,10 +216,15 @@ impl Sampler {
 
     /// Bytes of the cache for a batch of `images` images.
     pub fn cache_bytes(&self, images: usize) -> usize {
-        let feature = self.setup.model.outline().graph.feature_numbers();
-        let numbers = self.setup.copies() * images * feature;
-        self.setup.plan.slots() * self.setup.cache_dtype.feature_bytes(numbers)
-            + self.setup.output_bytes(images)
+        let setup = &self.setup;
+        let elements = [setup.copies(), images];
+        cache_bytes(
+            &setup.plan,
+            &setup.reuse,
+            setup.latents(),
+            setup.cache_dtype,
+            elements,
+        )
     }
 
     /// Images a batch within a memory budget: [`batch_for`] as many, or fewer where more than a feature a branch is kept.
@@ -276,20 +281,12 @@ impl Setup {
 
     /// What a batch knows of its output before its first step, where that may be reused.
     pub fn known_output(&self) -> Option<KnownOutput> {
-        self.reuses_output()
-            .then(|| KnownOutput::new(self.latents(), self.copies()))
+        reuses_output(&self.reuse).then(|| KnownOutput::new(self.latents(), self.copies()))
     }
 
     /// Bytes of that for so many images.
     pub fn output_bytes(&self, images: usize) -> usize {
-        match self.reuses_output() {
-            true => KnownOutput::bytes(&self.latents(), self.copies(), images),
-            false => 0,
-        }
-    }
-
-    fn reuses_output(&self) -> bool {
-        matches!(&self.reuse, Reuse::AtRunTime(probed) if probed.probe() == Probe::Output)
+        output_bytes(&self.reuse, &self.latents(), [self.copies(), images])
     }
 
     /// Room for a batch's features: that of the last one if it fits.
@@ -351,4 +348,27 @@ impl Setup {
         let [step, _] = self.model.prepared_numbers(self.rows(images));
         (self.conditioning_bytes / (4 * step).max(1)).max(1)
     }
+}
+
+/// Bytes that a run keeps for later steps, of `[copies, images]` elements at a time.
+pub fn cache_bytes(
+    plan: &Plan,
+    reuse: &Reuse,
+    latents: Latents,
+    dtype: CacheDtype,
+    [copies, images]: [usize; 2],
+) -> usize {
+    let numbers = copies * images * plan.graph().feature_numbers();
+    plan.slots() * dtype.feature_bytes(numbers) + output_bytes(reuse, &latents, [copies, images])
+}
+
+fn output_bytes(reuse: &Reuse, latents: &Latents, [copies, images]: [usize; 2]) -> usize {
+    match reuses_output(reuse) {
+        true => KnownOutput::bytes(latents, copies, images),
+        false => 0,
+    }
+}
+
+fn reuses_output(reuse: &Reuse) -> bool {
+    matches!(reuse, Reuse::AtRunTime(probed) if probed.probe() == Probe::Output)
 }

@@ -89,6 +89,12 @@ def part_hub():
     half = DiTTransformer2DModel.from_pretrained(folder / "transformer", torch_dtype=torch.float16)
     half.save_pretrained(forms / "fp16", variant="fp16")
     half.save_pretrained(forms / "fp16-sharded", variant="fp16", max_shard_size="7KB")
+    for form in ("fp16", "fp16-sharded"):
+        # Where it was read from is nobody's business.
+        config = forms / form / "config.json"
+        said = json.loads(config.read_text())
+        said.pop("_name_or_path", None)
+        config.write_text(json.dumps(said, indent=2, sort_keys=True) + "\n")
 
     dpm = DPMSolverMultistepScheduler(beta_schedule="linear", beta_start=1e-4, beta_end=0.02)
     dpm.save_pretrained(forms / "scheduler")

@@ -14,7 +14,7 @@ use serde_json::json;
 use super::{
     Context,
     error::CliError,
-    options::{DeviceArgs, print_json, progress},
+    options::{DeviceArgs, DtypeArg, print_json, progress},
 };
 use crate::{
     checkpoint::{LoadOptions, ModelSpec, StoredDtype, load_state},
@@ -74,12 +74,6 @@ pub(super) struct Args {
     /// One JSON document on stdout
     #[arg(long)]
     json: bool,
-}
-
-#[derive(clap::ValueEnum, Debug, Clone, Copy)]
-enum DtypeArg {
-    F32,
-    F16,
 }
 
 pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
@@ -147,8 +141,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
         save_every,
         sample_every: (!sample_every.is_zero()).then_some(sample_every),
         dtype: match args.dtype {
-            Some(DtypeArg::F32) => StoredDtype::F32,
-            Some(DtypeArg::F16) => StoredDtype::F16,
+            Some(dtype) => dtype.into(),
             None => before.map_or(StoredDtype::F32, |saved| saved.dtype),
         },
         vae,

@@ -21,9 +21,12 @@ use std::path::Path;
 
 use burn::tensor::Device;
 
-use self::network::Network;
+use self::{
+    infer::{Found, Half},
+    network::Network,
+};
 use crate::{
-    containers::{self, CheckpointError},
+    containers::{self, CheckpointError, TensorSource},
     device::DeviceFault,
 };
 
@@ -44,7 +47,7 @@ pub struct VaeOutline {
 }
 
 impl VaeOutline {
-    /// Bytes of its weights on a device, both halves.
+    /// Bytes of its decoder's weights on a device.
     pub fn weight_bytes(&self) -> u64 {
         self.weight_bytes
     }
@@ -110,38 +113,41 @@ impl Vae {
         config: Option<VaeConfig>,
         device: &Device,
     ) -> Result<Self, CheckpointError> {
-        let inner = path.join("vae");
-        let path = if inner.is_dir() { &inner } else { path };
-        let mut source = containers::open(path)?;
-        let found = infer::describe(&source, config)?;
-        let mut halves = [&found.decoder, &found.encoder]
-            .into_iter()
-            .map(|half| match half {
-                None => Ok(None),
-                Some(half) => Network::load(half, &mut source, device).map(Some),
-            });
-        let (decoder, encoder) = (
-            halves.next().transpose()?.flatten(),
-            halves.next().transpose()?.flatten(),
-        );
-        tracing::debug!(path = %path.display(), "loaded an autoencoder");
+        let (mut source, found) = describe(path, config)?;
+        let mut load = |half: Option<Half>| {
+            half.map(|half| Network::load(&half, &mut source, device))
+                .transpose()
+        };
         Ok(Self {
             config: found.config,
-            decoder,
-            encoder,
+            decoder: load(found.decoder)?,
+            encoder: load(found.encoder)?,
         })
     }
 
-    /// What [`Self::open`] would load.
+    /// The decoder alone, which is all that drawing needs; the encoder is checked, and none of its weights read.
     ///
     /// # Errors
-    /// As [`Self::open`], but for those of the weights' values.
+    /// As [`Self::open`].
+    pub fn open_decoder(path: &Path, device: &Device) -> Result<Self, CheckpointError> {
+        let (mut source, found) = describe(path, None)?;
+        let decoder = found
+            .decoder
+            .map(|half| Network::load(&half, &mut source, device));
+        Ok(Self {
+            config: found.config,
+            decoder: decoder.transpose()?,
+            encoder: None,
+        })
+    }
+
+    /// What [`Self::open_decoder`] would load.
+    ///
+    /// # Errors
+    /// As [`Self::open_decoder`], but for those of the weights' values.
     pub fn outline(path: &Path) -> Result<VaeOutline, CheckpointError> {
-        let inner = path.join("vae");
-        let path = if inner.is_dir() { &inner } else { path };
-        let found = infer::describe(&containers::open(path)?, None)?;
-        let halves = found.decoder.iter().chain(&found.encoder);
-        let weights = halves.flat_map(|half| &half.stored);
+        let (_, found) = describe(path, None)?;
+        let weights = found.decoder.iter().flat_map(|half| &half.stored);
         let numbers = weights.map(|(weight, _)| weight.shape.iter().product::<usize>() as u64);
         Ok(VaeOutline {
             weight_bytes: 4 * numbers.sum::<u64>(),
@@ -264,4 +270,16 @@ impl Vae {
             found: shape,
         })
     }
+}
+
+/// The open weights of an autoencoder in a folder, or in the `vae` of one, or in a file.
+fn describe(
+    path: &Path,
+    config: Option<VaeConfig>,
+) -> Result<(TensorSource, Found), CheckpointError> {
+    let inner = path.join("vae");
+    let source = containers::open(if inner.is_dir() { &inner } else { path })?;
+    let found = infer::describe(&source, config)?;
+    tracing::debug!(path = %source.path().display(), "opened an autoencoder");
+    Ok((source, found))
 }
