@@ -157,11 +157,12 @@ pub(super) struct Adapter {
 }
 
 /// The adapters of the given APIs, in a stable order.
-pub(super) fn enumerate(apis: wgpu::Backends) -> (wgpu::Instance, Vec<Adapter>) {
+pub(super) async fn enumerate(apis: wgpu::Backends) -> (wgpu::Instance, Vec<Adapter>) {
     let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
     descriptor.backends = apis;
     let instance = wgpu::Instance::new(descriptor);
-    let mut found: Vec<Adapter> = pollster::block_on(instance.enumerate_adapters(apis))
+    let mut found: Vec<Adapter> = handles(&instance, apis)
+        .await
         .into_iter()
         .filter_map(|handle| {
             let info = handle.get_info();
@@ -217,9 +218,25 @@ pub(super) fn enumerate(apis: wgpu::Backends) -> (wgpu::Instance, Vec<Adapter>) 
     (instance, found)
 }
 
+#[cfg(not(target_family = "wasm"))]
+async fn handles(instance: &wgpu::Instance, apis: wgpu::Backends) -> Vec<wgpu::Adapter> {
+    instance.enumerate_adapters(apis).await
+}
+
+/// A browser has no list: it is asked for its best.
+#[cfg(target_family = "wasm")]
+async fn handles(instance: &wgpu::Instance, _: wgpu::Backends) -> Vec<wgpu::Adapter> {
+    let best = wgpu::RequestAdapterOptions {
+        power_preference: wgpu::PowerPreference::HighPerformance,
+        ..Default::default()
+    };
+    instance.request_adapter(&best).await.into_iter().collect()
+}
+
 /// The adapters of this machine.
+#[cfg(not(target_family = "wasm"))]
 pub fn adapters() -> Vec<AdapterReport> {
-    enumerate(wgpu::Backends::all())
+    pollster::block_on(enumerate(wgpu::Backends::all()))
         .1
         .into_iter()
         .map(|a| a.report)

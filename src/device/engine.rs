@@ -2,6 +2,8 @@
 
 use std::{sync::Arc, thread::ThreadId};
 
+#[cfg(target_family = "wasm")]
+use burn::tensor::Tensor;
 use burn::{
     backend::{DispatchDevice, ExecutionError},
     tensor::Device,
@@ -145,11 +147,20 @@ impl Engine {
         })
     }
 
-    /// Opens what `choice` means on this machine.
+    /// Opens what `choice` means on this machine, waiting for it.
     ///
     /// # Errors
     /// Any [`DeviceError`].
+    #[cfg(not(target_family = "wasm"))]
     pub fn open(choice: DeviceChoice) -> Result<Choice, DeviceError> {
+        pollster::block_on(Self::open_async(choice))
+    }
+
+    /// Opens what `choice` means on this machine, or in this browser.
+    ///
+    /// # Errors
+    /// Any [`DeviceError`].
+    pub async fn open_async(choice: DeviceChoice) -> Result<Choice, DeviceError> {
         if choice == DeviceChoice::Cpu {
             return Ok(Choice {
                 engine: Self::cpu(),
@@ -161,7 +172,7 @@ impl Engine {
             DeviceChoice::Api(api) => api.to_wgpu(),
             _ => wgpu::Backends::all(),
         };
-        let (instance, mut found) = adapters::enumerate(apis);
+        let (instance, mut found) = adapters::enumerate(apis).await;
         let reports: Vec<AdapterReport> = found.iter().map(|a| a.report.clone()).collect();
         let Some(index) = choose(choice, &reports)? else {
             let notice = match reports.iter().find(|a| a.is_software()) {
@@ -184,7 +195,7 @@ impl Engine {
             software: adapter.report.is_software(),
             max_buffer_bytes: Some(adapter.report.max_buffer_bytes),
         };
-        let (device, setup) = open_adapter(instance, adapter.handle, &adapter.report)?;
+        let (device, setup) = open_adapter(instance, adapter.handle, &adapter.report).await?;
         let wgpu = Some(OnWgpu::new(setup, &device));
         tracing::debug!(adapter = %report.device, backend = %report.backend, "opened");
         Ok(Choice {
@@ -216,26 +227,41 @@ impl Engine {
     ///
     /// A fault of memory or validation may have left wrong values in anything made since. After
     /// [`DeviceFault::Lost`], drop what lives on the device, open an engine again and load the model onto it.
+    #[cfg(not(target_family = "wasm"))]
     pub fn fault(&self) -> Option<DeviceFault> {
-        self.synced_fault(FaultLog::untold)
+        pollster::block_on(self.fault_async())
     }
 
-    fn synced_fault(
+    /// What went wrong since the last call, once the work issued so far is done. See [`Engine::fault`].
+    pub async fn fault_async(&self) -> Option<DeviceFault> {
+        self.synced_fault(FaultLog::untold).await
+    }
+
+    async fn synced_fault(
         &self,
         noted: impl FnOnce(&FaultLog) -> Option<DeviceFault>,
     ) -> Option<DeviceFault> {
-        let seen = self.synced();
+        let seen = self.synced().await;
         let noted = self.wgpu.as_ref().and_then(|wgpu| noted(&wgpu.faults));
         let fault = match seen {
             Some(fault) if fault.is_lost() => return Some(fault),
             other => noted.or(other)?,
         };
         // What a lost device refuses is told before the loss itself.
-        self.synced().filter(DeviceFault::is_lost).or(Some(fault))
+        let lost = self.synced().await.filter(DeviceFault::is_lost);
+        lost.or(Some(fault))
+    }
+
+    /// The device once its work is done: what burn makes of a number that is made last.
+    #[cfg(target_family = "wasm")]
+    async fn synced(&self) -> Option<DeviceFault> {
+        let number = Tensor::<1>::zeros([1], &self.device);
+        super::read(number).await.err()
     }
 
     /// Waits for the device: what burn makes of that.
-    fn synced(&self) -> Option<DeviceFault> {
+    #[cfg(not(target_family = "wasm"))]
+    async fn synced(&self) -> Option<DeviceFault> {
         if let Some(wgpu) = &self.wgpu {
             // A device that was destroyed is marked as lost by a poll that finds its queue empty.
             let _ = wgpu.setup.device.poll(wgpu::PollType::wait_indefinitely());
@@ -245,8 +271,12 @@ impl Engine {
     }
 
     /// What an error of burn's on this device means.
+    #[cfg(not(target_family = "wasm"))]
     pub fn fault_of(&self, error: &ExecutionError) -> DeviceFault {
-        explained(DeviceFault::from_execution(error), || self.fault())
+        pollster::block_on(explained(
+            DeviceFault::from_execution(error),
+            self.fault_async(),
+        ))
     }
 
     /// What becomes of uncaptured wgpu errors that the host's own calls raise on a shared device; without a handler they are
@@ -259,6 +289,7 @@ impl Engine {
 
     /// Gives memory that nothing uses back to the driver: after a model was dropped, or when a host needs room. Waits for
     /// the work issued so far.
+    #[cfg(not(target_family = "wasm"))]
     pub fn release_memory(&self) {
         // What fails here fails again, and is told, where results are read.
         let _ = self.device.sync();
@@ -285,7 +316,7 @@ impl Engine {
 
 /// A wgpu device on the adapter, registered with burn under an identity of its own.
 #[cfg(not(any(feature = "spirv", feature = "msl")))]
-fn open_adapter(
+async fn open_adapter(
     instance: wgpu::Instance,
     adapter: wgpu::Adapter,
     report: &AdapterReport,
@@ -301,12 +332,14 @@ fn open_adapter(
         memory_hints: wgpu::MemoryHints::MemoryUsage,
         ..Default::default()
     };
-    let (device, queue) = pollster::block_on(adapter.request_device(&descriptor)).map_err(|e| {
-        DeviceError::Driver {
-            adapter: report.name.clone(),
-            message: e.to_string(),
-        }
-    })?;
+    let (device, queue) =
+        adapter
+            .request_device(&descriptor)
+            .await
+            .map_err(|e| DeviceError::Driver {
+                adapter: report.name.clone(),
+                message: e.to_string(),
+            })?;
     let backend = adapter.get_info().backend;
     let setup = WgpuSetup {
         instance,
@@ -324,7 +357,7 @@ fn open_adapter(
 
 /// Native shader compilers need device extensions that burn itself asks for.
 #[cfg(any(feature = "spirv", feature = "msl"))]
-fn open_adapter(
+async fn open_adapter(
     instance: wgpu::Instance,
     adapter: wgpu::Adapter,
     report: &AdapterReport,
@@ -333,7 +366,9 @@ fn open_adapter(
 
     use super::Api;
     let same_kind = |a: &wgpu::AdapterInfo| a.device_type == adapter.get_info().device_type;
-    let place = pollster::block_on(instance.enumerate_adapters(adapter.get_info().backend.into()))
+    let place = instance
+        .enumerate_adapters(adapter.get_info().backend.into())
+        .await
         .iter()
         .map(wgpu::Adapter::get_info)
         .filter(same_kind)
@@ -356,7 +391,8 @@ fn open_adapter(
     Device::wgpu_options()
         .device_kind(kind)
         .graphics_api(api)
-        .init_with_setup()
+        .init_with_setup_async()
+        .await
         .map_err(|e| failed(&report.name, e))
 }
 
@@ -372,10 +408,13 @@ fn failed(adapter: &str, error: WgpuInitError) -> DeviceError {
 }
 
 /// A fault, or where only the engine knows more of it, what it knows.
-fn explained(fault: DeviceFault, ask: impl FnOnce() -> Option<DeviceFault>) -> DeviceFault {
+async fn explained(
+    fault: DeviceFault,
+    known: impl Future<Output = Option<DeviceFault>>,
+) -> DeviceFault {
     match fault {
         // A loss shows first as a read-back that failed for no good reason, and so does a refused allocation.
-        DeviceFault::Failed { .. } => ask().unwrap_or(fault),
+        DeviceFault::Failed { .. } => known.await.unwrap_or(fault),
         known => known,
     }
 }
@@ -406,13 +445,25 @@ impl Watch {
         }
     }
 
-    /// Waits for the work issued so far, and tells what has gone wrong since the run began.
-    pub fn fault(&self) -> Option<DeviceFault> {
-        self.engine.synced_fault(|log| log.since(self.since))
+    /// What has gone wrong since the run began, once the work issued so far is done.
+    pub async fn fault_async(&self) -> Option<DeviceFault> {
+        self.engine.synced_fault(|log| log.since(self.since)).await
     }
 
     /// A fault, or what the engine knows of it.
+    pub async fn explained_async(&self, fault: DeviceFault) -> DeviceFault {
+        explained(fault, self.fault_async()).await
+    }
+
+    /// [`Self::fault_async`], waiting for it.
+    #[cfg(not(target_family = "wasm"))]
+    pub fn fault(&self) -> Option<DeviceFault> {
+        pollster::block_on(self.fault_async())
+    }
+
+    /// [`Self::explained_async`], waiting for it.
+    #[cfg(not(target_family = "wasm"))]
     pub fn explained(&self, fault: DeviceFault) -> DeviceFault {
-        explained(fault, || self.fault())
+        pollster::block_on(self.explained_async(fault))
     }
 }

@@ -7,8 +7,11 @@ use std::{
     any::Any,
     collections::VecDeque,
     fmt,
-    panic::resume_unwind,
+    future::poll_fn,
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
+    pin::pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::Poll,
     thread::ThreadId,
 };
 
@@ -100,11 +103,34 @@ impl DeviceFault {
 ///
 /// # Errors
 /// What the device failed with, if it did.
-pub(crate) fn read_back<const D: usize>(x: Tensor<D>) -> Result<Vec<f32>, DeviceFault> {
-    let data = x.try_into_data();
+pub(crate) async fn read<const D: usize>(x: Tensor<D>) -> Result<Vec<f32>, DeviceFault> {
+    let data = x.into_data_async().await;
     let data = data.map_err(|e| DeviceFault::from_execution(&e))?;
     let values = data.try_into_vec::<f32>();
     values.map_err(|e| DeviceFault::failed(format!("{e:?}")))
+}
+
+/// [`read`], waiting for it: nothing that a browser runs may.
+///
+/// # Errors
+/// As [`read`].
+#[cfg(not(target_family = "wasm"))]
+pub(crate) fn read_back<const D: usize>(x: Tensor<D>) -> Result<Vec<f32>, DeviceFault> {
+    pollster::block_on(read(x))
+}
+
+/// What `work` comes to, or the panic that ended it: some faults of a device come out of burn as panics.
+pub(crate) async fn caught<T>(work: impl Future<Output = T>) -> Result<T, Box<dyn Any + Send>> {
+    let mut work = pin!(work);
+    poll_fn(|context| {
+        let polled = catch_unwind(AssertUnwindSafe(|| work.as_mut().poll(context)));
+        match polled {
+            Ok(Poll::Pending) => Poll::Pending,
+            Ok(Poll::Ready(done)) => Poll::Ready(Ok(done)),
+            Err(panic) => Poll::Ready(Err(panic)),
+        }
+    })
+    .await
 }
 
 /// The innermost line of cubecl's report, without headings and backtrace.

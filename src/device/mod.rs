@@ -7,15 +7,20 @@
 mod adapters;
 mod engine;
 mod fault;
+#[cfg(not(target_family = "wasm"))]
 pub mod interop;
 mod launches;
 mod sharing;
 
-pub use adapters::{AdapterReport, Api, DeviceChoice, adapter_vendor, adapters, choose};
+#[cfg(not(target_family = "wasm"))]
+pub use adapters::adapters;
+pub use adapters::{AdapterReport, Api, DeviceChoice, adapter_vendor, choose};
 pub(crate) use engine::Watch;
 pub use engine::{Choice, DeviceReport, Engine};
 pub use fault::DeviceFault;
+#[cfg(not(target_family = "wasm"))]
 pub(crate) use fault::read_back;
+pub(crate) use fault::{caught, read};
 pub use launches::LaunchCount;
 pub use sharing::{device_descriptor, required_features, required_limits};
 

@@ -8,7 +8,9 @@ mod condition;
 pub mod dit;
 mod family;
 pub mod pixart;
+#[cfg(not(target_family = "wasm"))]
 pub mod text;
+#[cfg(not(target_family = "wasm"))]
 pub mod vae;
 
 use std::{fmt::Debug, ops::Range, sync::Arc};

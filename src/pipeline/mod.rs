@@ -1,158 +1,42 @@
 //! The facade: a model on an open device, and what is usually done with it. The command, the C interface and the examples
-//! come in here.
+//! come in here. In a browser it is what of it needs no files.
 
 mod choice;
+#[cfg(not(target_family = "wasm"))]
 mod decoder;
+#[cfg(not(target_family = "wasm"))]
+mod facade;
+#[cfg(not(target_family = "wasm"))]
 mod memory;
+#[cfg(not(target_family = "wasm"))]
 mod prompts;
+#[cfg(not(target_family = "wasm"))]
 mod texts;
 
 pub use choice::{Chosen, calibrated_run, choose_schedule, schedule_file};
-pub use decoder::Decoder;
-pub use memory::{Memory, MemoryPart, MemoryRequest};
-pub use prompts::{CutPrompt, PromptRequest, encoder_beside, usual_text_cache};
-pub use texts::{read_texts, texts_named};
-
-use std::path::Path;
-
-use crate::{
-    checkpoint::{LoadOptions, ModelInfo, ModelSpec, Residence, load_model_in},
-    device::Engine,
-    diffusion::Guidance,
-    models::{Model, Prompts, vae::Tiling},
-    policy::PolicyError,
-    sampler::{SampleError, Sampler, Settings},
-    schedule::Reuse,
+#[cfg(not(target_family = "wasm"))]
+pub use {
+    decoder::Decoder,
+    facade::{OpenError, Pipeline},
+    memory::{Memory, MemoryPart, MemoryRequest},
+    prompts::{CutPrompt, PromptRequest, encoder_beside, usual_text_cache},
+    texts::{read_texts, texts_named},
 };
+
+use crate::{checkpoint::ModelInfo, diffusion::Guidance, sampler::Settings};
 
 /// Steps of a run that names none.
 pub const USUAL_STEPS: usize = 20;
 
-/// A model on an open device.
-#[derive(Debug, Clone)]
-pub struct Pipeline {
-    pub engine: Engine,
-    pub model: Model,
-    pub info: ModelInfo,
-    /// What its images may show: all classes of a model of classes, the texts that were given to a model of texts.
-    pub prompts: Prompts,
-    /// What makes pictures of its images.
-    pub decoder: Decoder,
-}
-
-/// Why a pipeline could not be opened.
-#[derive(Debug, thiserror::Error)]
-pub enum OpenError {
-    #[error(transparent)]
-    Checkpoint(#[from] crate::checkpoint::CheckpointError),
-    #[error(transparent)]
-    Sample(#[from] SampleError),
-}
-
-impl Pipeline {
-    /// Loads a model onto an engine's device.
-    ///
-    /// # Errors
-    /// [`OpenError`].
-    pub fn open(
-        engine: &Engine,
-        spec: &ModelSpec,
-        options: LoadOptions,
-    ) -> Result<Self, OpenError> {
-        Self::open_in(engine, spec, options, Residence::default())
-    }
-
-    /// The same, weights kept as `residence` says.
-    ///
-    /// # Errors
-    /// [`OpenError`].
-    pub fn open_in(
-        engine: &Engine,
-        spec: &ModelSpec,
-        options: LoadOptions,
-        residence: Residence,
-    ) -> Result<Self, OpenError> {
-        let (model, info) = load_model_in(spec, options, residence, engine.device())?;
-        // Weights are uploaded in the background; runs answer for what comes after.
-        if let Some(fault) = engine.fault() {
-            return Err(SampleError::from(fault).into());
-        }
-        let prompts = match info.is_random() {
-            true => Prompts::for_measuring(&*model),
-            false => Prompts::of(&*model),
-        };
-        Ok(Self {
-            engine: engine.clone(),
-            model,
-            info,
-            prompts,
-            decoder: Decoder::Direct,
-        })
-    }
-
-    /// The same with an autoencoder that makes pictures of its latents: see [`Decoder::open`].
-    ///
-    /// # Errors
-    /// [`CheckpointError`](crate::checkpoint::CheckpointError).
-    pub fn with_vae(self, path: &Path, tiling: Tiling) -> Result<Self, OpenError> {
-        let decoder = Decoder::open(path, tiling, &self.info, &self.engine)?;
-        Ok(Self { decoder, ..self })
-    }
-
-    /// The same for other texts. What they say of no text goes before what the model brings.
-    ///
-    /// # Errors
-    /// [`SampleError::Condition`] for texts that the model does not take.
-    pub fn with_texts(self, texts: Prompts) -> Result<Self, SampleError> {
-        let conditioning = self.info.outline.conditioning;
-        for condition in texts.pool.iter().chain(&texts.null) {
-            conditioning.check(condition)?;
-        }
-        let prompts = Prompts {
-            null: texts.null.or(self.prompts.null),
-            pool: texts.pool,
-        };
-        Ok(Self { prompts, ..self })
-    }
-
-    /// The usual run: 20 steps of the model's usual solver under its usual guidance.
-    pub fn usual_settings(&self) -> Settings {
-        let (_, channels) = self.info.outline.guidance;
-        let guidance = Guidance::new(self.info.usual_guidance(), channels);
-        Settings {
-            steps: USUAL_STEPS,
-            spacing: self.info.usual_spacing(),
-            solver: self.info.usual_solver(),
-            guidance: guidance.unwrap_or_default(),
-            clip_x0: self.info.clip_x0,
-        }
-    }
-
-    /// What `spec` means for this model and run: a policy, `learned[:SPEED]`, `steps:K`, a schedule file or a folder of them.
-    ///
-    /// # Errors
-    /// As [`choose_schedule`].
-    pub fn choose(&self, spec: &str, settings: &Settings) -> Result<Chosen, PolicyError> {
-        choose_schedule(&spec.parse()?, false, &self.info, settings)
-    }
-
-    /// A sampler on this device; `reuse` `None` computes everything.
-    ///
-    /// # Errors
-    /// As [`Sampler::new`].
-    pub fn sampler(
-        &self,
-        settings: Settings,
-        reuse: Option<Reuse>,
-    ) -> Result<Sampler, SampleError> {
-        let sampler = match reuse {
-            Some(reuse) => Sampler::reusing(&self.model, settings, reuse),
-            None => Sampler::new(&self.model, settings, None),
-        };
-        let sampler = sampler?.with_engine(&self.engine);
-        Ok(match &self.prompts.null {
-            Some(null) => sampler.with_null(null.clone()),
-            None => sampler,
-        })
+/// The usual run: 20 steps of the model's usual solver under its usual guidance.
+pub fn usual_settings(info: &ModelInfo) -> Settings {
+    let (_, channels) = info.outline.guidance;
+    let guidance = Guidance::new(info.usual_guidance(), channels);
+    Settings {
+        steps: USUAL_STEPS,
+        spacing: info.usual_spacing(),
+        solver: info.usual_solver(),
+        guidance: guidance.unwrap_or_default(),
+        clip_x0: info.clip_x0,
     }
 }

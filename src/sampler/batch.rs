@@ -47,13 +47,13 @@ pub(super) struct Batch {
 
 impl Batch {
     /// One denoising step; the predicted clean images.
-    pub fn advance(
+    pub async fn advance(
         &mut self,
         setup: &Setup,
         mut parts: Option<&mut PartTimes>,
     ) -> Result<Tensor<4>, SampleError> {
         let output = match self.plan.runs_network(self.step) {
-            true => Some(self.output(setup, parts.as_deref_mut())?),
+            true => Some(self.output(setup, parts.as_deref_mut()).await?),
             false => None,
         };
         let x0 = self.step_on(setup, output);
@@ -79,12 +79,12 @@ impl Batch {
     }
 
     /// The last layer's output before its bias, and the bias.
-    fn output(
+    async fn output(
         &mut self,
         setup: &Setup,
         mut parts: Option<&mut PartTimes>,
     ) -> Result<(Tensor<3>, Tensor<1>), SampleError> {
-        let again = self.output_again(setup)?;
+        let again = self.output_again(setup).await?;
         if let Some(parts) = parts.as_deref_mut().filter(|_| self.known_output.is_some()) {
             parts.mark(Part::Decision, &setup.model.device());
         }
@@ -95,7 +95,7 @@ impl Batch {
         let at = self.at(setup, parts.as_deref_mut());
         let pass = Pass::new(&*setup.model, &at, &mut self.store, parts, self.decisions);
         let ops = &self.plan.steps()[self.step];
-        let (tokens, decisions) = pass.tokens(ops, self.x.clone(), setup.copies())?;
+        let (tokens, decisions) = pass.tokens(ops, self.x.clone(), setup.copies()).await?;
         self.decisions = decisions;
         let output = setup.model.end(tokens, &at);
         if let Some(known) = &mut self.known_output {
@@ -105,7 +105,7 @@ impl Batch {
     }
 
     /// The last layer's output without running the network, where that was decided.
-    fn output_again(&mut self, setup: &Setup) -> Result<Option<Tensor<3>>, SampleError> {
+    async fn output_again(&mut self, setup: &Setup) -> Result<Option<Tensor<3>>, SampleError> {
         let (Some(known), Reuse::AtRunTime(probed)) = (&mut self.known_output, &setup.reuse) else {
             return Ok(None);
         };
@@ -114,7 +114,9 @@ impl Batch {
             .is_none_or(|most| self.decisions.in_a_row < most);
         let reuses = may
             && probed.decides(self.step, 0)
-            && known.reuses(&self.x, probed.rule(), &mut self.decisions)?;
+            && known
+                .reuses(&self.x, probed.rule(), &mut self.decisions)
+                .await?;
         known.note_state(self.x.clone());
         let again = match reuses {
             true => known.again(self.x.clone()),

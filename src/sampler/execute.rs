@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     cache::FeatureStore,
-    device::read_back,
+    device::read,
     models::{At, Denoiser},
     plan::{Op, Slot, Tokens},
     schedule::{Decisions, Joint},
@@ -54,7 +54,7 @@ impl<'a> Pass<'a> {
     /// decided with this step.
     ///
     /// A reused branch issues no work but its part of `x + Σ gate ⊙ w·feature`.
-    pub fn tokens(
+    pub async fn tokens(
         mut self,
         ops: &[Op],
         x: Tensor<4>,
@@ -66,14 +66,17 @@ impl<'a> Pass<'a> {
         if !decides {
             self.decisions.note(false);
         }
-        Ok((self.row(ops, x)?, self.decisions))
+        Ok((self.row(ops, x).await?, self.decisions))
     }
 
-    fn row(&mut self, ops: &[Op], x: Tensor<3>) -> Result<Tensor<3>, SampleError> {
-        ops.iter().try_fold(x, |x, op| self.op(op, x))
+    async fn row(&mut self, ops: &[Op], mut x: Tensor<3>) -> Result<Tensor<3>, SampleError> {
+        for op in ops {
+            x = self.op(op, x).await?;
+        }
+        Ok(x)
     }
 
-    fn op(&mut self, op: &Op, x: Tensor<3>) -> Result<Tensor<3>, SampleError> {
+    async fn op(&mut self, op: &Op, x: Tensor<3>) -> Result<Tensor<3>, SampleError> {
         let (model, at) = (self.model, self.at);
         match op {
             Op::Compute { branch, write } => {
@@ -119,7 +122,8 @@ impl<'a> Pass<'a> {
                 };
                 let may = most.is_none_or(|most| self.decisions.in_a_row < most);
                 let reuses = may && {
-                    let change = read_one(self.store.change(now.clone(), *probe)?)?;
+                    let change = self.store.change(now.clone(), *probe)?;
+                    let change = read_one(change).await?;
                     rule.reuses(change, &mut self.decisions)
                 };
                 self.decisions.note(reuses);
@@ -127,7 +131,9 @@ impl<'a> Pass<'a> {
                     self.store.keep(*probe, now)?;
                 }
                 self.mark(Part::Decision);
-                self.row(if reuses { reuse } else { compute }, x)
+                let chosen = if reuses { reuse } else { compute };
+                // Rows in rows: a future of a size that is known.
+                Box::pin(self.row(chosen, x)).await
             }
             Op::Keep { tokens, write } => {
                 let now = self.tokens_of(*tokens, &x);
@@ -212,7 +218,7 @@ impl<'a> Pass<'a> {
 }
 
 /// The number that a decision waits for.
-pub(super) fn read_one(number: Tensor<1>) -> Result<f32, SampleError> {
-    let numbers = read_back(number)?;
+pub(super) async fn read_one(number: Tensor<1>) -> Result<f32, SampleError> {
+    let numbers = read(number).await?;
     Ok(numbers.first().copied().unwrap_or(f32::NAN))
 }

@@ -8,7 +8,7 @@ use burn::tensor::{Tensor, TensorData};
 
 use super::{SampleError, execute::read_one};
 use crate::{
-    device::read_back,
+    device::read,
     kernels::output_patches_of,
     models::Latents,
     schedule::{Decisions, Rule},
@@ -58,7 +58,7 @@ impl KnownOutput {
     }
 
     /// Whether a step in state `x` reuses.
-    pub fn reuses(
+    pub async fn reuses(
         &self,
         x: &Tensor<4>,
         rule: &Rule,
@@ -70,7 +70,7 @@ impl KnownOutput {
         };
         let moved = (x.clone() - before.clone()).abs().mean();
         let change = rate.clone() * moved / computed.v.clone().abs().mean();
-        Ok(rule.reuses(read_one(change)?, decisions))
+        Ok(rule.reuses(read_one(change).await?, decisions))
     }
 
     /// Remembers the state `x` of a step, whatever it did.
@@ -127,12 +127,12 @@ impl KnownOutput {
     }
 
     /// The last computed step, on the host: what a resumed run needs.
-    pub fn carried(&self) -> Result<Vec<f32>, SampleError> {
+    pub async fn carried(&self) -> Result<Vec<f32>, SampleError> {
         let Some(computed) = &self.computed else {
             return Ok(Vec::new());
         };
-        let mut values = read_back(computed.x.clone())?;
-        values.extend(read_back(computed.v.clone())?);
+        let mut values = read(computed.x.clone()).await?;
+        values.extend(read(computed.v.clone()).await?);
         Ok(values)
     }
 

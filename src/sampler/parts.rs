@@ -76,6 +76,7 @@ pub struct PartTotal {
 }
 
 impl PartTimes {
+    #[cfg(not(target_family = "wasm"))]
     pub(super) fn start() -> Self {
         Self {
             parts: Default::default(),

@@ -1,16 +1,12 @@
 //! The run of a request, one step a poll.
 
-use std::{
-    any::Any,
-    panic::{AssertUnwindSafe, catch_unwind},
-    sync::Arc,
-};
+use std::{any::Any, sync::Arc};
 
 use burn::tensor::{Tensor, TensorData};
 
 use super::{SampleError, batch::Batch, parts::PartTimes, setup::Setup, state::RunState};
 use crate::{
-    device::{DeviceFault, Watch, read_back},
+    device::{DeviceFault, Watch, caught, read},
     diffusion::ImageNoise,
     models::Condition,
     plan::Plan,
@@ -89,7 +85,8 @@ pub enum Event {
     Done(Totals),
 }
 
-/// A run in progress: an iterator of events that does one step a poll. It may be moved to and polled from any thread.
+/// A run in progress, one step an event: [`Run::next_event`], or as an iterator that waits for each. It may be moved to and
+/// polled from any thread.
 #[derive(Debug)]
 pub struct Run {
     setup: Arc<Setup>,
@@ -231,37 +228,42 @@ impl Run {
     }
 
     /// Values of a tensor, and what the engine says of how they came about.
-    fn read(&self, x: &Tensor<4>) -> Result<Vec<f32>, SampleError> {
-        let values = read_back(x.clone()).map_err(|fault| self.explained(fault))?;
-        if let Some(fault) = self.watch.as_ref().and_then(Watch::fault) {
+    async fn read(&self, x: &Tensor<4>) -> Result<Vec<f32>, SampleError> {
+        let values = match read(x.clone()).await {
+            Ok(values) => values,
+            Err(fault) => return Err(self.explained(fault).await.into()),
+        };
+        if let Some(watch) = &self.watch
+            && let Some(fault) = watch.fault_async().await
+        {
             return Err(fault.into());
         }
         Ok(values)
     }
 
     /// What a batch needs of steps before the last computed one, on the host.
-    fn carried(&self, batch: &mut Batch) -> Result<Vec<f32>, SampleError> {
+    async fn carried(&self, batch: &mut Batch) -> Result<Vec<f32>, SampleError> {
         let mut values = match &batch.known_output {
-            Some(known) => known.carried()?,
+            Some(known) => known.carried().await?,
             None => Vec::new(),
         };
         let device = self.setup.model.device();
         for slot in batch.plan.carried() {
-            values.extend(read_back(batch.store.kept(*slot, &device)?)?);
+            values.extend(read(batch.store.kept(*slot, &device)?).await?);
         }
         Ok(values)
     }
 
-    fn finish(&mut self, batch: Batch) -> Result<Event, SampleError> {
+    async fn finish(&mut self, batch: Batch) -> Result<Event, SampleError> {
         let images = batch.conditions.len();
         let bytes = batch.store.bytes() + self.setup.output_bytes(images);
         self.peak_cache_bytes = self.peak_cache_bytes.max(bytes);
-        let x0 = self.read(&batch.x)?;
+        let x0 = self.read(&batch.x).await?;
         let size = x0.len() / images;
         if let Some(bad) = x0.iter().position(|v| !v.is_finite()) {
             return Err(SampleError::NotFinite {
                 image: batch.first + bad / size,
-                step: self.first_bad_step(batch)?,
+                step: self.first_bad_step(batch).await?,
             });
         }
         self.setup.keep(batch.store);
@@ -281,13 +283,13 @@ impl Run {
 
     /// The first step of a failed batch that shows it: runs it again, in this one poll, looking at every step's
     /// result. Runs that go well pay nothing for this.
-    fn first_bad_step(&mut self, failed: Batch) -> Result<usize, SampleError> {
+    async fn first_bad_step(&mut self, failed: Batch) -> Result<usize, SampleError> {
         self.next_image = failed.first;
         self.setup.keep(failed.store);
         let mut batch = self.start_batch();
         while batch.step < self.setup.settings.steps {
-            batch.advance(&self.setup, None)?;
-            if self.read(&batch.x)?.iter().any(|v| !v.is_finite()) {
+            batch.advance(&self.setup, None).await?;
+            if self.read(&batch.x).await?.iter().any(|v| !v.is_finite()) {
                 break;
             }
         }
@@ -295,31 +297,29 @@ impl Run {
     }
 
     /// What the next poll does.
-    fn poll(&mut self, parts: Option<&mut PartTimes>) -> Result<Option<Event>, SampleError> {
+    async fn poll(
+        &mut self,
+        phase: Phase,
+        parts: Option<&mut PartTimes>,
+    ) -> Result<Event, SampleError> {
         let steps = self.setup.settings.steps;
-        if self.phase == Phase::Fresh {
-            self.phase = Phase::Running;
+        if phase == Phase::Fresh {
             let images = self.request.conditions.len();
-            return Ok(Some(Event::Started { images, steps }));
+            return Ok(Event::Started { images, steps });
         }
         let mut batch = match self.batch.take() {
             Some(batch) => batch,
             None if self.next_image < self.request.conditions.len() => self.start_batch(),
-            None => {
-                self.phase = Phase::Over;
-                return Ok(Some(Event::Done(self.totals())));
-            }
+            None => return Ok(Event::Done(self.totals())),
         };
         if batch.step == steps {
             self.next_image += batch.conditions.len();
-            return self.finish(batch).map(Some);
+            return self.finish(batch).await;
         }
-        let x0 = batch
-            .advance(&self.setup, parts)
-            .map_err(|error| match error {
-                SampleError::Device(fault) => self.explained(fault).into(),
-                error => error,
-            })?;
+        let x0 = match batch.advance(&self.setup, parts).await {
+            Err(SampleError::Device(fault)) => return Err(self.explained(fault).await.into()),
+            advanced => advanced?,
+        };
         if batch.decisions.in_a_row > 0 {
             self.reused_passes += (batch.conditions.len() * self.setup.copies()) as u64;
         }
@@ -329,13 +329,13 @@ impl Run {
                 settings: self.setup.settings,
                 first: batch.first,
                 step: batch.step,
-                x: self.read(&batch.x)?,
+                x: self.read(&batch.x).await?,
                 history: match &batch.history {
-                    Some(history) => self.read(history)?,
+                    Some(history) => self.read(history).await?,
                     None => Vec::new(),
                 },
                 noise: batch.noise.clone(),
-                carried: self.carried(&mut batch)?,
+                carried: self.carried(&mut batch).await?,
                 decisions: batch.decisions,
                 reused_passes: self.reused_passes,
             });
@@ -348,43 +348,58 @@ impl Run {
             x0: self.setup.preview.then_some(x0),
         };
         self.batch = Some(batch);
-        Ok(Some(event))
+        Ok(event)
     }
 
-    /// One poll, whose parts are timed where somebody asks.
-    fn next_event(&mut self, parts: Option<&mut PartTimes>) -> Option<Result<Event, SampleError>> {
-        if self.phase == Phase::Over {
+    /// The next event: most do one denoising step. `None` once everything was told, or something failed. A future that is
+    /// dropped before it is done ends the run.
+    ///
+    /// # Errors
+    /// [`SampleError`].
+    pub async fn next_event(&mut self) -> Option<Result<Event, SampleError>> {
+        self.next_timed(None).await
+    }
+
+    /// The next event, whose parts are timed where somebody asks.
+    async fn next_timed(
+        &mut self,
+        parts: Option<&mut PartTimes>,
+    ) -> Option<Result<Event, SampleError>> {
+        // Over until it is known to go on: a batch that was left in mid-step cannot be taken up again.
+        let phase = std::mem::replace(&mut self.phase, Phase::Over);
+        if phase == Phase::Over {
             return None;
         }
-        // Some faults of a device come out of burn as panics.
-        let polled = catch_unwind(AssertUnwindSafe(|| self.poll(parts)));
-        let polled = polled.unwrap_or_else(|panic| Err(self.fault_of_panic(&*panic).into()));
-        if polled.is_err() {
-            self.phase = Phase::Over;
+        let polled = match caught(self.poll(phase, parts)).await {
+            Ok(polled) => polled,
+            Err(panic) => Err(self.fault_of_panic(&*panic).await.into()),
+        };
+        if !matches!(polled, Err(_) | Ok(Event::Done(_))) {
+            self.phase = Phase::Running;
         }
-        polled.transpose()
+        Some(polled)
     }
 
     /// What the engine says of a fault.
-    fn explained(&self, fault: DeviceFault) -> DeviceFault {
+    async fn explained(&self, fault: DeviceFault) -> DeviceFault {
         match &self.watch {
-            Some(watch) => watch.explained(fault),
+            Some(watch) => watch.explained_async(fault).await,
             None => fault,
         }
     }
 
     /// What ended a poll.
-    fn fault_of_panic(&self, panic: &(dyn Any + Send)) -> DeviceFault {
-        self.explained(DeviceFault::of_panic(panic))
+    async fn fault_of_panic(&self, panic: &(dyn Any + Send)) -> DeviceFault {
+        self.explained(DeviceFault::of_panic(panic)).await
     }
 
     /// Runs to the end: all images `[B, C, H, W]`, row-major.
-    pub(super) fn images(
+    pub(super) async fn images(
         mut self,
         mut parts: Option<&mut PartTimes>,
     ) -> Result<Vec<f32>, SampleError> {
         let mut all = Vec::new();
-        while let Some(event) = self.next_event(parts.as_deref_mut()) {
+        while let Some(event) = self.next_timed(parts.as_deref_mut()).await {
             if let Event::Images { x0, .. } = event? {
                 all.extend(x0);
             }
@@ -393,10 +408,12 @@ impl Run {
     }
 }
 
+/// Waits for each event.
+#[cfg(not(target_family = "wasm"))]
 impl Iterator for Run {
     type Item = Result<Event, SampleError>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        self.next_event(None)
+        pollster::block_on(self.next_event())
     }
 }

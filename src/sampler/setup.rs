@@ -253,10 +253,11 @@ impl Sampler {
     ///
     /// # Errors
     /// [`SampleError`].
+    #[cfg(not(target_family = "wasm"))]
     pub fn profile(&self, request: Request) -> Result<(Vec<f32>, PartTimes), SampleError> {
         let run = self.run(request)?;
         let mut parts = PartTimes::start();
-        let images = run.images(Some(&mut parts))?;
+        let images = pollster::block_on(run.images(Some(&mut parts)))?;
         Ok((images, parts))
     }
 
@@ -264,8 +265,17 @@ impl Sampler {
     ///
     /// # Errors
     /// [`SampleError`].
+    pub async fn sample_async(&self, request: Request) -> Result<Vec<f32>, SampleError> {
+        self.run(request)?.images(None).await
+    }
+
+    /// [`Self::sample_async`], waiting for it.
+    ///
+    /// # Errors
+    /// [`SampleError`].
+    #[cfg(not(target_family = "wasm"))]
     pub fn sample(&self, request: Request) -> Result<Vec<f32>, SampleError> {
-        self.run(request)?.images(None)
+        pollster::block_on(self.sample_async(request))
     }
 }
 

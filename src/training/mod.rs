@@ -7,16 +7,22 @@
 //! - [`network`]: a DiT from pictures, with the public release's objective
 //! - [`run`]: what they share: errors, logs, metadata of checkpoints
 
+#[cfg(not(target_family = "wasm"))]
 pub mod calibration;
+#[cfg(not(target_family = "wasm"))]
 pub mod data;
+#[cfg(not(target_family = "wasm"))]
 pub mod forecast;
+#[cfg(not(target_family = "wasm"))]
 pub mod network;
 pub mod router;
 pub mod run;
 
+#[cfg(not(target_family = "wasm"))]
 pub use data::DataError;
 pub use router::{
-    Budget, Iteration, PassSummary, Progress, Proxy, Replay, RouterRun, RouterRunOptions,
-    RunFolder, Sdt, SdtSettings, Steering, TrainingState, TrainingSummary,
+    Budget, Iteration, Progress, Proxy, Replay, Sdt, SdtSettings, Steering, TrainingState,
 };
+#[cfg(not(target_family = "wasm"))]
+pub use router::{PassSummary, RouterRun, RouterRunOptions, RunFolder, TrainingSummary};
 pub use run::TrainingError;

@@ -7,9 +7,11 @@
 
 pub mod adamw;
 pub mod budget;
+#[cfg(not(target_family = "wasm"))]
 pub mod folder;
 pub mod iepo;
 mod replay;
+#[cfg(not(target_family = "wasm"))]
 mod saved;
 pub mod sdt;
 mod settings;
@@ -18,9 +20,11 @@ mod walk;
 
 pub use adamw::AdamWParts;
 pub use budget::{Budget, Steering};
+#[cfg(not(target_family = "wasm"))]
 pub use folder::{PassSummary, RouterRun, RouterRunOptions, RunFolder};
 pub use iepo::Proxy;
 pub use replay::Replay;
+#[cfg(not(target_family = "wasm"))]
 pub use saved::TrainingSummary;
 pub use sdt::{Iteration, Progress, Sdt, TrainingState};
 pub use settings::SdtSettings;
