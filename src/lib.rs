@@ -68,7 +68,10 @@
 //! | [`training`] | [`training::router`]: SDT, IEPO, the budget; [`training::forecast`]: which steps to run, and what makes up for the others; [`training::calibration`]: what published policies want measured; [`training::network`]: a DiT from pictures; [`training::run`]: resumable runs |
 //! | `cli` | the command, one file a subcommand, with the feature of that name |
 //! | `capi` | the C interface of `include/harmonica.h`, with the feature of that name |
+//! | `web` | the JavaScript interface of `examples/web`, with the feature of that name, in browsers |
 #![deny(unsafe_code)]
+// A page has no files, no threads and nothing to wait with, so what is for them alone is unused there.
+#![cfg_attr(target_family = "wasm", allow(dead_code, unused_imports))]
 
 pub mod cache;
 #[cfg(feature = "capi")]
@@ -92,3 +95,5 @@ pub mod report;
 pub mod sampler;
 pub mod schedule;
 pub mod training;
+#[cfg(all(feature = "web", target_family = "wasm"))]
+pub mod web;

@@ -37,5 +37,5 @@ pub use save::{
     write_tensors, write_tensors_with_metadata,
 };
 pub use scheduler::SchedulerConfig;
-pub use spec::{LoadOptions, ModelInfo, ModelSpec, synonyms};
+pub use spec::{LoadOptions, MemoryFile, ModelInfo, ModelSpec, synonyms};
 pub use state::StateDict;

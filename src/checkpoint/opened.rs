@@ -46,6 +46,10 @@ pub fn open_model(spec: &ModelSpec) -> Result<Opened, CheckpointError> {
             source: bundled()?,
             folder: None,
         }),
+        ModelSpec::Memory(file) => Ok(Opened {
+            source: containers::open_bytes(file.name().as_ref(), file.clone())?,
+            folder: None,
+        }),
         ModelSpec::Random { .. } => Err(CheckpointError::Settings {
             path: spec.to_string().into(),
             problem: "random weights lie in no file".into(),

@@ -33,8 +33,44 @@ pub enum ModelSpec {
     },
     /// The model inside the binary.
     Bundled,
+    /// A safetensors file that is in memory.
+    Memory(MemoryFile),
     /// Seeded random weights of a published size, for measuring: `random:DiT-S/2@256`.
     Random { size: String, tokens: usize },
+}
+
+/// A file that is in memory, and the name it goes by.
+#[derive(Clone, PartialEq, Eq)]
+pub struct MemoryFile {
+    name: String,
+    bytes: Arc<[u8]>,
+}
+
+impl MemoryFile {
+    /// A file of these bytes; `name` stands for it in messages.
+    pub fn new(name: impl Into<String>, bytes: impl Into<Arc<[u8]>>) -> Self {
+        Self {
+            name: name.into(),
+            bytes: bytes.into(),
+        }
+    }
+
+    /// What it is called.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+}
+
+impl AsRef<[u8]> for MemoryFile {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl fmt::Debug for MemoryFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({} bytes)", self.name, self.bytes.len())
+    }
 }
 
 impl FromStr for ModelSpec {
@@ -125,6 +161,7 @@ impl fmt::Display for ModelSpec {
                 variant: Some(variant),
             } => write!(f, "{name} ({variant})"),
             Self::Bundled => f.write_str("bundled"),
+            Self::Memory(file) => f.write_str(&file.name),
             Self::Random { size, tokens } => write!(f, "random:{size}@{tokens}"),
         }
     }

@@ -283,9 +283,13 @@ fn open_safetensors(path: &Path, files: Vec<PathBuf>) -> Result<TensorSource, Ch
 }
 
 /// Opens a safetensors file that is in memory; `name` stands for it in messages.
-pub fn open_bytes(name: &Path, bytes: &'static [u8]) -> Result<TensorSource, CheckpointError> {
+pub fn open_bytes(
+    name: &Path,
+    bytes: impl AsRef<[u8]> + Send + 'static,
+) -> Result<TensorSource, CheckpointError> {
+    let length = bytes.as_ref().len() as u64;
     let reader: Box<dyn ReadSeek> = Box::new(std::io::Cursor::new(bytes));
-    read_safetensors(name, vec![(name.into(), bytes.len() as u64, reader)])
+    read_safetensors(name, vec![(name.into(), length, reader)])
 }
 
 fn read_safetensors(

@@ -1,23 +1,27 @@
 //! Sampling: a model, a solver and a schedule make images.
 //!
-//! A [`Run`] is an iterator of [`Event`]s that does one denoising step a poll: not polling pauses it,
-//! dropping it cancels.
+//! A [`Run`] tells [`Event`]s, most of them one denoising step each: asking for none pauses it, dropping it cancels. It is asked
+//! by [`Run::next_event`], which can be awaited, or as an iterator, which waits.
 
 mod batch;
 mod execute;
+#[cfg(not(target_family = "wasm"))]
 mod observe;
 mod output;
 mod parts;
 mod run;
 mod setup;
 mod state;
+#[cfg(not(target_family = "wasm"))]
 mod stepper;
 
+#[cfg(not(target_family = "wasm"))]
 pub(crate) use observe::{Observer, Seen};
 pub use parts::{Part, PartTimes, PartTotal};
 pub use run::{Event, Request, Run, Totals};
 pub use setup::{Sampler, cache_bytes};
 pub use state::RunState;
+#[cfg(not(target_family = "wasm"))]
 pub(crate) use stepper::{Stand, Stepper, Uncorrected};
 
 use crate::{

@@ -11,7 +11,7 @@ use super::{
     setup::{Sampler, Setup},
 };
 use crate::{
-    cache::FeatureStore, device::read, diffusion::ImageNoise, graph::Graph, models::Condition,
+    cache::FeatureStore, device::read_back, diffusion::ImageNoise, graph::Graph, models::Condition,
     plan::Plan, schedule::FORECAST_DEPTH,
 };
 
@@ -133,11 +133,11 @@ impl Stepper {
         }
     }
 
-    /// Step `s` from where all images stand.
+    /// Step `s` from where all images stand, waiting for it.
     ///
     /// # Errors
     /// [`SampleError`] of the device.
-    pub async fn step(&mut self, s: usize, stand: &Stand) -> Result<Uncorrected, SampleError> {
+    pub fn step(&mut self, s: usize, stand: &Stand) -> Result<Uncorrected, SampleError> {
         let device = self.setup.model.device();
         let [c, h, w] = self.setup.latents().shape();
         let made = stand.history.len();
@@ -163,11 +163,11 @@ impl Stepper {
             batch.x = upload(stand.x[of_batch.clone()].to_vec(), images);
             batch.history = Some(upload(planes, FORECAST_DEPTH * images));
             batch.noise = stand.noise[batch.first..batch.first + images].to_vec();
-            let x0 = batch.advance(&self.setup, None).await?;
-            after.x.extend(read(batch.x.clone()).await?);
-            after.x0.extend(read(x0).await?);
+            let x0 = pollster::block_on(batch.advance(&self.setup, None))?;
+            after.x.extend(read_back(batch.x.clone())?);
+            after.x0.extend(read_back(x0)?);
             let planes = match batch.history.take() {
-                Some(history) => read(history).await?,
+                Some(history) => read_back(history)?,
                 None => Vec::new(),
             };
             for (plane, values) in after.history.iter_mut().zip(planes.chunks(of_batch.len())) {
