@@ -4,7 +4,7 @@
 const VERSION = 'dit-emoji32-v1';
 const PREFIX = 'harmonica-';
 
-/** @typedef {{ weights: Uint8Array<ArrayBuffer>, kept: boolean }} Fetched `kept`: it came from the browser's storage */
+/** @typedef {{ weights: Uint8Array<ArrayBuffer>, kept: boolean, keep: () => Promise<void> }} Fetched `kept`: it came from the browser's storage; `keep` puts it there, to be called when it has proved to be a model */
 
 /** The browser's storage; none in private windows of some browsers and on pages without https. */
 async function storage() {
@@ -28,7 +28,7 @@ export async function fetchModel(url, onProgress) {
   const address = String(url);
   const store = await storage();
   const hit = await store?.match(address);
-  if (hit) return { weights: new Uint8Array(await hit.arrayBuffer()), kept: true };
+  if (hit) return { weights: new Uint8Array(await hit.arrayBuffer()), kept: true, keep: async () => {} };
 
   let response;
   try {
@@ -38,9 +38,10 @@ export async function fetchModel(url, onProgress) {
   }
   if (!response.ok || !response.body) throw new Error(`The model could not be downloaded: ${address} answers ${response.status} ${response.statusText}.`);
   const weights = await collect(response.body, size(response), onProgress);
+  const copy = new Response(weights, { headers: { 'content-type': 'application/octet-stream' } });
   // A full disk or a denied quota only costs the next visit a download.
-  await store?.put(address, new Response(weights, { headers: { 'content-type': 'application/octet-stream' } })).catch(() => {});
-  return { weights, kept: false };
+  const keep = async () => void (await store?.put(address, copy).catch(() => {}));
+  return { weights, kept: false, keep };
 }
 
 /** Forgets the kept copy. @param {string | URL} url */

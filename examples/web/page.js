@@ -1,6 +1,7 @@
 // Ties the controls, the pictures, the table and the training to the engine.
 
 import { CUSTOM, Schedules, fillClasses } from './choices.js';
+import { className, lock, nextSeed, picture, settings, showSteps } from './controls.js';
 import { announce, button, canvas, element, input, need, select, wordsOf } from './dom.js';
 import { saveText, savePicture, takeFiles } from './files.js';
 import { showFigures, showTiming } from './figures.js';
@@ -34,9 +35,6 @@ let shown;
 let changes = Promise.resolve();
 let training = false;
 
-const settings = () => ({ steps: Number(input('steps').value) });
-const className = () => select('class').selectedOptions[0]?.textContent ?? '';
-
 const runner = new Runner({
   begin: (side, job) => {
     panes.begin(side, job.steps);
@@ -67,7 +65,7 @@ const runner = new Runner({
 /** @returns {Job | undefined} */
 function job() {
   if (!shown || !session.loaded) return undefined;
-  return { classes: [Number(select('class').value)], seed: Math.max(0, Math.round(Number(input('seed').value) || 0)), schedule: shown.now.text, ...settings() };
+  return { ...picture(), schedule: shown.now.text };
 }
 
 function draw() {
@@ -104,6 +102,7 @@ async function choose() {
     words.hidden = true;
     use(made, made);
   } catch (error) {
+    if (closed(error)) return;
     shown = undefined;
     button('time').disabled = true;
     button('save-schedule').disabled = true;
@@ -154,19 +153,12 @@ async function train(wish, signal) {
 }
 const panel = new TrainPanel(train);
 
-/** @param {boolean} on */
-function lock(on) {
-  need('controls-set', HTMLFieldSetElement).disabled = on;
-  for (const id of ['draw', 'time', 'pick-model', 'pick-schedule', 'own-model']) button(id).disabled = on;
-  element('table').classList.toggle('locked', on);
-  button('undo').disabled = true;
-  if (!on) button('time').disabled = !shown;
-}
+/** Whether the engine was closed on purpose, to be opened anew. @param {unknown} error */
+const closed = (error) => error instanceof Error && error.name === 'AbortError';
 
 /** Says what failed; where the device is gone, offers to open it anew. @param {string} title @param {unknown} error */
 async function failed(title, error) {
-  // The engine was closed on purpose, to be opened anew.
-  if (error instanceof Error && error.name === 'AbortError') return;
+  if (closed(error)) return;
   const fault = await session.client?.fault().catch(() => undefined);
   if (fault?.lost) lost(fault.message, () => void start());
   // A trap leaves the engine in no state to go on.
@@ -186,15 +178,12 @@ function arrived() {
   panes.reset(info.size);
   fillClasses(info.classes);
   schedules.reset(loaded.learned);
-  input('steps').value = String(info.usual.steps ?? 20);
-  steps();
+  showSteps(info.usual.steps ?? 20);
   element('model-words').textContent = `${info.name}, ${(info.parameters / 1e6).toFixed(1)} million parameters: ${session.origin}.`;
   button('own-model').hidden = session.source === BESIDE;
   element('loading').hidden = true;
   element('main').hidden = false;
 }
-
-const steps = () => (element('steps-text').textContent = input('steps').value);
 
 /** Opens the engine, anew where there was one. */
 async function start() {
@@ -209,10 +198,11 @@ async function start() {
     await session.open(select('device-choice').value);
     arrived();
     readLink(schedules, session.loaded?.info.classes ?? []);
-    steps();
-    await choose();
+    showSteps();
+    await (changes = changes.then(choose));
     announce('Ready');
   } catch (error) {
+    if (closed(error)) return;
     element('loading').hidden = true;
     badge('stopped', 'not started');
     failure('The engine could not be started', error, { label: 'Try again', run: () => void start() });
@@ -241,8 +231,7 @@ async function openSchedule(file) {
   await runner.stop();
   try {
     const made = await session.client.addSchedule(await file.text());
-    input('steps').value = String(made.steps);
-    steps();
+    showSteps(made.steps);
     schedules.add(file.name.replace(/(\.schedule)?\.json$/i, ''), made.text);
     dismiss('failure');
   } catch (error) {
@@ -264,10 +253,10 @@ function wire() {
   select('class').addEventListener('change', draw);
   input('seed').addEventListener('change', draw);
   button('new-seed').addEventListener('click', () => {
-    input('seed').value = String((Number(input('seed').value) + 1) % 2 ** 32);
+    nextSeed();
     draw();
   });
-  input('steps').addEventListener('input', steps);
+  input('steps').addEventListener('input', () => showSteps());
   input('steps').addEventListener('change', changed);
   select('schedule').addEventListener('change', changed);
   button('custom-use').addEventListener('click', changed);

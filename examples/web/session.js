@@ -50,7 +50,7 @@ export class Session {
   }
 
   /** @param {Client} client @param {Source} source @param {import('./model-file.js').Fetched} fetched */
-  async #load(client, source, { weights, kept }) {
+  async #load(client, source, { weights, kept, keep }) {
     this.#progress(`Loading ${source.name}`, undefined);
     const size = bytes(weights.length);
     try {
@@ -63,6 +63,7 @@ export class Session {
       }
       throw error;
     }
+    await keep();
     this.source = source;
     this.origin = source.file ? `${size}, from your file` : kept ? `${size}, kept from an earlier visit: nothing was downloaded` : `${size}, downloaded; the browser keeps it for the next visit`;
     return this.loaded;
@@ -70,7 +71,7 @@ export class Session {
 
   /** @param {Source} source @returns {Promise<import('./model-file.js').Fetched>} */
   async #weights(source) {
-    if (source.file) return { weights: new Uint8Array(await source.file.arrayBuffer()), kept: false };
+    if (source.file) return { weights: new Uint8Array(await source.file.arrayBuffer()), kept: false, keep: async () => {} };
     return fetchModel(MODEL, (received, total) => {
       const of = total === undefined ? '' : ` of ${bytes(total)}`;
       this.#progress(`Downloading the model: ${bytes(received)}${of}`, total === undefined ? undefined : received / total);
