@@ -18,6 +18,9 @@
  * @typedef {{ resolve: (value: any) => void, reject: (error: Error) => void, onEvent?: (event: any) => void, done: () => void }} Pending
  */
 
+/** Whether the engine was closed on purpose, to be opened anew. @param {unknown} error */
+export const closed = (error) => error instanceof Error && error.name === 'AbortError';
+
 export class Client {
   /** @type {Map<number, Pending>} */
   #pending = new Map();

@@ -1,6 +1,6 @@
 // What people must know, in words: what is missing, what went wrong, and what to do.
 
-import { element, make } from './dom.js';
+import { element, make, need } from './dom.js';
 
 /** @typedef {{ key: string, title: string, text: (string | Node)[], action?: { label: string, run: () => void }, alert?: boolean }} Notice */
 
@@ -25,6 +25,14 @@ export function notice({ key, title, text, action, alert = false }) {
 /** @param {string} key */
 export function dismiss(key) {
   document.querySelector(`#notices [data-key="${key}"]`)?.remove();
+}
+
+/** How far the start is. @param {string} text @param {number | undefined} share of 1, where that is known */
+export function showLoading(text, share) {
+  const bar = need('loading-bar', HTMLProgressElement);
+  element('loading-text').textContent = text;
+  if (share === undefined) bar.removeAttribute('value');
+  else bar.value = share;
 }
 
 /** The words beside the title. @param {'busy' | 'fast' | 'slow' | 'stopped'} state @param {string} text */

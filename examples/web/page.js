@@ -1,13 +1,14 @@
 // Ties the controls, the pictures, the table and the training to the engine.
 
 import { CUSTOM, Schedules, fillClasses } from './choices.js';
+import { closed } from './client.js';
 import { className, lock, nextSeed, picture, settings, showSteps } from './controls.js';
 import { announce, button, canvas, element, input, need, select, wordsOf } from './dom.js';
 import { saveText, savePicture, takeFiles } from './files.js';
 import { showFigures, showTiming } from './figures.js';
 import { fileName, percent, times } from './format.js';
 import { readLink, writeLink } from './link.js';
-import { badge, dismiss, failure, lost, notice, showDevice } from './notices.js';
+import { badge, dismiss, failure, lost, notice, showDevice, showLoading } from './notices.js';
 import { Panes } from './panes.js';
 import { Runner } from './runner.js';
 import { BESIDE, Session } from './session.js';
@@ -17,12 +18,7 @@ import { TrainPanel } from './training.js';
 /** @typedef {import('./client.js').Schedule} Schedule */
 /** @typedef {import('./runner.js').Job} Job */
 
-const session = new Session((text, share) => {
-  const bar = need('loading-bar', HTMLProgressElement);
-  element('loading-text').textContent = text;
-  if (share === undefined) bar.removeAttribute('value');
-  else bar.value = share;
-});
+const session = new Session(showLoading);
 const panes = new Panes();
 const schedules = new Schedules();
 const table = new Table(element('table'), element('cell-words'), (step, branch) => {
@@ -153,18 +149,27 @@ async function train(wish, signal) {
 }
 const panel = new TrainPanel(train);
 
-/** Whether the engine was closed on purpose, to be opened anew. @param {unknown} error */
-const closed = (error) => error instanceof Error && error.name === 'AbortError';
+/** A file is of no use: what was drawn before it came is drawn to its end. @param {string} title @param {unknown} error */
+async function refused(title, error) {
+  const asked = job();
+  if ((await failed(title, error)) && asked && !panes.complete) void runner.request(asked);
+}
 
-/** Says what failed; where the device is gone, offers to open it anew. @param {string} title @param {unknown} error */
-async function failed(title, error) {
-  if (closed(error)) return;
+/** Whether the device is gone; it is said, and offered to open it anew. */
+async function isLost() {
   const fault = await session.client?.fault().catch(() => undefined);
   if (fault?.lost) lost(fault.message, () => void start());
+  return fault?.lost ?? false;
+}
+
+/** Says what failed. @param {string} title @param {unknown} error @returns {Promise<boolean>} whether the engine can go on */
+async function failed(title, error) {
+  if (closed(error) || (await isLost())) return false;
   // A trap leaves the engine in no state to go on.
-  else if (error instanceof Error && error.name === 'RuntimeError') failure(title, error, { label: 'Start the engine anew', run: () => void start() });
-  else failure(title, error);
+  const trapped = error instanceof Error && error.name === 'RuntimeError';
+  failure(title, error, trapped ? { label: 'Start the engine anew', run: () => void start() } : undefined);
   announce(title);
+  return !trapped;
 }
 
 /** The controls for the model that was loaded. */
@@ -220,7 +225,7 @@ async function openModel(source) {
     dismiss('failure');
   } catch (error) {
     element('model-words').textContent = `${session.loaded?.info.name ?? 'No model'} stays in use.`;
-    return failed(`${source.name} could not be opened`, error);
+    return refused(`${source.name} could not be opened`, error);
   }
   await choose();
 }
@@ -235,7 +240,7 @@ async function openSchedule(file) {
     schedules.add(file.name.replace(/(\.schedule)?\.json$/i, ''), made.text);
     dismiss('failure');
   } catch (error) {
-    return failed(`${file.name} could not be used`, error);
+    return refused(`${file.name} could not be used`, error);
   }
   await choose();
 }
@@ -284,11 +289,7 @@ function wire() {
     other: (file) => notice({ key: 'failure', alert: true, title: `${file.name} is of no use here`, text: ['This page takes a model as .safetensors, and a schedule as .schedule.json.'] }),
   });
   // A device can be lost while nobody draws, as when a machine sleeps.
-  document.addEventListener('visibilitychange', async () => {
-    if (document.hidden || !session.loaded) return;
-    const fault = await session.client?.fault().catch(() => undefined);
-    if (fault?.lost) lost(fault.message, () => void start());
-  });
+  document.addEventListener('visibilitychange', () => void (!document.hidden && session.loaded && isLost()));
 }
 
 // guard.js has said why, where the page cannot start.

@@ -105,6 +105,11 @@ export class Panes {
     }
   }
 
+  /** Whether both pictures are there. */
+  get complete() {
+    return this.films.uncached.sample !== undefined && this.films.cached.sample !== undefined;
+  }
+
   /** Decibels between the two finished pictures. */
   psnr() {
     const { uncached, cached } = this.films;

@@ -7,7 +7,7 @@ import { access } from 'node:fs/promises';
 /** @typedef {import('playwright-core').BrowserContextOptions} ContextOptions */
 /** @typedef {import('playwright-core').Page} Page */
 
-/** Something that the tests cannot do without. */
+/** Something that the tests cannot do without, or a flag that means nothing. */
 export class Missing extends Error {}
 
 const PLACES = [

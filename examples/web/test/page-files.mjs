@@ -56,6 +56,8 @@ export const checks = [
     async run(context) {
       const { page } = await visit(context, { hash: FORA });
       const said = [];
+      // A file that comes in the middle of a run does not end it.
+      await page.click('#draw');
       for (const [name, content] of [['broken.safetensors', 'this is no model'], ['broken.schedule.json', '{ "format": 2'], ['other.json', '{"a": 1}'], ['letter.txt', 'hello']]) {
         await page.evaluate(() => document.querySelector('#notices [data-key="failure"] .close')?.dispatchEvent(new MouseEvent('click')));
         await drop(page, name, content);
@@ -63,6 +65,7 @@ export const checks = [
         ensure(words.includes(name), `the notice does not name ${name}: ${words}`);
         said.push(words);
       }
+      await page.waitForSelector('#play:enabled');
       await page.click('#draw');
       await untilDrawn(page);
       ensure(await page.isHidden('#drop'), 'the veil stays over the page');

@@ -10,7 +10,7 @@
 //
 // Every check prints a line. The exit code is 1 where one failed or nothing could be tested.
 
-import { access, mkdtemp, readFile, rm } from 'node:fs/promises';
+import { access, mkdtemp, readFile, readdir, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join, resolve } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -47,15 +47,18 @@ const BUILT = ['index.html', 'page.js', 'worker.js', 'package/harmonica.js', 'pa
 const here = (/** @type {string} */ path) => fileURLToPath(new URL(path, import.meta.url));
 
 function options() {
-  const { values } = parseArgs({
-    options: {
-      root: { type: 'string', default: here('../dist') },
-      expected: { type: 'string', default: here('./expected') },
-      only: { type: 'string' },
-      screenshot: { type: 'string' },
-    },
-  });
-  return values;
+  try {
+    return parseArgs({
+      options: {
+        root: { type: 'string', default: here('../dist') },
+        expected: { type: 'string', default: here('./expected') },
+        only: { type: 'string' },
+        screenshot: { type: 'string' },
+      },
+    }).values;
+  } catch (error) {
+    throw new Missing(`${error instanceof Error ? error.message : error}; the flags are --root, --expected, --only and --screenshot`);
+  }
 }
 
 /** @param {Check} check @param {Context} context */
@@ -112,7 +115,6 @@ async function main() {
 
 /** @param {string} folder */
 async function readExpected(folder) {
-  const { readdir } = await import('node:fs/promises');
   const names = await readdir(folder).catch(() => []);
   const found = [];
   for (const name of names.filter((name) => name.endsWith('.json')).sort()) {
