@@ -5,7 +5,7 @@ use std::path::Path;
 use super::{ModelIdentity, RunSettings, ScheduleFile};
 
 /// What `harmonica train router` made for the bundled model: forecasts of every speed, and HarmoniCa's routers.
-#[cfg(feature = "bundled")]
+#[cfg(feature = "schedules")]
 const BUNDLED: [&str; 20] = [
     include_str!("../../assets/routers/ddim20-speedup1.25.schedule.json"),
     include_str!("../../assets/routers/ddim20-speedup1.33.schedule.json"),
@@ -28,7 +28,7 @@ const BUNDLED: [&str; 20] = [
     include_str!("../../assets/routers/ddim20-cur0.375.schedule.json"),
     include_str!("../../assets/routers/ddim50-cur0.375.schedule.json"),
 ];
-#[cfg(not(feature = "bundled"))]
+#[cfg(not(feature = "schedules"))]
 const BUNDLED: [&str; 0] = [];
 
 /// The MACs ratio of a learned schedule where none is named.
@@ -38,11 +38,19 @@ pub const SPEED_RANGE: [f64; 2] = [0.96, 1.15];
 
 /// All learned schedules of the library that were made for this model and run.
 pub fn bundled_schedules(model: &ModelIdentity, run: &RunSettings) -> Vec<ScheduleFile> {
-    let files = BUNDLED.iter().filter_map(|text| {
-        let file = ScheduleFile::parse(text, Path::new("a bundled schedule")).ok()?;
-        file.check_fits(model, run).is_ok().then_some(file)
-    });
+    let files = bundled().filter(|file| file.check_fits(model, run).is_ok());
     files.collect()
+}
+
+/// All learned schedules of the library that were made for this model, whatever the run.
+pub fn bundled_schedules_of(model: &ModelIdentity) -> Vec<ScheduleFile> {
+    let files = bundled().filter(|file| file.check_fits(model, &file.run).is_ok());
+    files.collect()
+}
+
+fn bundled() -> impl Iterator<Item = ScheduleFile> {
+    let parsed = |text: &&str| ScheduleFile::parse(text, Path::new("a bundled schedule")).ok();
+    BUNDLED.iter().filter_map(parsed)
 }
 
 /// The learned schedule for this model and run, if the library has one: the best of about the usual speed, or the nearest to it.
@@ -97,7 +105,7 @@ pub fn speed_of(file: &ScheduleFile) -> f64 {
     schedule.map_or(f64::NAN, |table| table.macs_ratio(&file.model.graph))
 }
 
-#[cfg(all(test, feature = "bundled"))]
+#[cfg(all(test, feature = "schedules"))]
 mod tests {
     use super::*;
 

@@ -14,7 +14,8 @@ mod router;
 mod table;
 
 pub use bundled::{
-    SPEED_RANGE, USUAL_SPEED, best_at, bundled_schedule, bundled_schedules, nearest, speed_of,
+    SPEED_RANGE, USUAL_SPEED, best_at, bundled_schedule, bundled_schedules, bundled_schedules_of,
+    nearest, speed_of,
 };
 pub use file::{FORMAT, GuidanceRecord, Measured, PolicyRecord, RunSettings, ScheduleFile};
 pub use forecast::{FORECAST_DEPTH, Forecast, ForecastRecord};

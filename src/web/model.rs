@@ -75,8 +75,8 @@ impl WebModel {
             loaded: Rc::new(Loaded {
                 engine: engine.clone(),
                 model,
+                known: RefCell::new(schedule::learned_for(&info)),
                 info,
-                known: RefCell::default(),
             }),
         })
     }
@@ -105,17 +105,19 @@ impl WebModel {
             channels: outline.latents.channels,
             size: outline.latents.size,
             branches: branches.collect(),
-            usual: Wishes::usual(info),
+            usual: Wishes::usual(&self.loaded),
             fingerprint: info.fingerprint.to_string(),
         })
     }
 
-    /// The schedules that were brought, by speed.
+    /// What was learned for its usual run, by speed: in the library, and as files that were added.
     #[wasm_bindgen(getter, unchecked_return_type = "{ name: string; speed: number }[]")]
     pub fn schedules(&self) -> Result<JsValue, JsValue> {
         let known = self.loaded.known.borrow();
+        let (model, run) = schedule::usual_run(&self.loaded)?;
         let mut named: Vec<Named> = known
             .iter()
+            .filter(|known| known.file.check_fits(&model, &run).is_ok())
             .map(|known| Named {
                 name: known.name.clone(),
                 speed: speed_of(&known.file),
@@ -131,8 +133,8 @@ impl WebModel {
         Table::new(schedule::add(&self.loaded, text)?, &self.loaded.info)?.to_js()
     }
 
-    /// A schedule as a table: "none", a policy such as "fora:2", "learned" or "learned:2" of those that were brought, a name of
-    /// theirs, or the text of a schedule file.
+    /// A schedule as a table: "none", a policy such as "fora:2", "learned" or "learned:2", a name of `schedules`, or the text of
+    /// a schedule file.
     #[wasm_bindgen(unchecked_return_type = "Schedule")]
     pub fn schedule(
         &self,
@@ -140,7 +142,7 @@ impl WebModel {
         #[wasm_bindgen(unchecked_optional_param_type = "Settings")] settings: JsValue,
     ) -> Result<JsValue, JsValue> {
         let wishes: Wishes = super::from_js("settings", &settings)?;
-        let settings = wishes.settings(&self.loaded.info)?;
+        let settings = wishes.settings(&self.loaded)?;
         let chosen = schedule::choose(&self.loaded, schedule, &settings)?;
         Table::new(
             schedule::file_of(chosen, &self.loaded.info, &settings)?,
@@ -150,7 +152,7 @@ impl WebModel {
     }
 
     /// The same schedule with one cell the other way round; a step without the network is computed then. What a forecast weighs
-    /// after that was fitted to other steps, and goes. Step 0 computes everything and stays so.
+    /// after that was fitted to other steps, and goes. Step 0 computes everything, and is refused.
     #[wasm_bindgen(unchecked_return_type = "Schedule")]
     pub fn toggled(
         &self,
@@ -160,7 +162,7 @@ impl WebModel {
         #[wasm_bindgen(unchecked_optional_param_type = "Settings")] settings: JsValue,
     ) -> Result<JsValue, JsValue> {
         let wishes: Wishes = super::from_js("settings", &settings)?;
-        let settings = wishes.settings(&self.loaded.info)?;
+        let settings = wishes.settings(&self.loaded)?;
         let chosen = schedule::choose(&self.loaded, schedule, &settings)?;
         let edited = schedule::toggled(chosen, [step, branch])?;
         Table::new(

@@ -114,7 +114,7 @@ pub async fn sample(
         guidance: asked.guidance,
         clip: asked.clip,
     };
-    let settings: Settings = wishes.settings(&loaded.info)?;
+    let settings: Settings = wishes.settings(loaded)?;
     let named = asked.schedule.as_deref().unwrap_or("none");
     let chosen = schedule::choose(loaded, named, &settings)?;
     let sampler = Sampler::reusing(&loaded.model, chosen.settings, chosen.reuse).map_err(told)?;

@@ -5,7 +5,7 @@ use std::path::Path;
 use serde::Serialize;
 use wasm_bindgen::JsValue;
 
-use super::{model::Loaded, to_js, told};
+use super::{model::Loaded, settings, to_js, told};
 use crate::{
     checkpoint::ModelInfo,
     pipeline::{Chosen, choose_schedule},
@@ -13,12 +13,12 @@ use crate::{
     policy::{Origin, ScheduleChoice},
     sampler::{Settings, model_identity, run_settings},
     schedule::{
-        Forecast, Measured, PolicyRecord, Reuse, Schedule, ScheduleFile, USUAL_SPEED, best_at,
-        nearest, speed_of,
+        Forecast, Measured, ModelIdentity, PolicyRecord, Reuse, RunSettings, Schedule,
+        ScheduleFile, USUAL_SPEED, best_at, bundled_schedules_of, nearest, speed_of,
     },
 };
 
-/// A schedule that a page brought.
+/// A schedule that goes by a name.
 #[derive(Debug, Clone)]
 pub struct Known {
     pub name: String,
@@ -76,31 +76,44 @@ pub fn add(loaded: &Loaded, text: &str) -> Result<(String, ScheduleFile), JsValu
     let file = parse(text)?;
     let model = model_identity(&loaded.info);
     file.check_fits(&model, &file.run).map_err(told)?;
-    let run = &file.run;
-    let mut name = format!(
-        "{} {:.2}× {}-{}",
-        file.policy.name,
-        speed_of(&file),
-        run.solver,
-        run.steps
-    );
     let mut known = loaded.known.borrow_mut();
-    if let Some(same) = known.iter().find(|known| known.file == file) {
-        return Ok((same.name.clone(), file));
-    }
-    let named = |name: &str| known.iter().any(|known| known.name == name);
-    if named(&name) {
-        let others = (2..).map(|n| format!("{name} ({n})"));
-        name = others
-            .clone()
-            .find(|name| !named(name))
-            .unwrap_or(name.clone());
-    }
-    known.push(Known {
-        name: name.clone(),
-        file: file.clone(),
-    });
+    let name = match known.iter().find(|known| known.file == file) {
+        Some(same) => same.name.clone(),
+        None => {
+            let name = name_of(&file, &known);
+            known.push(Known {
+                name: name.clone(),
+                file: file.clone(),
+            });
+            name
+        }
+    };
     Ok((name, file))
+}
+
+/// What the library knows for a model.
+pub fn learned_for(info: &ModelInfo) -> Vec<Known> {
+    let mut known = Vec::new();
+    for file in bundled_schedules_of(&model_identity(info)) {
+        let name = name_of(&file, &known);
+        known.push(Known { name, file });
+    }
+    known
+}
+
+/// A name that no other has: `forecast 2.00×`.
+fn name_of(file: &ScheduleFile, known: &[Known]) -> String {
+    let name = format!("{} {:.2}×", file.policy.name, speed_of(file));
+    let run = format!("{name} of {} steps by {}", file.run.steps, file.run.solver);
+    let is_free = |name: &String| known.iter().all(|known| known.name != *name);
+    let numbered = (2..).map(|n| format!("{run} ({n})"));
+    let mut names = [name, run.clone()].into_iter().chain(numbered);
+    names.find(is_free).unwrap_or(run.clone())
+}
+
+/// Model and usual run, as schedules know them.
+pub fn usual_run(loaded: &Loaded) -> Result<(ModelIdentity, RunSettings), JsValue> {
+    identities(&loaded.info, &settings::usual_run(loaded))
 }
 
 fn parse(text: &str) -> Result<ScheduleFile, JsValue> {
@@ -136,7 +149,7 @@ pub fn choose(loaded: &Loaded, text: &str, settings: &Settings) -> Result<Chosen
                 let speeds = fitting.iter().map(|file| format!("{:.2}×", speed_of(file)));
                 let speeds: Vec<String> = speeds.collect();
                 told(format_args!(
-                    "no learned schedule of that speed was brought for this model and run (there are {}): add its file, or train one",
+                    "no learned schedule of that speed is known for this model and run (there are {}): add its file, or train one",
                     if speeds.is_empty() { "none".to_owned() } else { speeds.join(", ") }
                 ))
             })?;
@@ -153,7 +166,7 @@ pub fn choose(loaded: &Loaded, text: &str, settings: &Settings) -> Result<Chosen
 fn identities(
     info: &ModelInfo,
     settings: &Settings,
-) -> Result<(crate::schedule::ModelIdentity, crate::schedule::RunSettings), JsValue> {
+) -> Result<(ModelIdentity, RunSettings), JsValue> {
     let run = run_settings(info, settings).map_err(told)?;
     Ok((model_identity(info), run))
 }
@@ -222,6 +235,11 @@ pub fn toggled(chosen: Chosen, [step, branch]: [usize; 2]) -> Result<Chosen, JsV
         return Err(told(format_args!(
             "there is no cell of step {step} and branch {branch}: the table has {steps} steps and {branches} branches"
         )));
+    }
+    if step == 0 {
+        return Err(told(
+            "step 0 computes everything: nothing comes before it that could be reused",
+        ));
     }
     let was_skipped = !schedule.runs_network(step);
     let edited = Schedule::from_rule(steps, branches, |s, n| match (s == step, was_skipped) {

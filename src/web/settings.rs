@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use wasm_bindgen::JsValue;
 
-use super::told;
+use super::{model::Loaded, told};
 use crate::{
     checkpoint::ModelInfo, diffusion::Guidance, pipeline::usual_settings, sampler::Settings,
 };
@@ -26,8 +26,8 @@ pub struct Wishes {
 
 impl Wishes {
     /// The usual ones of a model.
-    pub fn usual(info: &ModelInfo) -> Self {
-        let usual = usual_settings(info);
+    pub fn usual(loaded: &Loaded) -> Self {
+        let usual = usual_run(loaded);
         Self {
             steps: Some(usual.steps),
             solver: Some(usual.solver.to_string()),
@@ -38,8 +38,9 @@ impl Wishes {
     }
 
     /// A run of this model.
-    pub fn settings(&self, info: &ModelInfo) -> Result<Settings, JsValue> {
-        let usual = usual_settings(info);
+    pub fn settings(&self, loaded: &Loaded) -> Result<Settings, JsValue> {
+        let info: &ModelInfo = &loaded.info;
+        let usual = usual_run(loaded);
         let (_, channels) = info.outline.guidance;
         let solver = self.solver.as_deref().map(str::parse).transpose();
         let spacing = self.spacing.as_deref().map(str::parse).transpose();
@@ -56,5 +57,21 @@ impl Wishes {
         };
         settings.numbers(&info.outline.latents).map_err(told)?;
         Ok(settings)
+    }
+}
+
+/// The usual run, under the guidance that what was learned for the model was learned under.
+pub fn usual_run(loaded: &Loaded) -> Settings {
+    let usual = usual_settings(&loaded.info);
+    let known = loaded.known.borrow();
+    let mut scales = known
+        .iter()
+        .filter_map(|known| known.file.run.guidance.as_ref());
+    let learned = scales.next().map(|guidance| guidance.scale);
+    let (_, channels) = loaded.info.outline.guidance;
+    let guidance = learned.and_then(|scale| Guidance::new(scale, channels).ok());
+    Settings {
+        guidance: guidance.unwrap_or(usual.guidance),
+        ..usual
     }
 }

@@ -68,7 +68,7 @@ pub async fn train(
         guidance: asked.guidance,
         clip: asked.clip,
     };
-    let run = wishes.settings(info)?;
+    let run = wishes.settings(loaded)?;
     let batch = asked.batch.unwrap_or(4);
     let fitting = batch_for(&info.outline, run.guidance.is_active(), MICRO_BATCH_BYTES);
     // As `harmonica train router --recipe harmonica` steers to a target.
