@@ -43,6 +43,9 @@ pub(super) enum CliError {
     /// Flags that make no sense together or for this model.
     #[error("{0}")]
     Usage(String),
+    /// What `doctor` found: how many problems.
+    #[error("{0}: see above, or `problems` of the JSON, for what to do")]
+    Unwell(String),
     /// Ctrl-C.
     #[error("interrupted")]
     Interrupted,
