@@ -115,7 +115,12 @@ impl CliError {
         match self {
             Self::Interrupted => 130,
             Self::Policy(PolicyError::Schedule(ScheduleError::Number { .. })) => 2,
-            Self::Policy(PolicyError::Schedule(_)) => 1,
+            // A file that is at fault.
+            Self::Policy(
+                PolicyError::Schedule(_)
+                | PolicyError::NoCalibration { .. }
+                | PolicyError::OtherCalibration { .. },
+            ) => 1,
             Self::Usage(_)
             | Self::Text(
                 TextError::Classes | TextError::NotThere { .. } | TextError::Width { .. },
