@@ -49,7 +49,9 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
 
 /// The page of a command, and those of its subcommands.
 fn add_pages(command: &Command, pages: &mut Vec<Page>) {
-    let man = Man::new(command.clone());
+    let man = Man::new(command.clone())
+        .source(concat!("harmonica ", env!("CARGO_PKG_VERSION")))
+        .manual("harmonica");
     let mut text = Vec::new();
     // Writing to memory does not fail.
     if man.render(&mut text).is_ok() {
