@@ -54,8 +54,8 @@
 //! | [`schedule`] | the table of what is computed, its file, CUR and MACs, router logits, importers' index conversion |
 //! | [`policy`] | ways to choose what to reuse, one file each |
 //! | [`plan`] | the compiler: schedule and graph to ops, slots and exact figures |
-//! | [`device`] | adapter choice and reports, sharing the host's device |
-//! | [`kernels`] | hand-written shaders with their CPU twins; forms with gradients |
+//! | [`device`] | adapter choice and reports, drivers and what to install, sharing the host's device |
+//! | [`kernels`] | hand-written shaders with their CPU twins; forms with gradients; a check of all on a device at hand |
 //! | [`layers`] | what networks are made of beside their blocks |
 //! | [`containers`] | safetensors, pickles and zip archives of named tensors |
 //! | [`models`] | families of networks, their branches callable one by one; [`models::walk`] is the loop over them; [`models::text`] encodes prompts for them |

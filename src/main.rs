@@ -6,5 +6,6 @@
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> std::process::ExitCode {
-    harmonica::cli::main()
+    // A panic has said what it is; to the shell it is a failure like others.
+    std::panic::catch_unwind(harmonica::cli::main).unwrap_or(std::process::ExitCode::FAILURE)
 }

@@ -43,6 +43,9 @@ pub(super) enum CliError {
     /// Flags that make no sense together or for this model.
     #[error("{0}")]
     Usage(String),
+    /// What `doctor` found: how many problems.
+    #[error("{0}: see above, or `problems` of the JSON, for what to do")]
+    Unwell(String),
     /// Ctrl-C.
     #[error("interrupted")]
     Interrupted,
@@ -112,7 +115,12 @@ impl CliError {
         match self {
             Self::Interrupted => 130,
             Self::Policy(PolicyError::Schedule(ScheduleError::Number { .. })) => 2,
-            Self::Policy(PolicyError::Schedule(_)) => 1,
+            // A file that is at fault.
+            Self::Policy(
+                PolicyError::Schedule(_)
+                | PolicyError::NoCalibration { .. }
+                | PolicyError::OtherCalibration { .. },
+            ) => 1,
             Self::Usage(_)
             | Self::Text(
                 TextError::Classes | TextError::NotThere { .. } | TextError::Width { .. },

@@ -10,12 +10,15 @@ macro_rules! out {
 
 mod bench;
 mod compare;
+mod completions;
 mod convert;
 mod devices;
+mod doctor;
 mod draw;
 mod dry_run;
 mod error;
 mod inspect;
+mod man;
 mod measure;
 mod options;
 mod pull;
@@ -82,6 +85,12 @@ enum Command {
     Inspect(inspect::Args),
     /// Write any model that loads as one safetensors file with its config
     Convert(convert::Args),
+    /// Find out whether drivers, devices and caches are in order, and what to do where they are not
+    Doctor(doctor::Args),
+    /// Print what lets a shell complete this command: bash, elvish, fish, powershell, zsh
+    Completions(completions::Args),
+    /// Print or write manual pages
+    Man(man::Args),
 }
 
 #[derive(Subcommand, Debug)]
@@ -189,6 +198,9 @@ pub fn main() -> ExitCode {
         Command::Pull(args) => pull::run(args, &context),
         Command::Inspect(args) => inspect::run(args, &context),
         Command::Convert(args) => convert::run(args, &context),
+        Command::Doctor(args) => doctor::run(args, &context),
+        Command::Completions(args) => completions::run(args, &context),
+        Command::Man(args) => man::run(args, &context),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -147,6 +147,32 @@ impl AdapterReport {
     pub fn is_software(&self) -> bool {
         self.kind == "software"
     }
+
+    /// Which of its limits are below what the compute kernels need, WebGPU's defaults, in words; none: it can be used.
+    pub fn shortfalls(&self) -> Vec<String> {
+        let (bindings, threads, bytes) = (
+            self.max_storage_buffers,
+            self.max_workgroup,
+            self.workgroup_bytes,
+        );
+        let mut found = Vec::new();
+        if bindings < 8 {
+            found.push(format!(
+                "it binds {bindings} storage buffers to a shader, 8 are needed"
+            ));
+        }
+        if threads < 256 {
+            found.push(format!(
+                "its workgroups have {threads} invocations, 256 are needed"
+            ));
+        }
+        if bytes < 16384 {
+            found.push(format!(
+                "its workgroups have {bytes} bytes of memory, 16384 are needed"
+            ));
+        }
+        found
+    }
 }
 
 /// An adapter with the handles to open it.
@@ -274,30 +300,16 @@ pub fn choose(
     }
 }
 
-/// Whether an adapter has what the compute kernels need: WebGPU's default limits.
+/// Whether an adapter has what the compute kernels need.
 pub(super) fn usable(report: &AdapterReport) -> Result<(), DeviceError> {
-    let problem = if report.max_storage_buffers < 8 {
-        format!(
-            "it binds {} storage buffers to a shader, 8 are needed",
-            report.max_storage_buffers
-        )
-    } else if report.max_workgroup < 256 {
-        format!(
-            "its workgroups have {} invocations, 256 are needed",
-            report.max_workgroup
-        )
-    } else if report.workgroup_bytes < 16384 {
-        format!(
-            "its workgroups have {} bytes of memory, 16384 are needed",
-            report.workgroup_bytes
-        )
-    } else {
-        return Ok(());
-    };
-    Err(DeviceError::Unusable {
-        adapter: format!("{} ({})", report.name, report.api),
-        problem,
-    })
+    let problem = report.shortfalls().join(", ");
+    match problem.is_empty() {
+        true => Ok(()),
+        false => Err(DeviceError::Unusable {
+            adapter: format!("{} ({})", report.name, report.api),
+            problem,
+        }),
+    }
 }
 
 /// The name behind a PCI vendor number.
@@ -379,12 +391,12 @@ mod tests {
     #[test]
     fn an_adapter_below_webgpu_limits_is_refused() {
         let mut weak = adapter(0, Api::Gl, "integrated", false);
-        weak.max_storage_buffers = 4;
+        (weak.max_storage_buffers, weak.workgroup_bytes) = (4, 8192);
+        let refused = usable(&weak).unwrap_err().to_string();
         assert!(
-            usable(&weak)
-                .unwrap_err()
-                .to_string()
-                .contains("4 storage buffers")
+            refused.contains("4 storage buffers") && refused.contains("8192 bytes of memory"),
+            "{refused}"
         );
+        assert_eq!(weak.shortfalls().len(), 2);
     }
 }

@@ -5,6 +5,7 @@
 //! wrong on it.
 
 mod adapters;
+pub mod drivers;
 mod engine;
 mod fault;
 #[cfg(not(target_family = "wasm"))]

@@ -12,6 +12,7 @@
 mod add_bias;
 mod attention;
 mod cache_write;
+mod check;
 mod differentiable;
 mod embed_tokens;
 mod flex;
@@ -36,6 +37,7 @@ use burn::{
 pub use add_bias::add_bias;
 pub use attention::attention;
 pub use cache_write::{SlotAt, cache_write};
+pub use check::{KernelCheck, KernelFault, check_kernels};
 pub use embed_tokens::embed_tokens;
 pub use gated_residual::gated_residual;
 pub use gelu::gelu;
