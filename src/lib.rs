@@ -92,3 +92,4 @@ pub mod report;
 pub mod sampler;
 pub mod schedule;
 pub mod training;
+mod words;

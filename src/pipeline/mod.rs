@@ -7,7 +7,7 @@ mod memory;
 mod prompts;
 mod texts;
 
-pub use choice::{Chosen, calibrated_run, choose_schedule, schedule_file};
+pub use choice::{Chosen, calibrated_run, choose_schedule, chosen_file, schedule_file};
 pub use decoder::Decoder;
 pub use memory::{Memory, MemoryPart, MemoryRequest};
 pub use prompts::{CutPrompt, PromptRequest, encoder_beside, usual_text_cache};

@@ -165,11 +165,11 @@ impl Comparison {
                 of.dispatches.map(|count| count.to_string())
             }),
             column("cache MB", Cost, &|_, of| {
-                Some(megabytes(of.peak_cache_bytes as f64))
+                (of.peak_cache_bytes > 0).then(|| megabytes(of.peak_cache_bytes as f64))
             }),
             column("of all features", Cost, &|_, of| {
                 let share = of.peak_cache_bytes as f64 / of.all_features_bytes.max(1) as f64;
-                Some(format!("{:.0} %", 100.0 * share))
+                (share > 0.0).then(|| format!("{:.0} %", 100.0 * share))
             }),
             column("host MB", Cost, &|_, of| {
                 of.peak_host_bytes
