@@ -36,7 +36,7 @@ const EXAMPLES: &str = "\
 Examples:
   harmonica compare --schedules learned:2,fora:2,taylor:3
   harmonica compare --schedules learned:2 --count 256 --html page.html
-  harmonica compare --steps 50 --schedules router/router-speedup2.schedule.json --csv rows.csv";
+  harmonica compare --steps 50 --schedules router,fora:2 --csv rows.csv";
 
 #[derive(clap::Args, Debug)]
 #[command(after_help = EXAMPLES, next_help_heading = "Comparison", allow_negative_numbers = true)]

@@ -12,8 +12,8 @@ use crate::checkpoint::{CheckpointError, ClassNames, SaveOptions, save_model};
 const EXAMPLES: &str = "\
 Examples:
   harmonica convert --model DiT-XL-2-256x256.pt --out dit-xl.safetensors
-  harmonica convert --model dit/model.safetensors --dtype f32 --out full.safetensors
-  harmonica convert --model bare.pt --heads 6 --class-names names.json --out named.safetensors";
+  harmonica convert --model dit --dtype f32 --out full.safetensors
+  harmonica convert --model bare.pt --heads 6 --out named.safetensors";
 
 #[derive(clap::Args, Debug)]
 #[command(after_help = EXAMPLES, next_help_heading = "Output")]

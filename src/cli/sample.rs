@@ -41,10 +41,10 @@ pub(super) const DEFAULT_COUNT: usize = 46;
 
 const EXAMPLES: &str = "\
 Examples:
-  harmonica sample                                    a grid of emoji into harmonica.png
+  harmonica sample                        a grid of emoji into harmonica.png
   harmonica sample --classes face-3d,animal-flat -n 8 -s 7 -o eight.webp
   harmonica sample --from harmonica.png --steps 50 -o finer.png
-  harmonica sample --model facebook/DiT-XL-2-256 --classes 207 --schedule fora:2";
+  harmonica sample --model facebook/DiT-XL-2-256 --classes 207 --steps 50";
 
 #[derive(clap::Args, Debug)]
 #[command(after_help = EXAMPLES, next_help_heading = "Pictures", allow_negative_numbers = true)]

@@ -28,24 +28,24 @@ Examples:
   harmonica schedule show learned:2
   harmonica schedule make fora:2 --steps 50 --out fora.schedule.json
   harmonica schedule diff learned:2 fora:2
-  harmonica schedule import router.pt --model DiT-XL-2-256x256.pt --out imported.schedule.json";
+  harmonica schedule import router.pt --model dit-xl.pt --out l2c.schedule.json";
 
 const SHOW_EXAMPLES: &str = "\
 Examples:
-  harmonica schedule show learned:2                   what was learned for the bundled model
+  harmonica schedule show learned:2    what comes with the bundled model
   harmonica schedule show fora:3 --steps 12 --plan
   harmonica schedule show router/router-speedup2.schedule.json --png heat.png";
 
 const MAKE_EXAMPLES: &str = "\
 Examples:
   harmonica schedule make fora:2 --steps 50 --out fora.schedule.json
-  harmonica schedule make delta:2 --model DiT-XL-2-256x256.pt --out delta.schedule.json
+  harmonica schedule make delta:2 --model dit-xl.pt --out delta.schedule.json
   harmonica schedule make learned:2 --out learned.schedule.json";
 
 const IMPORT_EXAMPLES: &str = "\
 Examples:
-  harmonica schedule import router.pt --model DiT-XL-2-256x256.pt --out imported.schedule.json
-  harmonica schedule import router.pt --kind learning-to-cache --tau 0.2 --out imported.schedule.json";
+  harmonica schedule import router.pt --model dit-xl.pt --out l2c.schedule.json
+  harmonica schedule import router.pt --tau 0.2 --out other.schedule.json";
 
 const DIFF_EXAMPLES: &str = "\
 Examples:

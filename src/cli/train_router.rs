@@ -39,7 +39,7 @@ const OWN_FLAGS: &str = "Recipe harmonica";
 
 const EXAMPLES: &str = "\
 Examples:
-  harmonica train router --steps 20                        schedules for speeds from 1.25 to 4, into router/
+  harmonica train router --steps 20               for speeds from 1.25 to 4
   harmonica train router --steps 20 --resume --target-speedup 2.25
   harmonica sample --steps 20 --schedule router --speed 2
   harmonica train router --recipe harmonica --target-cur 0.4 --out published";

@@ -17,7 +17,7 @@ pub(super) use error::PullError;
 const EXAMPLES: &str = "\
 Examples:
   harmonica pull facebook/DiT-XL-2-256
-  harmonica pull PixArt-alpha/PixArt-XL-2-512x512 --only transformer,scheduler,vae
+  harmonica pull facebook/DiT-XL-2-256 --only transformer,scheduler,vae
   harmonica sample --model facebook/DiT-XL-2-256 --classes 207";
 
 /// The parts come into the cache that all of the hub's tools share (`HF_HUB_CACHE`, `HF_HOME`), from `HF_ENDPOINT`, with the

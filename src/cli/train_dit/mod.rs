@@ -41,9 +41,9 @@ const FEWEST: usize = 16;
 
 const EXAMPLES: &str = "\
 Examples:
-  harmonica train dit --data pictures --minutes 30         a sub-folder of pictures a class
-  harmonica train dit --resume --minutes 60                goes on with the run in dit/
-  harmonica train dit --data pictures --size DiT-S/4 --image-size 128 --out small
+  harmonica train dit --data pictures --minutes 30     a sub-folder a class
+  harmonica train dit --resume --minutes 60            goes on in dit/
+  harmonica train dit --data pictures --size DiT-S/4 --image-size 128
   harmonica sample --model dit/model.safetensors";
 
 #[derive(clap::Args, Debug)]

@@ -117,7 +117,10 @@ impl Comparison {
         };
         let exact = |of: &Row| of.error().mean == 0.0;
         let unless_exact = |of: &Row, text: String| (!exact(of)).then_some(text);
-        let megabytes = |bytes: f64| format!("{:.1}", bytes / 1e6);
+        let megabytes = |bytes: f64| match bytes < 0.05e6 {
+            true => "<0.1".into(),
+            false => format!("{:.1}", bytes / 1e6),
+        };
         let columns = [
             column("front", Quality, &|row, _| {
                 self.is_on_front(row).then(|| "●".into())
