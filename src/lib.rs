@@ -97,3 +97,4 @@ pub mod schedule;
 pub mod training;
 #[cfg(all(feature = "web", target_family = "wasm"))]
 pub mod web;
+mod words;

@@ -10,7 +10,8 @@ use super::{
     draw::draw,
     error::CliError,
     measure::{Entry, check_outputs, in_turn, json_rows, print_rows, say_warnings, write_text},
-    options::{CacheArgs, Session, SessionArgs, print_json, progress},
+    options::{CacheArgs, Session, SessionArgs, print_json},
+    progress::progress,
     sample::MAX_COUNT,
     table::markdown_table,
 };
@@ -19,15 +20,19 @@ use crate::{
     metrics::max_abs_error,
     report::comparison::{Comparison, Row},
     sampler::{Part, PartTotal, Request, Totals},
+    words::counted,
 };
 
+const EXAMPLES: &str = "\
+Examples:
+  harmonica bench
+  harmonica bench --device vulkan --schedules learned:2,fora:2 --batch 8
+  harmonica bench --schedules learned:2 --runs 20 --csv times.csv";
+
 #[derive(clap::Args, Debug)]
+#[command(after_help = EXAMPLES, next_help_heading = "Timing", allow_negative_numbers = true)]
 pub(super) struct Args {
-    #[command(flatten)]
-    session: SessionArgs,
-    #[command(flatten)]
-    cache: CacheArgs,
-    /// Schedules to time against the uncached run: files or policies
+    /// Schedules to time against the uncached run: files, policies, or learned[:SPEED]
     #[arg(
         long,
         value_name = "A,B,…",
@@ -45,20 +50,25 @@ pub(super) struct Args {
     #[arg(long)]
     conditioning_each_step: bool,
     /// Also write the rows as comma-separated values
-    #[arg(long, value_name = "FILE.csv")]
+    #[arg(long, value_name = "FILE.csv", help_heading = "Output")]
     csv: Option<PathBuf>,
     /// Use schedule files that were made for another model or run
     #[arg(long)]
     force: bool,
     /// One JSON document on stdout
-    #[arg(long)]
+    #[arg(long, help_heading = "Output")]
     json: bool,
+    #[command(flatten)]
+    session: SessionArgs,
+    #[command(flatten)]
+    cache: CacheArgs,
 }
 
 /// What one run of an entry does.
 struct Profile {
     totals: Totals,
-    dispatches: u64,
+    /// None where nothing is dispatched: on the CPU.
+    dispatches: Option<u64>,
     /// Largest difference to the first uncached run, of rows that reuse nothing.
     off: Option<f32>,
     parts: Vec<(Part, PartTotal)>,
@@ -113,7 +123,8 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
         });
         let launches = LaunchCount::start();
         draw(sampler.run(once.clone())?, &bar, advance, context)?;
-        let dispatches = launches.finish(engine);
+        let count = launches.finish(engine);
+        let dispatches = (engine.report().backend != "cpu").then_some(count);
         let (_, parts) = sampler.profile(once.clone())?;
         bar.inc((args.batch * sampler.settings().steps) as u64);
         profiles.push(Profile {
@@ -136,9 +147,10 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
     let measured = in_turn(&entries, None, &runs, 0, pipeline, (&bar, context))?;
     bar.finish_and_clear();
 
+    context.something_is_at_stake();
     let rows = measured.into_iter().zip(&profiles);
     let rows = rows.map(|(measured, profile)| Row {
-        dispatches: Some(profile.dispatches),
+        dispatches: profile.dispatches,
         ..measured.row
     });
     let comparison = Comparison::of(rows.collect());
@@ -213,7 +225,11 @@ fn add_profile(row: &mut Value, entry: &Entry, profile: &Profile, batch: usize) 
 
 /// Milliseconds and dispatches of each part of a run.
 fn parts_table(entries: &[Entry], profiles: &[Profile]) -> Table {
-    let mut header = vec!["ms (dispatches) by part"];
+    let dispatched = profiles.iter().any(|profile| profile.dispatches.is_some());
+    let mut header = vec![match dispatched {
+        true => "ms (dispatches) by part",
+        false => "ms by part",
+    }];
     // A network has not every kind of branch.
     let ran = |i: usize| profiles.iter().any(|profile| profile.parts[i].1.count > 0);
     let shown: Vec<usize> = (0..Part::ALL.len()).filter(|i| ran(*i)).collect();
@@ -221,7 +237,11 @@ fn parts_table(entries: &[Entry], profiles: &[Profile]) -> Table {
     let cells = entries.iter().zip(profiles).map(|(entry, profile)| {
         let part = |i: &usize| {
             let (_, total) = &profile.parts[*i];
-            format!("{:.1} ({})", 1e3 * total.seconds, total.dispatches)
+            match total.count {
+                0 => "–".into(),
+                _ if dispatched => format!("{:.1} ({})", 1e3 * total.seconds, total.dispatches),
+                _ => format!("{:.1}", 1e3 * total.seconds),
+            }
         };
         let mut cells = vec![entry.name.clone()];
         cells.extend(shown.iter().map(part));
@@ -237,14 +257,14 @@ fn say_settings(context: &Context, args: &Args, session: &Session) {
     let (engine, info) = (&pipeline.engine, &pipeline.info);
     let full = (settings.steps as u64 * info.outline.graph.full_step_macs()) as f64;
     context.say(format!(
-        "{}, {} tokens, batch {}, {} steps, guidance {}, {:.2} GMACs an image and half; {} timed runs in turn on {} ({})",
+        "{}, {} tokens, batch {}, {}, guidance {}, {:.2} GMACs an image and half; {} in turn on {} ({})",
         info.outline.name,
         info.outline.graph.tokens(),
         args.batch,
-        settings.steps,
+        counted(settings.steps, "step"),
         settings.guidance.scale(),
         full / 1e9,
-        args.runs,
+        counted(args.runs, "timed run"),
         engine.report().device,
         engine.report().backend,
     ));

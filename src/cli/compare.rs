@@ -11,7 +11,8 @@ use super::{
     measure::{
         Entry, Measured, check_outputs, in_turn, json_rows, print_rows, say_warnings, write_text,
     },
-    options::{CacheArgs, Session, SessionArgs, print_json, progress},
+    options::{CacheArgs, Session, SessionArgs, parse_seed, print_json},
+    progress::progress,
     sample::{MAX_COUNT, name_of},
 };
 use crate::{
@@ -23,6 +24,7 @@ use crate::{
         draw_front, page,
     },
     sampler::{BATCH_BYTES, Request},
+    words::counted,
 };
 
 /// More pictures of each row than a page can show.
@@ -30,12 +32,15 @@ const MAX_PICTURES: usize = 64;
 /// Where a comparison has the images for it, it has so many rounds: one says nothing of how speeds vary.
 const ROUNDS: usize = 3;
 
+const EXAMPLES: &str = "\
+Examples:
+  harmonica compare --schedules learned:2,fora:2,taylor:3
+  harmonica compare --schedules learned:2 --count 256 --html page.html
+  harmonica compare --steps 50 --schedules router,fora:2 --csv rows.csv";
+
 #[derive(clap::Args, Debug)]
+#[command(after_help = EXAMPLES, next_help_heading = "Comparison", allow_negative_numbers = true)]
 pub(super) struct Args {
-    #[command(flatten)]
-    session: SessionArgs,
-    #[command(flatten)]
-    cache: CacheArgs,
     /// Schedules to compare with the uncached run: files, policies, learned[:SPEED], or steps:K[:SOLVER] (no reuse, K steps)
     #[arg(long, value_name = "A,B,…", value_delimiter = ',', required = true)]
     schedules: Vec<String>,
@@ -46,29 +51,39 @@ pub(super) struct Args {
     #[arg(long, default_value_t = 64)]
     count: usize,
     /// Seed of the noise
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, value_parser = parse_seed)]
     seed: u64,
     /// Also the error to the uncached run of so many steps, which stands for the true solution
     #[arg(long, value_name = "K")]
     truth: Option<usize>,
     /// Also draw error against saved work, a line a policy
-    #[arg(long, value_name = "FILE.png")]
+    #[arg(long, value_name = "FILE.png", help_heading = "Output")]
     plot: Option<PathBuf>,
     /// Also write the rows as comma-separated values
-    #[arg(long, value_name = "FILE.csv")]
+    #[arg(long, value_name = "FILE.csv", help_heading = "Output")]
     csv: Option<PathBuf>,
     /// Also write a page to open in a browser: the table, the plot, pictures and schedules, in one file
-    #[arg(long, value_name = "FILE.html")]
+    #[arg(long, value_name = "FILE.html", help_heading = "Output")]
     html: Option<PathBuf>,
     /// Pictures of each schedule on the page, at most 64; those of more than 256 pixels a side are scaled down
-    #[arg(long, value_name = "N", default_value_t = 8, requires = "html")]
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 8,
+        requires = "html",
+        help_heading = "Output"
+    )]
     pictures: usize,
     /// Use schedule files that were made for another model or run
     #[arg(long)]
     force: bool,
     /// One JSON document on stdout
-    #[arg(long)]
+    #[arg(long, help_heading = "Output")]
     json: bool,
+    #[command(flatten)]
+    session: SessionArgs,
+    #[command(flatten)]
+    cache: CacheArgs,
 }
 
 pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
@@ -175,6 +190,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
         rows.push(row);
         pictured.push(Pictured { map, pictures });
     }
+    context.something_is_at_stake();
     let comparison = Comparison::of(rows);
     let verdict = comparison.verdict();
     if args.json {
@@ -187,10 +203,10 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
     } else {
         print_rows(&comparison);
         context.say(format!(
-            "error to the uncached {}-step images over {} images (mean ± standard error, MSE × 1000; against a rival: image by image, over the same noise), {} rounds in turn, {} on {}",
+            "error to the uncached {}-step images over {} (mean ± standard error, MSE × 1000; against a rival: image by image, over the same noise), {} in turn, {} on {}",
             settings.steps,
-            args.count,
-            args.count.div_ceil(batch),
+            counted(args.count, "image"),
+            counted(args.count.div_ceil(batch), "round"),
             info.outline.name,
             report.device
         ));

@@ -9,10 +9,15 @@ use super::{
 };
 use crate::checkpoint::{CheckpointError, ClassNames, SaveOptions, save_model};
 
+const EXAMPLES: &str = "\
+Examples:
+  harmonica convert --model DiT-XL-2-256x256.pt --out dit-xl.safetensors
+  harmonica convert --model dit --dtype f32 --out full.safetensors
+  harmonica convert --model bare.pt --heads 6 --out named.safetensors";
+
 #[derive(clap::Args, Debug)]
+#[command(after_help = EXAMPLES, next_help_heading = "Output")]
 pub(super) struct Args {
-    #[command(flatten)]
-    model: ModelArgs,
     /// The safetensors file to write
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
@@ -25,6 +30,8 @@ pub(super) struct Args {
     /// Whether sampling clips the predicted clean image by default (pixel-space models)
     #[arg(long, value_name = "on|off", value_parser = super::options::parse_switch)]
     clip_x0: Option<bool>,
+    #[command(flatten)]
+    model: ModelArgs,
 }
 
 pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {

@@ -6,7 +6,14 @@ use serde_json::json;
 use super::{Context, error::CliError, options::print_json};
 use crate::device::{AdapterReport, Engine, adapters};
 
+const EXAMPLES: &str = "\
+Examples:
+  harmonica devices                     the arrow marks what --device auto takes
+  harmonica sample --device vulkan      the best adapter of one interface
+  harmonica sample --device 1           an adapter by its number in the list";
+
 #[derive(clap::Args, Debug)]
+#[command(after_help = EXAMPLES)]
 pub(super) struct Args {
     /// One JSON document on stdout
     #[arg(long)]

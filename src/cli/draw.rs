@@ -32,10 +32,25 @@ pub(super) fn draw_each(
     for event in run {
         match event? {
             Event::Started { .. } => {}
-            Event::Step { images, .. } => bar.inc(advance(images)),
+            Event::Step {
+                first_image,
+                images,
+                step,
+                reused,
+                ..
+            } => {
+                tracing::trace!(first_image, images, step, reused, "step");
+                bar.inc(advance(images));
+            }
             Event::Images {
-                first_image, x0, ..
-            } => take(first_image, x0)?,
+                first_image,
+                images,
+                x0,
+                ..
+            } => {
+                tracing::debug!(first_image, images, "drawn");
+                take(first_image, x0)?;
+            }
             Event::Done(of_run) => totals = of_run,
         }
         context.check_interrupt()?;

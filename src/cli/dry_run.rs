@@ -7,7 +7,7 @@ use super::{
     Context,
     error::CliError,
     options::print_json,
-    sample::{Args, DEFAULT_COUNT, images},
+    sample::{Args, DEFAULT_COUNT},
     table::markdown_table,
 };
 use crate::{
@@ -15,6 +15,7 @@ use crate::{
     models::vae::Vae,
     pipeline::{Memory, MemoryRequest},
     sampler::{BATCH_BYTES, batch_for},
+    words::counted,
 };
 
 /// Prints it; fails where a buffer is larger than the device has.
@@ -60,7 +61,7 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<(), CliError> {
     }
     context.say(format!(
         "{} of {}, {} at a time, schedule {}, on {}: at most {} on the device",
-        images(count),
+        counted(count, "image"),
         info.outline.name,
         request.batch,
         chosen.name,

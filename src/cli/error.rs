@@ -1,6 +1,6 @@
 //! Every error the command can end with, and its exit code.
 
-use super::pull::PullError;
+use super::{misplaced, pull::PullError};
 use crate::{
     checkpoint::CheckpointError,
     device::DeviceError,
@@ -84,17 +84,26 @@ impl CliError {
         }
     }
 
-    fn hint(&self) -> Option<&'static str> {
-        match self {
+    fn hint(&self) -> Option<String> {
+        let hint = match self {
             Self::Checkpoint(error)
             | Self::Open(OpenError::Checkpoint(error))
-            | Self::Training(TrainingError::Checkpoint(error)) => of_checkpoint(error),
+            | Self::Training(TrainingError::Checkpoint(error)) => {
+                return of_checkpoint(error)
+                    .map(Into::into)
+                    .or_else(|| misplaced::as_model(error));
+            }
             Self::Device(error) => of_device(error),
             Self::Diffusion(error)
             | Self::Policy(PolicyError::Run(error))
             | Self::Training(TrainingError::Diffusion(error)) => of_diffusion(error),
             Self::Policy(PolicyError::Schedule(error)) | Self::Schedule(error) => {
-                of_schedule(error)
+                return of_schedule(error)
+                    .map(Into::into)
+                    .or_else(|| misplaced::as_schedule(error));
+            }
+            Self::Policy(PolicyError::Unknown { name, .. }) if name == "bundled" => {
+                Some("; `bundled` is a model (--model): what was learned for it is learned[:SPEED]")
             }
             Self::Sample(error)
             | Self::Open(OpenError::Sample(error))
@@ -107,7 +116,8 @@ impl CliError {
                 "; `harmonica train router` with the same --model, --steps, --solver and --guidance makes some (--schedule DIR --speed X takes them)",
             ),
             _ => None,
-        }
+        };
+        hint.map(Into::into)
     }
 
     /// 1 failed, 2 bad usage, 130 interrupted.

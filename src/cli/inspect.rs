@@ -4,40 +4,54 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::{Context, error::CliError, options::print_json};
+use super::{Context, again, error::CliError, options::print_json};
 use crate::{
     checkpoint::{
         CheckpointError, Description, LoadOptions, ModelSpec, PipelineFolder, ReleasedRouter,
         TensorEntry, open_model,
     },
     models::Conditioning,
-    schedule::{ReleasedKind, router_from_release},
+    schedule::{ReleasedKind, ScheduleFile, router_from_release},
     training::{TrainingSummary, network::SavedRun},
+    words::counted,
 };
 
+const EXAMPLES: &str = "\
+Examples:
+  harmonica inspect bundled --classes
+  harmonica inspect DiT-XL-2-256x256.pt --tensors
+  harmonica inspect router/router-speedup2.schedule.json
+  harmonica inspect dit/checkpoint.safetensors";
+
 #[derive(clap::Args, Debug)]
+#[command(after_help = EXAMPLES)]
 pub(super) struct Args {
     /// A .pt, .bin or .safetensors file, a diffusers folder, a name of the hub that is in the cache, `bundled`, a training
     /// state, or a *.schedule.json
     #[arg(value_name = "FILE|DIR|NAME")]
     file: String,
     /// The form of a folder's weights, such as fp16
-    #[arg(long, value_name = "FORM")]
+    #[arg(long, value_name = "FORM", help_heading = "Model")]
     variant: Option<String>,
     /// Attention heads, where a bare .pt cannot tell
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", help_heading = "Model")]
     heads: Option<usize>,
     /// Input size, where the file's tokens form no square
-    #[arg(long, value_name = "HEIGHTxWIDTH", value_parser = super::options::parse_size)]
+    #[arg(
+        long,
+        value_name = "HEIGHTxWIDTH",
+        value_parser = super::options::parse_size,
+        help_heading = "Model"
+    )]
     input_size: Option<[usize; 2]>,
     /// List every tensor
-    #[arg(long)]
+    #[arg(long, help_heading = "Output")]
     tensors: bool,
     /// List the classes by number and name, synonyms with commas, and nothing else
-    #[arg(long, conflicts_with = "tensors")]
+    #[arg(long, conflicts_with = "tensors", help_heading = "Output")]
     classes: bool,
     /// One JSON document on stdout
-    #[arg(long)]
+    #[arg(long, help_heading = "Output")]
     json: bool,
 }
 
@@ -175,21 +189,28 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
             out!("  {:<48} {:>5} {:?}", e.name, e.dtype.to_string(), e.shape);
         }
     } else {
-        context.say("  (--tensors lists every tensor)");
+        let named = matches!(&description, Ok(d) if !d.class_names.is_empty());
+        let classes = if named { ", --classes every class" } else { "" };
+        context.say(format!("  (--tensors lists every tensor{classes})"));
     }
     Ok(())
 }
 
 /// Shows what is no model: a schedule, a training state, a released router. Returns whether it was one.
 fn show_other(path: &Path, args: &Args, context: &Context) -> Result<bool, CliError> {
+    if args.classes || args.tensors {
+        // Only models have them; what is none is told so by what reads it as one.
+        return Ok(false);
+    }
     if path.extension().is_some_and(|e| e == "json") {
-        super::schedule::show(path, None, args.json.then_some(false), context)?;
+        let file = ScheduleFile::read(path)?;
+        super::schedule::show(&file, None, args.json.then_some(false), context)?;
     } else if let Some(router) = TrainingSummary::read(path)? {
         show_router(&router, args.json)?;
     } else if let Some(run) = SavedRun::find(path)? {
-        show_run(&run, args.json)?;
+        show_run(&run, path, args.json)?;
     } else if let Ok(router) = ReleasedRouter::read(path) {
-        show_released(&router, args.json)?;
+        show_released(&router, path, args.json)?;
     } else {
         return Ok(false);
     }
@@ -205,7 +226,10 @@ fn list_classes(description: &Description, as_json: bool) -> Result<(), CliError
     if as_json {
         print_json(&json!(names));
     } else if names.is_empty() {
-        out!("0 to {}, without names", classes - 1);
+        match classes {
+            1 => out!("0 alone, without a name"),
+            _ => out!("0 to {}, without names", classes - 1),
+        }
     } else {
         for (class, name) in names.iter().enumerate() {
             out!("{class:>4}  {name}");
@@ -240,7 +264,7 @@ fn preview(names: &[String]) -> String {
 }
 
 /// The state of a DiT in training.
-fn show_run(run: &SavedRun, as_json: bool) -> Result<(), CliError> {
+fn show_run(run: &SavedRun, path: &Path, as_json: bool) -> Result<(), CliError> {
     let images = run.steps * run.settings.batch as u64;
     if as_json {
         print_json(&json!({
@@ -251,16 +275,33 @@ fn show_run(run: &SavedRun, as_json: bool) -> Result<(), CliError> {
     }
     out!("a DiT in training: {}", run.config.name());
     out!(
-        "  so far      {} steps, {images} pictures, {:.1} min",
-        run.steps,
+        "  so far      {}, {}, {:.1} min",
+        counted(run.steps, "step"),
+        counted(images, "picture"),
         run.seconds / 60.0
     );
     out!(
-        "  input       {:?} (channels, height, width), {} classes",
+        "  input       {:?} (channels, height, width), {}",
         run.config.image_shape(),
-        run.config.classes
+        counted(run.config.classes, "class")
     );
-    out!("  goes on     harmonica train dit --resume; model.safetensors beside it is what samples");
+    if let Some(data) = &run.data_path {
+        out!("  data        {data}");
+    }
+    let folder = match path.parent() {
+        Some(folder) if folder != Path::new("") => again::path(folder),
+        _ => ".".into(),
+    };
+    // Latents that an autoencoder made of pictures are made once more.
+    let of_latents = run.config.channels != 3;
+    let is_file = |data: &String| data.ends_with(".safetensors");
+    let vae = match of_latents && !run.data_path.as_ref().is_some_and(is_file) {
+        true => " --vae VAE",
+        false => "",
+    };
+    out!(
+        "  goes on     harmonica train dit --resume --out {folder}{vae}; {folder}/model.safetensors is what samples"
+    );
     Ok(())
 }
 
@@ -275,9 +316,9 @@ fn show_router(router: &TrainingSummary, as_json: bool) -> Result<(), CliError> 
         return Ok(());
     }
     out!(
-        "router in training: {} of {} passes",
+        "router in training: {} of {}",
         router.pass,
-        router.settings.passes
+        counted(router.settings.passes, "pass")
     );
     out!(
         "  table       {} steps × {} branches, CUR {:.1} % at τ {}",
@@ -301,7 +342,7 @@ fn show_router(router: &TrainingSummary, as_json: bool) -> Result<(), CliError> 
 }
 
 /// A router that another project released.
-fn show_released(released: &ReleasedRouter, as_json: bool) -> Result<(), CliError> {
+fn show_released(released: &ReleasedRouter, path: &Path, as_json: bool) -> Result<(), CliError> {
     let kind = ReleasedKind::guess(&released.rows);
     let schedule = kind.schedule(&released.rows, 0.1)?;
     let router = router_from_release(&released.rows)?;
@@ -319,7 +360,10 @@ fn show_released(released: &ReleasedRouter, as_json: bool) -> Result<(), CliErro
         schedule.branches(),
         100.0 * schedule.cur()
     );
-    out!("  use         harmonica schedule import FILE --model MODEL --out FILE.schedule.json");
+    out!(
+        "  use         harmonica schedule import {} --model MODEL --out FILE.schedule.json",
+        again::path(path)
+    );
     Ok(())
 }
 

@@ -176,6 +176,7 @@ impl<'a> Turns<'a> {
                     reused,
                     ..
                 } => {
+                    tracing::trace!(schedule = self.entry.name, images, step, reused, "step");
                     bar.inc(images as u64);
                     if reused {
                         self.reused[step] += images;

@@ -8,6 +8,7 @@ macro_rules! out {
     ($($part:tt)*) => { $crate::cli::print_line(format_args!($($part)*)) };
 }
 
+mod again;
 mod bench;
 mod compare;
 mod completions;
@@ -20,7 +21,9 @@ mod error;
 mod inspect;
 mod man;
 mod measure;
+mod misplaced;
 mod options;
+mod progress;
 mod pull;
 mod recipe;
 mod sample;
@@ -47,6 +50,23 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use error::CliError;
 
+const EXIT_CODES: &str = "\
+Examples:
+  harmonica sample                            a grid of emoji into harmonica.png
+  harmonica sample --classes face-3d -n 4     four faces
+  harmonica help train dit                    all of one command
+
+Exit codes:
+  0    done
+  1    failed: a file, a device, the network
+  2    used wrongly: flags, or what they name
+  130  stopped by Ctrl-C; what was finished is saved";
+
+const TRAIN_EXAMPLES: &str = "\
+Examples:
+  harmonica train dit --data pictures --minutes 30
+  harmonica train router --target-speedup 2";
+
 /// Diffusion Transformers with learned feature caching, on any vendor's GPU.
 ///
 /// `harmonica sample` without arguments draws a grid of emoji with the bundled model.
@@ -55,7 +75,8 @@ use error::CliError;
     name = "harmonica",
     version,
     propagate_version = true,
-    arg_required_else_help = true
+    arg_required_else_help = true,
+    after_help = EXIT_CODES
 )]
 struct Cli {
     #[command(subcommand)]
@@ -71,7 +92,7 @@ enum Command {
     /// Make images: with no arguments, a grid of emoji with the bundled model
     Sample(Box<sample::Args>),
     /// Train a model from pictures, or a cache router for a model, or measure one
-    #[command(subcommand)]
+    #[command(subcommand, after_help = TRAIN_EXAMPLES)]
     Train(Train),
     /// Measure schedules against the uncached run: one seed set, error and cost of each
     Compare(Box<compare::Args>),
@@ -118,9 +139,16 @@ struct Context {
     quiet: bool,
     started: Instant,
     interrupted: Arc<AtomicBool>,
+    /// Whether there is something by now that Ctrl-C must not lose.
+    at_stake: Arc<AtomicBool>,
 }
 
 impl Context {
+    /// From here on Ctrl-C waits, however long, for what is finished to be saved.
+    fn something_is_at_stake(&self) {
+        self.at_stake.store(true, Ordering::Relaxed);
+    }
+
     /// Fails once Ctrl-C was pressed.
     fn check_interrupt(&self) -> Result<(), CliError> {
         if self.interrupted.load(Ordering::Relaxed) {
@@ -179,13 +207,13 @@ pub fn main() -> ExitCode {
         }
     };
     cli.verbosity.start_logging();
-    let interrupted = Arc::new(AtomicBool::new(false));
-    signals::catch(interrupted.clone(), cli.command.stops_cleanly());
     let context = Context {
         quiet: cli.verbosity.quiet,
         started,
-        interrupted,
+        interrupted: Arc::default(),
+        at_stake: Arc::default(),
     };
+    signals::catch(&context, cli.command.stops_cleanly());
     let result = match cli.command {
         Command::Devices(args) => devices::run(args, &context),
         Command::Sample(args) => sample::run(*args, &context),

@@ -1,12 +1,8 @@
 //! Flags that several subcommands share.
 
-use std::{
-    path::PathBuf,
-    time::{Duration, Instant},
-};
+use std::{io::IsTerminal, path::PathBuf, time::Instant};
 
 use clap::Args;
-use indicatif::{ProgressBar, ProgressStyle};
 
 use super::{Context, error::CliError, text::TextArgs};
 use crate::{
@@ -24,7 +20,7 @@ pub(super) struct Verbosity {
     /// Print errors only
     #[arg(short, long, global = true)]
     pub quiet: bool,
-    /// Log what the library does (-vv: in detail)
+    /// Log what is done, on stderr: devices, models, schedules, batches (-vv: also every step)
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     pub verbose: u8,
 }
@@ -39,8 +35,10 @@ impl Verbosity {
         };
         let filter = tracing_subscriber::EnvFilter::try_from_default_env()
             .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(level));
+        let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
         tracing_subscriber::fmt()
             .with_env_filter(filter)
+            .with_ansi(std::io::stderr().is_terminal() && !plain)
             .with_writer(std::io::stderr)
             .init();
     }
@@ -48,6 +46,7 @@ impl Verbosity {
 
 /// The model and the device it runs on.
 #[derive(Args, Debug)]
+#[command(next_help_heading = "Model")]
 pub(super) struct ModelArgs {
     /// A .pt, .bin or .safetensors file, a diffusers folder, a name of the hub such as facebook/DiT-XL-2-256 (from the cache:
     /// `harmonica pull` fills it), `bundled`, or `random:DiT-S/2@256` (seeded random weights)
@@ -64,7 +63,12 @@ pub(super) struct ModelArgs {
     pub input_size: Option<[usize; 2]>,
     /// Encoded texts for a model that draws texts: a safetensors file with `prompt_embeds` [P,L,width],
     /// `prompt_attention_mask` [P,L] and, for guidance, `negative_prompt_embeds` [1,L,width]
-    #[arg(long, value_name = "FILE", conflicts_with = "prompt")]
+    #[arg(
+        long,
+        value_name = "FILE",
+        conflicts_with = "prompt",
+        help_heading = "Texts, for models that draw them"
+    )]
     pub texts: Option<PathBuf>,
     /// The autoencoder that makes pictures of latents: a diffusers folder, or a file of an AutoencoderKL or of TAESD; none for
     /// a rough preview [default: the `vae` folder beside the model, where there is one]
@@ -95,6 +99,7 @@ impl From<DtypeArg> for StoredDtype {
 
 /// Where its weights lie.
 #[derive(Args, Debug)]
+#[command(next_help_heading = "Device and memory")]
 pub(super) struct ResidenceArgs {
     /// How the weights of blocks are kept: f32, or f16 in half the memory (products are in f32)
     #[arg(long, value_name = "f32|f16", value_enum, default_value = "f32")]
@@ -209,6 +214,7 @@ pub(super) fn parse_size(text: &str) -> Result<[usize; 2], String> {
 }
 
 #[derive(Args, Debug)]
+#[command(next_help_heading = "Device and memory")]
 pub(super) struct DeviceArgs {
     /// auto, vulkan, metal, dx12, gl, cpu, or an index from `harmonica devices`
     #[arg(long, value_name = "DEVICE", default_value = "auto")]
@@ -222,12 +228,15 @@ impl DeviceArgs {
         if let Some(notice) = chosen.notice {
             context.say(notice);
         }
+        let report = chosen.engine.report();
+        tracing::debug!(device = report.device, backend = %report.backend, "computes");
         Ok(chosen.engine)
     }
 }
 
 /// The diffusion run.
 #[derive(Args, Debug)]
+#[command(next_help_heading = "Denoising")]
 pub(super) struct RunArgs {
     /// Denoising steps [default: 20]
     #[arg(long, value_name = "T")]
@@ -333,6 +342,13 @@ impl SessionArgs {
             context.say(format!("note: the model's scheduler: {note}"));
         }
         let settings = self.run.settings(&pipeline.info)?;
+        tracing::debug!(
+            steps = settings.steps,
+            spacing = %settings.spacing,
+            solver = %settings.solver,
+            guidance = settings.guidance.scale(),
+            "runs"
+        );
         if pipeline.prompts.pool.is_empty() {
             return Err(CliError::Usage(
                 "this model draws texts: pass --prompt TEXT, or --texts with a file of encoded ones"
@@ -349,10 +365,17 @@ impl SessionArgs {
 
 /// How cached features are kept.
 #[derive(Args, Debug)]
+#[command(next_help_heading = "Device and memory")]
 pub(super) struct CacheArgs {
     /// f32, or f16 for half the cache memory
     #[arg(long, value_name = "f32|f16", default_value = "f32")]
     pub cache_dtype: CacheDtype,
+}
+
+/// A seed; a negative number is none.
+pub(super) fn parse_seed(text: &str) -> Result<u64, String> {
+    text.parse()
+        .map_err(|_| format!("expected a whole number from 0 to {}", u64::MAX))
 }
 
 pub(super) fn parse_switch(text: &str) -> Result<bool, String> {
@@ -361,19 +384,6 @@ pub(super) fn parse_switch(text: &str) -> Result<bool, String> {
         "off" => Ok(false),
         _ => Err("expected on or off".into()),
     }
-}
-
-/// A bar with position, rate and ETA on stderr; hidden with `-q`.
-pub(super) fn progress(context: &Context, length: u64, unit: &str) -> ProgressBar {
-    if context.quiet {
-        return ProgressBar::hidden();
-    }
-    let template = format!("{{bar:32}} {{pos}}/{{len}} {unit} · {{elapsed}} · ETA {{eta}} {{msg}}");
-    let style =
-        ProgressStyle::with_template(&template).unwrap_or_else(|_| ProgressStyle::default_bar());
-    let bar = ProgressBar::new(length).with_style(style);
-    bar.enable_steady_tick(Duration::from_millis(250));
-    bar
 }
 
 /// Prints the one JSON document of `--json`.

@@ -15,7 +15,8 @@ use super::{
     dry_run,
     error::CliError,
     measure::check_outputs,
-    options::{CacheArgs, DtypeArg, ModelArgs, Session, SessionArgs, print_json, progress},
+    options::{CacheArgs, DtypeArg, ModelArgs, Session, SessionArgs, parse_seed, print_json},
+    progress::progress,
     recipe::Recipe,
     schedules::ScheduleArgs,
     text::slug,
@@ -30,6 +31,7 @@ use crate::{
         encode_picture, grid, write_picture,
     },
     sampler::{BATCH_BYTES, Request, Settings},
+    words::counted,
 };
 
 /// More images than a run keeps in memory.
@@ -37,14 +39,16 @@ pub(super) const MAX_COUNT: usize = 100_000;
 /// Without `--classes` or `--count`, a model of many classes shows this many of them.
 pub(super) const DEFAULT_COUNT: usize = 46;
 
+const EXAMPLES: &str = "\
+Examples:
+  harmonica sample                        a grid of emoji into harmonica.png
+  harmonica sample --classes face-3d,animal-flat -n 8 -s 7 -o eight.webp
+  harmonica sample --from harmonica.png --steps 50 -o finer.png
+  harmonica sample --model facebook/DiT-XL-2-256 --classes 207 --steps 50";
+
 #[derive(clap::Args, Debug)]
+#[command(after_help = EXAMPLES, next_help_heading = "Pictures", allow_negative_numbers = true)]
 pub(super) struct Args {
-    #[command(flatten)]
-    pub(super) session: SessionArgs,
-    #[command(flatten)]
-    pub(super) schedule: ScheduleArgs,
-    #[command(flatten)]
-    pub(super) cache: CacheArgs,
     /// Classes to draw, by name or number, separated by commas [default: the first 46, in turn]
     #[arg(long, value_name = "A,B,…", value_delimiter = ',')]
     pub(super) classes: Vec<String>,
@@ -52,7 +56,7 @@ pub(super) struct Args {
     #[arg(short = 'n', long, value_name = "N")]
     pub(super) count: Option<usize>,
     /// Seed of the noise
-    #[arg(short, long, default_value_t = 0)]
+    #[arg(short, long, default_value_t = 0, value_parser = parse_seed)]
     seed: u64,
     /// Number of the first image: image N draws the N-th noise of the seed
     #[arg(long, value_name = "N", default_value_t = 0, conflicts_with = "noise")]
@@ -66,27 +70,34 @@ pub(super) struct Args {
         short,
         long,
         value_name = "FILE|DIR|-",
-        default_value = "harmonica.png"
+        default_value = "harmonica.png",
+        help_heading = "Output"
     )]
     out: PathBuf,
     /// A labelled grid, even of one picture
-    #[arg(long)]
+    #[arg(long, help_heading = "Output")]
     grid: bool,
     /// Draw a PNG again that this command wrote: model, seed, class and settings are the picture's where no flag says otherwise
     #[arg(long, value_name = "FILE.png")]
     pub(super) from: Option<PathBuf>,
     /// Say what the run would take on the device, part by part, and draw nothing; no weight is read
-    #[arg(long)]
+    #[arg(long, help_heading = "Output")]
     dry_run: bool,
     /// Starting noise: a safetensors file with `noise` [B,C,H,W] and, if it is to choose classes, `labels` [B]
     #[arg(long, value_name = "FILE")]
     noise: Option<PathBuf>,
     /// Also write the final images, as floats, as tensor `samples` [B,C,H,W]
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", help_heading = "Output")]
     save_tensors: Option<PathBuf>,
     /// One JSON document on stdout
-    #[arg(long)]
+    #[arg(long, help_heading = "Output")]
     pub(super) json: bool,
+    #[command(flatten)]
+    pub(super) schedule: ScheduleArgs,
+    #[command(flatten)]
+    pub(super) session: SessionArgs,
+    #[command(flatten)]
+    pub(super) cache: CacheArgs,
 }
 
 /// Where pictures go.
@@ -152,6 +163,7 @@ struct Pictures<'a> {
 impl Pictures<'_> {
     /// Images `first..` of the run.
     fn take(&mut self, first: usize, values: &[f32], context: &Context) -> Result<(), CliError> {
+        context.something_is_at_stake();
         let shape = self.info.outline.latents.shape();
         for (i, image) in values.chunks(shape.iter().product()).enumerate() {
             let mut go_on = || context.check_interrupt().is_ok();
@@ -185,7 +197,7 @@ impl Pictures<'_> {
         let classes: Vec<_> = classes.map(|class| self.class(class)).collect();
         let title = match conditions {
             [one] => name_of(one, first, self.info),
-            several => format!("{} images", several.len()),
+            several => counted(several.len(), "image"),
         };
         let prompts = conditions.iter().filter_map(|condition| match condition {
             Condition::Text(text) => text.words().map(String::from),
@@ -298,6 +310,9 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
         None => (None, choose(&args.classes, args.count, &pipeline)?),
     };
 
+    if let Some(left_out) = left_out(&args.classes, conditions.len()) {
+        context.say(left_out);
+    }
     // A place that cannot be written is found out before the work, not after it.
     check_outputs(out.first().iter().chain(&args.save_tensors))?;
 
@@ -381,7 +396,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
     context.say(format!(
         "{}: {} of {} in {:.1} s on {} ({}): {:.1} ms a step and image, {:.2} images/s",
         args.out.display(),
-        images(conditions.len()),
+        counted(conditions.len(), "image"),
         info.outline.name,
         seconds,
         report.device,
@@ -445,18 +460,12 @@ fn keep_finished(pictures: &mut Pictures, args: &Args, context: &Context) -> Res
     }
     pictures.finish(args.grid)?;
     context.say(format!(
-        "{finished} of {} lie in {}",
-        images(pictures.conditions.len()),
+        "{finished} of {} {} in {}",
+        counted(pictures.conditions.len(), "image"),
+        if finished == 1 { "lies" } else { "lie" },
         args.out.display()
     ));
     Ok(())
-}
-
-pub(super) fn images(count: usize) -> String {
-    match count {
-        1 => "1 image".into(),
-        count => format!("{count} images"),
-    }
 }
 
 /// How to draw this run again; none where its noise came from a file.
@@ -539,6 +548,17 @@ fn choose(
     Ok(chosen.into_iter().cycle().take(count).collect())
 }
 
+/// What `--classes` names and `--count` leaves no picture for.
+fn left_out(classes: &[String], count: usize) -> Option<String> {
+    let rest = classes.get(count..).filter(|rest| !rest.is_empty())?;
+    Some(format!(
+        "warning: --count {count} leaves out {} of the {} classes: {}",
+        rest.len(),
+        classes.len(),
+        rest.join(", ")
+    ))
+}
+
 fn class_named(name: &str, info: &ModelInfo) -> Result<usize, CliError> {
     let problem = match info.classes_by_name(name)[..] {
         [class] => return Ok(class),
@@ -578,7 +598,8 @@ fn unknown_class(name: &str, info: &ModelInfo) -> String {
                 )
             } else {
                 format!(
-                    "the model has 0 to {last}, and names that `harmonica inspect --classes` lists"
+                    "the model has 0 to {last}, and names that `harmonica inspect {} --classes` lists",
+                    info.source
                 )
             }
         }
@@ -586,15 +607,22 @@ fn unknown_class(name: &str, info: &ModelInfo) -> String {
     format!("unknown class `{name}`: {known}")
 }
 
+/// How much a name is like another: as a whole, or one of its words.
+fn likeness(name: &str, other: &str) -> f64 {
+    let other = other.to_lowercase();
+    let alike = |text: &str| strsim::normalized_damerau_levenshtein(name, text);
+    let words = other.split(|c: char| !c.is_alphanumeric());
+    let of_words = words.map(alike).fold(0.0, f64::max);
+    // A name that is alike as a whole goes before one that merely has such a word.
+    alike(&other).max(0.99 * of_words)
+}
+
 /// The names most like one, at most three, the nearest first.
 fn nearest_names(name: &str, class_names: &[String]) -> Vec<String> {
     let name = name.trim().to_lowercase();
     let names = class_names.iter().flat_map(|names| synonyms(names));
     let mut near: Vec<(f64, &str)> = names
-        .map(|other| {
-            let likeness = strsim::normalized_damerau_levenshtein(&name, &other.to_lowercase());
-            (likeness, other)
-        })
+        .map(|other| (likeness(&name, other), other))
         .filter(|(likeness, _)| *likeness >= NEAR)
         .collect();
     near.sort_by(|a, b| b.0.total_cmp(&a.0));

@@ -14,15 +14,46 @@ use crate::{
     checkpoint::{ModelInfo, ReleasedRouter, model_info},
     diffusion::Weights,
     graph::SiteKind,
-    pipeline::schedule_file,
+    pipeline::chosen_file,
     plan::compile,
-    policy::Policy,
+    policy::ScheduleChoice,
     report::draw_schedule,
     sampler::{Settings, model_identity, run_settings},
     schedule::{Measured, PolicyRecord, ReleasedKind, Schedule, ScheduleFile, router_from_release},
+    words::counted,
 };
 
+const EXAMPLES: &str = "\
+Examples:
+  harmonica schedule show learned:2
+  harmonica schedule make fora:2 --steps 50 --out fora.schedule.json
+  harmonica schedule diff learned:2 fora:2
+  harmonica schedule import router.pt --model dit-xl.pt --out l2c.schedule.json";
+
+const SHOW_EXAMPLES: &str = "\
+Examples:
+  harmonica schedule show learned:2    what comes with the bundled model
+  harmonica schedule show fora:3 --steps 12 --plan
+  harmonica schedule show router/router-speedup2.schedule.json --png heat.png";
+
+const MAKE_EXAMPLES: &str = "\
+Examples:
+  harmonica schedule make fora:2 --steps 50 --out fora.schedule.json
+  harmonica schedule make delta:2 --model dit-xl.pt --out delta.schedule.json
+  harmonica schedule make learned:2 --out learned.schedule.json";
+
+const IMPORT_EXAMPLES: &str = "\
+Examples:
+  harmonica schedule import router.pt --model dit-xl.pt --out l2c.schedule.json
+  harmonica schedule import router.pt --tau 0.2 --out other.schedule.json";
+
+const DIFF_EXAMPLES: &str = "\
+Examples:
+  harmonica schedule diff learned:2 fora:2
+  harmonica schedule diff router/router.schedule.json learned:2";
+
 #[derive(clap::Args, Debug)]
+#[command(after_help = EXAMPLES)]
 pub(super) struct Args {
     #[command(subcommand)]
     command: Command,
@@ -31,41 +62,45 @@ pub(super) struct Args {
 #[derive(Subcommand, Debug)]
 enum Command {
     /// Draw a schedule in the terminal, and as a PNG heat map
+    #[command(after_help = SHOW_EXAMPLES, allow_negative_numbers = true)]
     Show {
-        /// A *.schedule.json file
-        file: PathBuf,
+        /// A *.schedule.json file; or learned[:SPEED], or a policy such as fora:2, as --schedule takes them, for this model and run
+        #[arg(value_name = "FILE|learned|POLICY[:ARGS]")]
+        file: String,
         /// Print the compiled work: a line a step, `→ s3` stores a feature, `[… ← s3]` is a span of reuse
-        #[arg(long)]
+        #[arg(long, help_heading = "Output")]
         plan: bool,
         /// Also draw it as a picture
-        #[arg(long, value_name = "FILE.png")]
+        #[arg(long, value_name = "FILE.png", help_heading = "Output")]
         png: Option<PathBuf>,
         /// One JSON document on stdout
-        #[arg(long)]
+        #[arg(long, help_heading = "Output")]
         json: bool,
+        #[command(flatten)]
+        model: ModelArgs,
+        #[command(flatten)]
+        run: RunArgs,
     },
     /// Write the schedule of a policy that is known before the run: none, fora:N, taylor:N[:ORDER], foca:N,
     /// spectrum:N[:GROWTH[:BLEND]], delta:N[:CUTOFF[:BLOCKS]], pab[:SELF[:CROSS]], scm:BITS, smooth:ALPHA, cem:K, mag:THRESHOLD,
-    /// random:CUR[:SEED]
+    /// random:CUR[:SEED]; or what was learned: learned[:SPEED]
+    #[command(after_help = MAKE_EXAMPLES, allow_negative_numbers = true)]
     Make {
-        /// The policy
+        /// The policy, or learned[:SPEED]
         policy: String,
+        /// The file to write
+        #[arg(long, value_name = "FILE", help_heading = "Output")]
+        out: PathBuf,
         #[command(flatten)]
         model: ModelArgs,
         #[command(flatten)]
         run: RunArgs,
-        /// The file to write
-        #[arg(long, value_name = "FILE")]
-        out: PathBuf,
     },
     /// Turn a released router checkpoint (HarmoniCa's or Learning-to-Cache's) into a schedule
+    #[command(after_help = IMPORT_EXAMPLES, allow_negative_numbers = true)]
     Import {
         /// The router's .pt
         file: PathBuf,
-        #[command(flatten)]
-        model: ModelArgs,
-        #[command(flatten)]
-        run: RunArgs,
         /// Threshold: compute where the score is above it
         #[arg(long, default_value_t = 0.1)]
         tau: f64,
@@ -73,15 +108,26 @@ enum Command {
         #[arg(long, value_name = "KIND")]
         kind: Option<ReleasedKind>,
         /// The file to write
-        #[arg(long, value_name = "FILE")]
+        #[arg(long, value_name = "FILE", help_heading = "Output")]
         out: PathBuf,
+        #[command(flatten)]
+        model: ModelArgs,
+        #[command(flatten)]
+        run: RunArgs,
     },
     /// Show where two schedules differ
+    #[command(after_help = DIFF_EXAMPLES, allow_negative_numbers = true)]
     Diff {
-        /// A *.schedule.json file
-        a: PathBuf,
+        /// A *.schedule.json file; or learned[:SPEED], or a policy, for this model and run
+        #[arg(value_name = "FILE|learned|POLICY[:ARGS]")]
+        a: String,
         /// Another
-        b: PathBuf,
+        #[arg(value_name = "FILE|learned|POLICY[:ARGS]")]
+        b: String,
+        #[command(flatten)]
+        model: ModelArgs,
+        #[command(flatten)]
+        run: RunArgs,
     },
 }
 
@@ -92,7 +138,10 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
             plan,
             png,
             json,
+            model,
+            run,
         } => {
+            let file = named(&file, &model, &run, context)?;
             show(&file, png.as_deref(), json.then_some(plan), context)?;
             if plan && !json {
                 show_plan(&file)?;
@@ -105,10 +154,13 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
             run,
             out,
         } => {
-            let policy: Policy = policy.parse()?;
-            let (info, settings) = model_and_run(&model, &run, context)?;
-            let file = schedule_file(&policy, &info, &settings)?;
-            write(&file, &out, context)
+            if let ScheduleChoice::File(path) = policy.parse()? {
+                return Err(CliError::Usage(format!(
+                    "{} is a schedule file already; expected a policy, or learned[:SPEED]",
+                    path.display()
+                )));
+            }
+            write(&named(&policy, &model, &run, context)?, &out, context)
         }
         Command::Import {
             file,
@@ -138,8 +190,26 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
             let file = imported(&released, kind, tau, &info, &settings)?;
             write(&file, &out, context)
         }
-        Command::Diff { a, b } => diff(&a, &b),
+        Command::Diff { a, b, model, run } => {
+            let file = |spec: &str| named(spec, &model, &run, context);
+            diff([&a, &b], &file(&a)?, &file(&b)?)
+        }
     }
+}
+
+/// A schedule by what names it anywhere: a file, or a policy or what was learned, for a model and run.
+fn named(
+    spec: &str,
+    model: &ModelArgs,
+    run: &RunArgs,
+    context: &Context,
+) -> Result<ScheduleFile, CliError> {
+    let choice: ScheduleChoice = spec.parse()?;
+    if let ScheduleChoice::File(path) = &choice {
+        return Ok(ScheduleFile::read(path)?);
+    }
+    let (info, settings) = model_and_run(model, run, context)?;
+    Ok(chosen_file(&choice, &info, &settings)?)
 }
 
 fn model_and_run(
@@ -156,10 +226,10 @@ fn write(file: &ScheduleFile, out: &Path, context: &Context) -> Result<(), CliEr
     file.write(out)?;
     let measured = file.measured.clone().unwrap_or_default();
     context.say(format!(
-        "{}: {} for {} steps, CUR {:.1} %, MACs ratio {:.2}×",
+        "{}: {} for {}, CUR {:.1} %, MACs ratio {:.2}×",
         out.display(),
         file.policy.name,
-        file.run.steps,
+        counted(file.run.steps, "step"),
         100.0 * measured.cur,
         measured.macs_ratio
     ));
@@ -202,17 +272,16 @@ fn imported(
 
 /// `as_json`: as one document, with or without the plan.
 pub(super) fn show(
-    path: &Path,
+    file: &ScheduleFile,
     png: Option<&Path>,
     as_json: Option<bool>,
     context: &Context,
 ) -> Result<(), CliError> {
-    let file = ScheduleFile::read(path)?;
     let schedule = file.schedule()?;
     let graph = &file.model.graph;
     let ratio = schedule.macs_ratio(graph);
     if let Some(png) = png {
-        draw_schedule(&file, None, png)?;
+        draw_schedule(file, None, png)?;
         context.say(format!("drew {}", png.display()));
     }
     if let Some(plan) = as_json {
@@ -228,11 +297,11 @@ pub(super) fn show(
         return Ok(());
     }
     out!(
-        "{} for {} of {} blocks, {} steps of {}{}",
+        "{} for {} of {}, {} of {}{}",
         file.policy.name,
         file.model.family,
-        file.model.graph.blocks(),
-        file.run.steps,
+        counted(file.model.graph.blocks(), "block"),
+        counted(file.run.steps, "step"),
         file.run.solver,
         file.run
             .guidance
@@ -254,16 +323,16 @@ pub(super) fn show(
     }) = &file.measured
     {
         out!(
-            "measured against the uncached run over {images} images: MSE {mse:.2e}, PSNR {psnr:.1} dB"
+            "measured against the uncached run over {}: MSE {mse:.2e}, PSNR {psnr:.1} dB",
+            counted(*images, "image")
         );
     }
-    out!("{}", picture(&file, &schedule));
+    out!("{}", picture(file, &schedule));
     Ok(())
 }
 
 /// The ops of every step and their exact figures, for one image.
-fn show_plan(path: &Path) -> Result<(), CliError> {
-    let file = ScheduleFile::read(path)?;
+fn show_plan(file: &ScheduleFile) -> Result<(), CliError> {
     let plan = compile(&file.schedule()?, &file.model.graph);
     let figures = plan.accounting();
     let megabytes = |bytes: u64| bytes as f64 / 1e6;
@@ -345,8 +414,7 @@ fn estimate_text(estimate: &Weights) -> String {
     text
 }
 
-fn diff(a: &Path, b: &Path) -> Result<(), CliError> {
-    let (left, right) = (ScheduleFile::read(a)?, ScheduleFile::read(b)?);
+fn diff([a, b]: [&str; 2], left: &ScheduleFile, right: &ScheduleFile) -> Result<(), CliError> {
     let (x, y) = (left.schedule()?, right.schedule()?);
     if (x.steps(), x.branches()) != (y.steps(), y.branches()) {
         return Err(CliError::Usage(format!(
@@ -358,10 +426,8 @@ fn diff(a: &Path, b: &Path) -> Result<(), CliError> {
         )));
     }
     out!(
-        "{}: CUR {:.1} %    {}: CUR {:.1} %",
-        a.display(),
+        "{a}: CUR {:.1} %    {b}: CUR {:.1} %",
         100.0 * x.cur(),
-        b.display(),
         100.0 * y.cur()
     );
     let (mut differing, mut other_weights) = (0, 0);

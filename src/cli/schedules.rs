@@ -18,6 +18,7 @@ use crate::{
 };
 
 #[derive(Args, Debug)]
+#[command(next_help_heading = "Reuse")]
 pub(super) struct ScheduleArgs {
     /// What to reuse: a *.schedule.json file or a folder of them; learned[:SPEED], what was learned for this model and run;
     /// none; fora:N (reuse all but every N-th step); random:CUR[:SEED]; scm:BITS (whole steps); pab[:SELF[:CROSS]] (attention at
@@ -115,7 +116,7 @@ fn learned(
             ..LadderSettings::default()
         },
         json: false,
-        go_on: "the same command goes on",
+        go_on: "the same command goes on".into(),
     };
     train_ladder::make(&asked, pipeline, *settings, context)?;
     warned(find()?, false)

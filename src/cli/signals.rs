@@ -4,29 +4,59 @@
 #![allow(unsafe_code)]
 
 use std::{
+    io::Write,
     sync::{
-        Arc, Mutex, PoisonError,
+        Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant},
 };
 
+use super::{Context, error::CliError};
+
+/// How long a command that has nothing to lose may take to stop by itself.
+const PATIENCE: Duration = Duration::from_secs(1);
+
 /// Makes Ctrl-C, SIGTERM and a terminal that closes raise the flag, or end the process at once where nobody looks at it. A
 /// second signal ends it in any case, unless it comes within half a second: a terminal that closes may say so twice.
-pub(super) fn catch(interrupted: Arc<AtomicBool>, looked_at: bool) {
+pub(super) fn catch(context: &Context, looked_at: bool) {
     let ignored = ignored();
+    let (interrupted, at_stake) = (context.interrupted.clone(), context.at_stake.clone());
+    let quiet = context.quiet;
     let first = Mutex::new(None::<Instant>);
     let handler = ctrlc::set_handler(move || {
-        interrupted.store(true, Ordering::Relaxed);
+        let before = interrupted.swap(true, Ordering::Relaxed);
         let mut first = first.lock().unwrap_or_else(PoisonError::into_inner);
         let again = first.get_or_insert_with(Instant::now).elapsed() > Duration::from_millis(500);
         if again || !looked_at {
-            std::process::exit(130);
+            std::process::exit(CliError::Interrupted.exit_code().into());
+        }
+        if !before {
+            let at_stake = at_stake.clone();
+            std::thread::spawn(move || lose_patience(&at_stake, quiet));
         }
     });
     match handler {
         Err(error) => eprintln!("note: Ctrl-C will not stop cleanly: {error}"),
         Ok(()) => ignore(&ignored),
+    }
+}
+
+/// The flag is looked at between steps, and a step may take a minute: ends the process before that where nothing is lost, and says
+/// otherwise what it waits for.
+fn lose_patience(at_stake: &AtomicBool, quiet: bool) {
+    std::thread::sleep(PATIENCE);
+    // Whoever reads stderr may have stopped reading.
+    let mut stderr = std::io::stderr();
+    if !at_stake.load(Ordering::Relaxed) {
+        let _ = writeln!(stderr, "error: {}", CliError::Interrupted);
+        std::process::exit(CliError::Interrupted.exit_code().into());
+    }
+    if !quiet {
+        let _ = writeln!(
+            stderr,
+            "stopping after the step at hand, to save what is finished; Ctrl-C again ends at once"
+        );
     }
 }
 

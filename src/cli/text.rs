@@ -4,7 +4,7 @@ use std::{ops::ControlFlow, path::PathBuf};
 
 use clap::Args;
 
-use super::{Context, error::CliError, options::progress};
+use super::{Context, error::CliError, progress::progress};
 use crate::{
     checkpoint::{LoadOptions, ModelInfo, ModelSpec, Part, open_model},
     models::{
@@ -15,6 +15,7 @@ use crate::{
 };
 
 #[derive(Args, Debug)]
+#[command(next_help_heading = "Texts, for models that draw them")]
 pub(super) struct TextArgs {
     /// A text to draw, for a model that draws texts; may be given several times
     #[arg(long, value_name = "TEXT")]

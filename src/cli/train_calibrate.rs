@@ -5,9 +5,10 @@ use std::{ops::ControlFlow, path::PathBuf, time::Instant};
 use serde_json::json;
 
 use super::{
-    Context,
+    Context, again,
     error::CliError,
-    options::{Session, SessionArgs, print_json, progress},
+    options::{Session, SessionArgs, parse_seed, print_json},
+    progress::progress,
 };
 use crate::{
     files::check_writable,
@@ -19,17 +20,23 @@ use crate::{
         TrainingError,
         calibration::{CalibrationSettings, calibrate},
     },
+    words::counted,
 };
 
 /// Features of a batch that are held at a time: those of the step at hand and of three before it.
 const FEATURES_HELD: u64 = 4;
 
+const EXAMPLES: &str = "\
+Examples:
+  harmonica train calibrate --steps 20
+  harmonica train calibrate --steps 50 --guidance 1.5 --draws 32
+  harmonica sample --steps 20 --schedule smooth:0.18";
+
 #[derive(clap::Args, Debug)]
+#[command(after_help = EXAMPLES, next_help_heading = "Measuring", allow_negative_numbers = true)]
 pub(super) struct Args {
-    #[command(flatten)]
-    session: SessionArgs,
     /// Folder that the measurements go to; policies look in the usual one alone
-    #[arg(long, value_name = "DIR", default_value = CALIBRATIONS)]
+    #[arg(long, value_name = "DIR", default_value = CALIBRATIONS, help_heading = "Output")]
     out: PathBuf,
     /// Images that are measured
     #[arg(long, value_name = "N", default_value_t = 16)]
@@ -38,11 +45,13 @@ pub(super) struct Args {
     #[arg(long, value_name = "N")]
     batch: Option<usize>,
     /// Seed of noise and conditions
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, value_parser = parse_seed)]
     seed: u64,
     /// One JSON document on stdout
-    #[arg(long)]
+    #[arg(long, help_heading = "Output")]
     json: bool,
+    #[command(flatten)]
+    session: SessionArgs,
 }
 
 pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
@@ -79,19 +88,22 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
         Err(TrainingError::Stopped) => return Err(CliError::Interrupted),
         measured => measured?,
     };
+    context.something_is_at_stake();
     calibration.write(&path)?;
     let seconds = started.elapsed().as_secs_f64();
     let report = pipeline.engine.report();
     context.say(format!(
-        "{}: measured over {} images of {} steps in {seconds:.1} s on {} ({})",
+        "{}: measured over {} of {} in {seconds:.1} s on {} ({})",
         path.display(),
-        args.draws,
-        settings.steps,
+        counted(args.draws, "image"),
+        counted(settings.steps, "step"),
         report.device,
         report.backend
     ));
     context.say(format!(
-        "next: --schedule smooth:0.18, cem:{}, mag:0.06 or tea:0.25, with the same --model, --steps, --solver, --guidance and --clip-x0",
+        "next: harmonica sample --steps {} --schedule smooth:0.18{} (or cem:{}, mag:0.06, tea:0.25)",
+        settings.steps,
+        again::same_run(&args.session),
         (settings.steps / 2).max(2)
     ));
     if args.json {

@@ -11,10 +11,12 @@ use comfy_table::Table;
 use serde_json::{Value, json};
 
 use super::{
-    Context,
+    Context, again,
     error::CliError,
-    options::{Session, print_json, progress},
+    options::{Session, print_json},
+    progress::progress,
     table::markdown_table,
+    train_router::off_target,
 };
 use crate::{
     metrics::{peak_memory_bytes, psnr_from_mse},
@@ -27,6 +29,7 @@ use crate::{
             folder::{USUAL_SPEEDS, steps_of},
         },
     },
+    words::counted,
 };
 
 /// What the command says of such a run.
@@ -38,10 +41,16 @@ pub(super) struct Asked {
     pub resume: bool,
     pub json: bool,
     /// What to say of how an interrupted run goes on.
-    pub go_on: &'static str,
+    pub go_on: String,
 }
 
-pub(super) fn run(asked: Asked, session: Session, context: &Context) -> Result<(), CliError> {
+/// `again`: flags that name model and run once more.
+pub(super) fn run(
+    asked: Asked,
+    session: Session,
+    again: &str,
+    context: &Context,
+) -> Result<(), CliError> {
     let Session {
         pipeline, settings, ..
     } = session;
@@ -66,13 +75,15 @@ pub(super) fn run(asked: Asked, session: Session, context: &Context) -> Result<(
         format!(", peak memory {:.2} GB", bytes as f64 / 1e9)
     });
     context.say(format!(
-        "error to the uncached images over {} draws that nothing was fitted to; {seconds:.0} s on {} ({}){memory}",
-        asked.settings.validation, report.device, report.backend
+        "error to the uncached images over {} that nothing was fitted to; {seconds:.0} s on {} ({}){memory}",
+        counted(asked.settings.validation, "draw"),
+        report.device,
+        report.backend
     ));
     context.say(format!(
-        "next: harmonica sample --steps {} --schedule {} --speed {:.2}, with the same --model, --solver, --spacing, --guidance and --clip-x0",
+        "next: harmonica sample --steps {} --schedule {} --speed {:.2}{again}",
         settings.steps,
-        asked.out.display(),
+        again::path(&asked.out),
         rows[0]["macs_ratio"].as_f64().unwrap_or(2.0)
     ));
     Ok(())
@@ -109,13 +120,14 @@ pub(super) fn make(
             move || interrupted.load(Ordering::Relaxed)
         }),
     };
+    context.something_is_at_stake();
     let mut run = LadderRun::open(&pipeline.model, info, settings, options)?.with_engine(engine);
     let bar = progress(context, 0, "moves");
     let mut rows: Vec<Value> = Vec::new();
     let mut each = |told: Progress| {
         match told {
             Progress::Reference { images } => {
-                bar.set_message(format!("· drawing {images} uncached images"))
+                bar.set_message(format!("· drawing {}", counted(images, "uncached image")))
             }
             Progress::Tried(tried) => {
                 bar.inc(1);
@@ -130,6 +142,7 @@ pub(super) fn make(
                 ));
             }
             Progress::Rung {
+                target,
                 path,
                 summary,
                 macs_ratio,
@@ -146,12 +159,24 @@ pub(super) fn make(
                     }
                     _ => "",
                 };
-                bar.println(format!(
-                    "{}: {} of {} steps, {macs_ratio:.2}×{note}",
+                let count = computed.steps().len();
+                let said = format!(
+                    "{}: {count} of {}, {macs_ratio:.2}×{note}",
                     path.display(),
-                    computed.steps().len(),
-                    settings.steps,
-                ));
+                    counted(settings.steps, "step"),
+                );
+                let off = off_target(target, 1.0 - 1.0 / macs_ratio, macs_ratio);
+                let off = off.filter(|_| asked.targets.contains(&target));
+                bar.suspend(|| {
+                    context.say(said);
+                    if let Some(off) = off {
+                        context.say(format!(
+                            "warning: {:.1} % off its target: a run of {} comes no nearer without falling short of it",
+                            100.0 * off,
+                            counted(settings.steps, "step"),
+                        ));
+                    }
+                });
                 rows.push(json!({
                     "file": path, "macs_ratio": macs_ratio, "cur": 1.0 - 1.0 / macs_ratio,
                     "steps_computed": computed, "searched": searched,

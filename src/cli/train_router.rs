@@ -9,9 +9,10 @@ use std::{
 use serde_json::json;
 
 use super::{
-    Context,
+    Context, again,
     error::CliError,
-    options::{Session, SessionArgs, print_json, progress},
+    options::{Session, SessionArgs, parse_seed, print_json},
+    progress::progress,
     train_ladder::{self, Asked},
 };
 use crate::{
@@ -25,6 +26,7 @@ use crate::{
         Budget, Progress, Proxy, Replay, RouterRun, RouterRunOptions, RunFolder, SdtSettings,
         TrainingSummary, forecast::LadderSettings, router::budget::TOLERANCE,
     },
+    words::counted,
 };
 
 /// Without a target or β: a good part of the work saved at little loss.
@@ -32,17 +34,31 @@ const DEFAULT_TARGET_CUR: f64 = 0.4;
 /// Memory for activations when the micro-batch is chosen by itself; the graph keeps many times a forward pass.
 const MICRO_BATCH_BUDGET: u64 = 256 << 20;
 
+/// The heading of what only the published recipe knows.
+const OWN_FLAGS: &str = "Recipe harmonica";
+
+const EXAMPLES: &str = "\
+Examples:
+  harmonica train router --steps 20               for speeds from 1.25 to 4
+  harmonica train router --steps 20 --resume --target-speedup 2.25
+  harmonica sample --steps 20 --schedule router --speed 2
+  harmonica train router --recipe harmonica --target-cur 0.4 --out published";
+
 #[derive(clap::Args, Debug)]
+#[command(after_help = EXAMPLES, next_help_heading = "Learning", allow_negative_numbers = true)]
 pub(super) struct Args {
-    #[command(flatten)]
-    session: SessionArgs,
     /// How to learn. forecast: which steps to run the network at, and how the others make their images of earlier ones, a
     /// schedule for every speed. harmonica: which branches to reuse at which step (SDT and IEPO, as published)
     /// [default: forecast, or harmonica where a flag of its own is given]
     #[arg(long, value_name = "RECIPE")]
     recipe: Option<Recipe>,
     /// Folder of the run: *.schedule.json, train.jsonl, router.png, and what it is resumed from
-    #[arg(long, value_name = "DIR", default_value = "router")]
+    #[arg(
+        long,
+        value_name = "DIR",
+        default_value = "router",
+        help_heading = "Output"
+    )]
     out: PathBuf,
     /// forecast: images that weights are fitted to, and as many more that they are judged on [default: 96]
     #[arg(long, value_name = "N")]
@@ -51,16 +67,16 @@ pub(super) struct Args {
     #[arg(long, value_name = "N")]
     sweeps: Option<usize>,
     /// Passes over the whole trajectory [default: 80, or all of --replay]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", help_heading = OWN_FLAGS)]
     passes: Option<usize>,
     /// Images a pass (guidance doubles what the network sees) [default: 4]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", help_heading = OWN_FLAGS)]
     batch: Option<usize>,
     /// Images in the network at a time; the features of a whole batch stay in memory [default: what fits in 256 MiB]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", help_heading = OWN_FLAGS)]
     micro_batch: Option<usize>,
     /// Weight of the computed branches in the loss, fixed
-    #[arg(long, conflicts_with_all = ["target_cur", "target_speedup"])]
+    #[arg(long, conflicts_with_all = ["target_cur", "target_speedup"], help_heading = OWN_FLAGS)]
     beta: Option<f64>,
     /// Save this share of all branch evaluations; several make a schedule each (harmonica: the first one steers beta)
     #[arg(
@@ -75,46 +91,48 @@ pub(super) struct Args {
     target_speedup: Vec<f64>,
     /// Let the schedules keep at most this share of all features at a time: 0.5 halves the cache. Training does not
     /// depend on it: with --resume, a finished run makes schedules for another bound
-    #[arg(long, value_name = "SHARE")]
+    #[arg(long, value_name = "SHARE", help_heading = OWN_FLAGS)]
     max_cache: Option<f64>,
     /// Learning rate [default: 0.01, as published, with --beta; 0.1 when beta is steered]
-    #[arg(long)]
+    #[arg(long, help_heading = OWN_FLAGS)]
     lr: Option<f64>,
     /// Threshold: compute where the score is above it [default: 0.1]
-    #[arg(long)]
+    #[arg(long, help_heading = OWN_FLAGS)]
     tau: Option<f64>,
     /// Iterations (steps) between refreshes of lambda [default: 500, as published, with --beta; 200 when
     /// beta is steered]
-    #[arg(long, value_name = "C")]
+    #[arg(long, value_name = "C", help_heading = OWN_FLAGS)]
     lambda_every: Option<usize>,
     /// What weights a step: leave-one-out (the paper's), progressive (the release's code), sensitivity (image error
     /// per unit of output error), or none (SDT alone) [default: leave-one-out with --beta, sensitivity when beta
     /// is steered]
-    #[arg(long)]
+    #[arg(long, help_heading = OWN_FLAGS)]
     proxy: Option<Proxy>,
     /// Seed of noise, labels and the first logits [default: 0]
-    #[arg(long)]
+    #[arg(long, value_parser = parse_seed)]
     seed: Option<u64>,
     /// Keep only the blocks' inputs and run each block again on the way back: less memory, a third more time
-    #[arg(long)]
+    #[arg(long, help_heading = OWN_FLAGS)]
     gradient_checkpointing: bool,
     /// Passes between checkpoints [default: 5]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", help_heading = OWN_FLAGS)]
     save_every: Option<usize>,
     /// Go on with the run in --out, of the same --model, --steps and guidance; of the recipe, what is not said again stays
     /// as it was. A finished run makes schedules for other targets
-    #[arg(long)]
+    #[arg(long, help_heading = "Output")]
     resume: bool,
     /// Take `noise` [passes,B,C,H,W], `labels` [passes,B] (or `text` [passes,B,L,width] with `mask`, `null_text`, `null_mask`)
     /// and `router_init` [T,N] from this file instead of drawing them
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", help_heading = OWN_FLAGS)]
     replay: Option<PathBuf>,
     /// Also write the log (a JSON line an iteration) here
-    #[arg(long, value_name = "FILE.jsonl")]
+    #[arg(long, value_name = "FILE.jsonl", help_heading = OWN_FLAGS)]
     log: Option<PathBuf>,
     /// One JSON document on stdout
-    #[arg(long)]
+    #[arg(long, help_heading = "Output")]
     json: bool,
+    #[command(flatten)]
+    session: SessionArgs,
 }
 
 /// How a router is learned.
@@ -204,9 +222,15 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
             out: args.out,
             resume: args.resume,
             json: args.json,
-            go_on: "--resume goes on",
+            go_on: String::new(),
         };
-        return train_ladder::run(asked, args.session.open(context)?, context);
+        let session = args.session.open(context)?;
+        let again = again::same_run(&args.session);
+        let asked = Asked {
+            go_on: go_on(&asked.out, session.settings.steps, &again),
+            ..asked
+        };
+        return train_ladder::run(asked, session, &again, context);
     }
     let (replay, texts) = match args.replay.as_deref().map(read_replay).transpose()? {
         Some((replay, texts)) => (Some(replay), texts),
@@ -223,6 +247,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
         }
         session.run.steps = Some(steps);
     }
+    let again = again::same_run(&session);
     let Session {
         pipeline,
         settings: run,
@@ -328,6 +353,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
         resume: args.resume,
         log: args.log,
     };
+    context.something_is_at_stake();
     let mut training = RouterRun::open(&model, &info, run, options)?.with_engine(&engine);
 
     let trained = (run.steps - 1) as u64;
@@ -361,8 +387,10 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
                 bar.abandon();
                 let pass = training.sdt().state().pass;
                 context.say(format!(
-                    "stopped after {pass} passes, saved in {}; --resume goes on",
-                    args.out.display()
+                    "stopped after {}, saved in {}; {}",
+                    counted(pass, "pass"),
+                    args.out.display(),
+                    go_on(&args.out, run.steps, &again)
                 ));
                 return Err(CliError::Interrupted);
             }
@@ -383,11 +411,9 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
             file.threshold
                 .map_or("by rank".into(), |t| format!("{t:.3}")),
         ));
-        if let Some(off) = file
-            .policy
-            .parameters
-            .as_ref()
-            .and_then(|p| off_target(p, measured.cur, measured.macs_ratio))
+        let target = file.policy.parameters.as_ref().and_then(target_of);
+        if let Some(off) =
+            target.and_then(|target| off_target(target, measured.cur, measured.macs_ratio))
         {
             context.say(format!(
                 "warning: {:.1} % off its target; a table of this size and cache comes no nearer",
@@ -402,9 +428,19 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
     });
     let report = engine.report();
     context.say(format!(
-        "{} passes of {} steps in {seconds:.1} s on {} ({}){memory}",
-        now, run.steps, report.device, report.backend
+        "{} of {} in {seconds:.1} s on {} ({}){memory}",
+        counted(now, "pass"),
+        counted(run.steps, "step"),
+        report.device,
+        report.backend
     ));
+    if let Some(path) = written.first().and_then(|file| file["file"].as_str()) {
+        context.say(format!(
+            "next: harmonica sample --steps {} --schedule {}{again}",
+            run.steps,
+            again::path(Path::new(path)),
+        ));
+    }
     if args.json {
         print_json(&json!({
             "device": report.device, "backend": report.backend, "model": info.outline.name, "steps": run.steps,
@@ -415,15 +451,27 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
     Ok(())
 }
 
+/// How a run that was stopped goes on.
+fn go_on(out: &Path, steps: usize, again: &str) -> String {
+    let out = again::path(out);
+    format!("harmonica train router --resume --out {out} --steps {steps}{again} goes on")
+}
+
+/// What a schedule was made for, by its own words.
+fn target_of(parameters: &serde_json::Value) -> Option<Budget> {
+    let number = |key: &str| parameters.get(key)?.as_f64();
+    let share = number("target-cur").map(Budget::TargetCur);
+    share.or_else(|| number("target-speedup").map(Budget::TargetSpeedup))
+}
+
 /// How far a schedule is off its target, where that is more than the tolerance.
-fn off_target(target: &serde_json::Value, cur: f64, macs_ratio: f64) -> Option<f64> {
-    let miss = |key: &str, reached: f64| {
-        target
-            .get(key)?
-            .as_f64()
-            .map(|wanted| (reached / wanted - 1.0).abs())
+pub(super) fn off_target(target: Budget, cur: f64, macs_ratio: f64) -> Option<f64> {
+    let (wanted, reached) = match target {
+        Budget::TargetCur(share) => (share, cur),
+        Budget::TargetSpeedup(ratio) => (ratio, macs_ratio),
+        Budget::Beta(_) => return None,
     };
-    let off = miss("target-cur", cur).or_else(|| miss("target-speedup", macs_ratio))?;
+    let off = (reached / wanted - 1.0).abs();
     (off > TOLERANCE).then_some(off)
 }
 

@@ -81,33 +81,19 @@ pub fn choose_schedule(
             })
         }
         ScheduleChoice::Learned { speed, folder } => {
-            let (model, run) = (model_identity(info), run_settings(info, settings)?);
-            let (files, place) = match folder {
-                None => (bundled_schedules(&model, &run), None),
-                Some(folder) => (schedules_in(folder, &model, &run)?, Some(folder)),
-            };
-            let speeds: Vec<f64> = files.iter().map(speed_of).collect();
-            let found = match speed {
-                Some(speed) => best_at(&files, *speed),
-                None => best_at(&files, USUAL_SPEED).or_else(|| nearest(&files, USUAL_SPEED)),
-            };
-            let Some(file) = found else {
-                return Err(PolicyError::NotLearned {
-                    speed: *speed,
-                    available: listed(speeds, place.map(|p| &**p)),
-                });
-            };
-            let name = match place {
-                Some(folder) => format!("{} at {:.2}×", folder.display(), speed_of(file)),
-                None => format!("learned:{:.2}", speed_of(file)),
+            let run = run_settings(info, settings)?;
+            let file = learned_file(*speed, folder.as_deref(), info, &run)?;
+            let name = match folder {
+                Some(folder) => format!("{} at {:.2}×", folder.display(), speed_of(&file)),
+                None => format!("learned:{:.2}", speed_of(&file)),
             };
             Ok(Chosen {
-                misfit: made_otherwise(file, &run, settings),
+                misfit: made_otherwise(&file, &run, settings),
                 ..chosen(
                     file.schedule()?.into(),
                     name,
                     &file.policy.name,
-                    origin_of(file),
+                    origin_of(&file),
                 )
             })
         }
@@ -135,6 +121,55 @@ pub fn choose_schedule(
             })
         }
     }
+}
+
+/// The schedule that a choice means, as a file: read, found among the learned ones, or made for a model and run.
+///
+/// # Errors
+/// [`PolicyError`]; [`PolicyError::NoTable`] for policies that decide while a run goes on.
+pub fn chosen_file(
+    choice: &ScheduleChoice,
+    info: &ModelInfo,
+    settings: &Settings,
+) -> Result<ScheduleFile, PolicyError> {
+    match choice {
+        ScheduleChoice::File(path) => Ok(ScheduleFile::read(path)?),
+        ScheduleChoice::Policy(policy) => schedule_file(policy, info, settings),
+        ScheduleChoice::Learned { speed, folder } => {
+            let run = run_settings(info, settings)?;
+            learned_file(*speed, folder.as_deref(), info, &run)
+        }
+        ScheduleChoice::Steps { steps, solver } => {
+            let settings = Settings {
+                steps: *steps,
+                solver: solver.unwrap_or(settings.solver),
+                ..*settings
+            };
+            schedule_file(&Policy::None, info, &settings)
+        }
+    }
+}
+
+/// The learned schedule of a speed, or of the usual one, of those in a folder or in the library.
+fn learned_file(
+    speed: Option<f64>,
+    folder: Option<&Path>,
+    info: &ModelInfo,
+    run: &RunSettings,
+) -> Result<ScheduleFile, PolicyError> {
+    let model = model_identity(info);
+    let files = match folder {
+        None => bundled_schedules(&model, run),
+        Some(folder) => schedules_in(folder, &model, run)?,
+    };
+    let found = match speed {
+        Some(speed) => best_at(&files, speed),
+        None => best_at(&files, USUAL_SPEED).or_else(|| nearest(&files, USUAL_SPEED)),
+    };
+    found.cloned().ok_or_else(|| PolicyError::NotLearned {
+        speed,
+        available: listed(files.iter().map(speed_of).collect(), folder),
+    })
 }
 
 fn origin_of(file: &ScheduleFile) -> Origin {

@@ -13,7 +13,7 @@ mod prompts;
 #[cfg(not(target_family = "wasm"))]
 mod texts;
 
-pub use choice::{Chosen, calibrated_run, choose_schedule, schedule_file};
+pub use choice::{Chosen, calibrated_run, choose_schedule, chosen_file, schedule_file};
 #[cfg(not(target_family = "wasm"))]
 pub use {
     decoder::Decoder,

@@ -20,6 +20,7 @@ mod hub;
 mod hub_server;
 mod kernels;
 mod large_model;
+mod newcomer;
 mod pictures;
 mod pixart;
 mod pretrain;

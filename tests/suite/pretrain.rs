@@ -262,7 +262,7 @@ fn options(folder: &Path, steps: u64, resume: bool) -> PretrainOptions {
             length: Length::Steps(steps),
             batch: 4,
             micro_batch: 3,
-            warmup: 2,
+            warmup: Some(2),
             shift: 1,
             balance: 0.5,
             ..Default::default()

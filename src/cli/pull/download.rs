@@ -18,7 +18,7 @@ use hf_hub::{
         sync::{Api, ApiBuilder, ApiError, ApiRepo},
     },
 };
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{DecimalBytes, HumanDuration, ProgressBar};
 use sha2::{Digest, Sha256};
 
 use super::{
@@ -27,7 +27,7 @@ use super::{
 };
 use crate::{
     checkpoint::{HubName, Part, hub_home},
-    cli::Context,
+    cli::{Context, progress::bar_or_lines},
     containers::read_shard_names,
     files::write_bytes_atomically,
 };
@@ -413,15 +413,17 @@ fn unwritable(path: &Path, source: io::Error) -> PullError {
 
 /// The bar of one file.
 fn bar(context: &Context, file: &str) -> ProgressBar {
-    if context.quiet {
-        return ProgressBar::hidden();
-    }
     let template = "{msg} {bar:32} {bytes}/{total_bytes} · {bytes_per_sec} · ETA {eta}";
-    let style =
-        ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
-    ProgressBar::new(0)
-        .with_style(style)
-        .with_message(file.to_owned())
+    let line = |bar: &ProgressBar| {
+        let all = DecimalBytes(bar.length().unwrap_or(0));
+        let eta = HumanDuration(bar.eta());
+        format!(
+            "{} {}/{all} · ETA {eta:#}",
+            bar.message(),
+            DecimalBytes(bar.position())
+        )
+    };
+    bar_or_lines(context, 0, template, line).with_message(file.to_owned())
 }
 
 /// What the client tells of a download.

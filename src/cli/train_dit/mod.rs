@@ -4,7 +4,7 @@ mod options;
 
 use std::{
     ops::ControlFlow,
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
@@ -12,9 +12,10 @@ use indicatif::ProgressBar;
 use serde_json::json;
 
 use super::{
-    Context,
+    Context, again,
     error::CliError,
-    options::{DeviceArgs, DtypeArg, print_json, progress},
+    options::{DeviceArgs, DtypeArg, print_json},
+    progress::progress,
 };
 use crate::{
     checkpoint::{LoadOptions, ModelSpec, StoredDtype, load_state},
@@ -28,26 +29,76 @@ use crate::{
             PretrainOptions, PretrainRun, PretrainSettings, PretrainStart, PretrainStep, SavedRun,
         },
     },
+    words::counted,
 };
 use options::{LengthArgs, NetworkArgs, RecipeArgs, settings};
 
 /// Skipped pictures that are named; the rest is counted.
 const NAMED: usize = 10;
 
+/// Fewer pictures than these are learned by heart, which nobody should wait an hour for unasked.
+const FEWEST: usize = 16;
+
+const EXAMPLES: &str = "\
+Examples:
+  harmonica train dit --data pictures --minutes 30     a sub-folder a class
+  harmonica train dit --resume --minutes 60            goes on in dit/
+  harmonica train dit --data pictures --size DiT-S/4 --image-size 128
+  harmonica sample --model dit/model.safetensors";
+
 #[derive(clap::Args, Debug)]
-#[command(allow_negative_numbers = true)]
+#[command(after_help = EXAMPLES, allow_negative_numbers = true)]
 pub(super) struct Args {
     /// Pictures: a folder with one sub-folder a class, an atlas (a folder with classes.json), a flat folder (no
-    /// classes), or a .safetensors file with `latents` [N,C,H,W] and `labels` [N]
-    #[arg(long, value_name = "DIR|FILE")]
-    data: PathBuf,
+    /// classes), or a .safetensors file with `latents` [N,C,H,W] and `labels` [N] [default with --resume: what the run began
+    /// with]
+    #[arg(
+        long,
+        value_name = "DIR|FILE",
+        required_unless_present = "resume",
+        help_heading = "Data"
+    )]
+    data: Option<PathBuf>,
     /// Learn latents of the pictures instead of pixels: the autoencoder that makes them (a diffusers folder, or a file of an
     /// AutoencoderKL or of TAESD); `sample --vae` takes the same one
-    #[arg(long, value_name = "FILE|DIR")]
+    #[arg(long, value_name = "FILE|DIR", help_heading = "Data")]
     vae: Option<PathBuf>,
+    /// Gigabytes of pictures to keep in memory; more than that goes to a temporary file
+    #[arg(long, value_name = "GB", default_value_t = 2.0, help_heading = "Data")]
+    data_memory: f64,
     /// Folder of the run: model.safetensors, checkpoint.safetensors, train.jsonl, curve.png, samples.png
-    #[arg(long, value_name = "DIR", default_value = "dit")]
+    #[arg(
+        long,
+        value_name = "DIR",
+        default_value = "dit",
+        help_heading = "Output"
+    )]
     out: PathBuf,
+    /// Minutes between checkpoints
+    #[arg(
+        long,
+        value_name = "MINUTES",
+        default_value_t = 5.0,
+        help_heading = "Output"
+    )]
+    save_every: f64,
+    /// Minutes between sample grids; 0 draws one at the end only
+    #[arg(
+        long,
+        value_name = "MINUTES",
+        default_value_t = 10.0,
+        help_heading = "Output"
+    )]
+    sample_every: f64,
+    /// Element type of model.safetensors [default: f32]
+    #[arg(long, value_name = "f32|f16", value_enum, help_heading = "Output")]
+    dtype: Option<DtypeArg>,
+    /// Go on with the run in --out; of data, network, recipe and --dtype, what is not said again stays as it was
+    #[arg(long, help_heading = "Output")]
+    resume: bool,
+    /// One JSON document on stdout
+    #[arg(long, help_heading = "Output")]
+    json: bool,
     #[command(flatten)]
     device: DeviceArgs,
     #[command(flatten)]
@@ -56,28 +107,9 @@ pub(super) struct Args {
     length: LengthArgs,
     #[command(flatten)]
     recipe: RecipeArgs,
-    /// Minutes between checkpoints
-    #[arg(long, value_name = "MINUTES", default_value_t = 5.0)]
-    save_every: f64,
-    /// Minutes between sample grids; 0 draws one at the end only
-    #[arg(long, value_name = "MINUTES", default_value_t = 10.0)]
-    sample_every: f64,
-    /// Element type of model.safetensors [default: f32]
-    #[arg(long, value_name = "f32|f16", value_enum)]
-    dtype: Option<DtypeArg>,
-    /// Gigabytes of pictures to keep in memory; more than that goes to a temporary file
-    #[arg(long, value_name = "GB", default_value_t = 2.0)]
-    data_memory: f64,
-    /// Go on with the run in --out; of network, recipe and --dtype, what is not said again stays as it was
-    #[arg(long)]
-    resume: bool,
-    /// One JSON document on stdout
-    #[arg(long)]
-    json: bool,
 }
 
 pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
-    let engine = args.device.open(context)?;
     let folder = PretrainFolder::new(&args.out);
     // A resumed run keeps the settings that this command does not name.
     let before = match folder.check(args.resume)? {
@@ -96,6 +128,9 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
     };
     let save_every = minutes("save-every", args.save_every)?;
     let sample_every = minutes("sample-every", args.sample_every)?;
+
+    let place = place_of_data(&args, before.as_ref())?;
+    let engine = args.device.open(context)?;
 
     let init = match (&args.network.init, &before) {
         (Some(init), None) => {
@@ -118,7 +153,14 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
         .as_ref()
         .map(|path| Vae::open(path, engine.device()))
         .transpose()?;
-    let data = read_data(&args, known, vae.as_ref(), context)?;
+    let data = read_data(&place, &args, known, vae.as_ref(), context)?;
+    if data.len() < FEWEST && before.is_none() && !args.length.is_named() {
+        return Err(CliError::Usage(format!(
+            "{} holds {}, which a network learns by heart: expected at least {FEWEST} for the usual hour; pass --minutes, --images or --steps to train on fewer",
+            place.display(),
+            counted(data.len(), "picture"),
+        )));
+    }
     let data = match &vae {
         Some(vae) => encoded(data, vae, &settings, context)?,
         None => data,
@@ -146,17 +188,23 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
         },
         vae,
     };
+    context.something_is_at_stake();
     let mut run = PretrainRun::open(&data, start, options, engine.device())?.with_engine(&engine);
     context.say(format!(
-        "{} with {:.1} M weights; {} pictures of {:?} in {} classes{}",
+        "{} with {:.2} M weights; {} of {:?} in {}{}; {}",
         config.name(),
         config.parameters() as f64 / 1e6,
-        data.len(),
+        counted(data.len(), "picture"),
         data.shape(),
-        data.classes(),
+        counted(data.classes(), "class"),
         match data.skipped().len() {
             0 => String::new(),
             skipped => format!(", {skipped} more could not be read"),
+        },
+        match settings.length {
+            Length::Minutes(minutes) => format!("{minutes} min (--minutes)"),
+            Length::Images(images) => counted(images, "training picture"),
+            Length::Steps(steps) => counted(steps, "step"),
         },
     ));
     name_skipped(&data, context);
@@ -194,10 +242,13 @@ fn train(
         if context.check_interrupt().is_err() {
             run.save()?;
             meter.bar.abandon();
+            let vae = args.vae.as_ref();
+            let vae = vae.map_or(String::new(), |vae| format!(" --vae {}", again::path(vae)));
             context.say(format!(
-                "stopped after {} steps, saved in {}; --resume goes on",
-                run.learner().steps(),
-                args.out.display()
+                "stopped after {}, saved in {}; harmonica train dit --resume --out {}{vae} goes on",
+                counted(run.learner().steps(), "step"),
+                args.out.display(),
+                again::path(&args.out),
             ));
             return Err(CliError::Interrupted);
         }
@@ -259,8 +310,8 @@ impl Meter {
             format!(" · {:.1} GB", bytes as f64 / 1e9)
         });
         self.bar.set_message(format!(
-            "· {} pictures · mse {:.4} · {:.1} images/s{memory}",
-            step.images,
+            "· {} · mse {:.4} · {:.1} images/s{memory}",
+            counted(step.images, "picture"),
             self.mse.unwrap_or(step.mse),
             self.rate.unwrap_or(step.images_per_second),
         ));
@@ -279,9 +330,10 @@ fn report(
     let peak = peak_memory_bytes();
     let folder = run.folder();
     context.say(format!(
-        "{}: {} steps, {images} pictures in {:.1} min on {} ({}), {rate:.1} images/s{}",
+        "{}: {}, {} in {:.1} min on {} ({}), {rate:.1} images/s{}",
         folder.model().display(),
-        run.learner().steps(),
+        counted(run.learner().steps(), "step"),
+        counted(images, "picture"),
         seconds / 60.0,
         device.device,
         device.backend,
@@ -290,9 +342,16 @@ fn report(
             b as f64 / 1e9
         )),
     ));
+    let (steps, warmup) = (run.learner().steps(), run.learner().settings().warmup);
+    if let Some(warmup) = warmup.filter(|warmup| *warmup > steps) {
+        context.say(format!(
+            "warning: the learning rate was still rising when the run ended: --warmup is {warmup}, the run had {}",
+            counted(steps, "step")
+        ));
+    }
     context.say(format!(
         "draw with it: harmonica sample --model {}",
-        folder.model().display()
+        again::path(&folder.model())
     ));
     if args.json {
         let last = run.last_step();
@@ -337,8 +396,20 @@ fn read(data: Result<Dataset, DataError>) -> Result<Dataset, CliError> {
     }
 }
 
+/// Where the pictures lie: where this command says, or where they lay when the run was saved.
+fn place_of_data(args: &Args, before: Option<&SavedRun>) -> Result<PathBuf, CliError> {
+    let saved = || Some(PathBuf::from(before?.data_path.as_ref()?));
+    args.data.clone().or_else(saved).ok_or_else(|| {
+        CliError::Usage(format!(
+            "the run in {} does not say where its pictures lie: pass --data",
+            args.out.display()
+        ))
+    })
+}
+
 /// Reads the pictures, with a bar.
 fn read_data(
+    place: &Path,
     args: &Args,
     known: Option<&DitConfig>,
     vae: Option<&Vae>,
@@ -371,7 +442,7 @@ fn read_data(
     };
     let bar = progress(context, 0, "pictures");
     let started = Instant::now();
-    let data = Dataset::open(&args.data, &options, &mut |done, all| {
+    let data = Dataset::open(place, &options, &mut |done, all| {
         bar.set_length(all as u64);
         bar.set_position(done as u64);
         match context.check_interrupt() {

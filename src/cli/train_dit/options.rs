@@ -1,6 +1,9 @@
 //! What the command says about network, length and recipe.
 
-use super::super::{error::CliError, options::parse_switch};
+use super::super::{
+    error::CliError,
+    options::{parse_seed, parse_switch},
+};
 use crate::{
     layers::NORM_EPS,
     models::dit::{ConfigError, DitConfig},
@@ -11,6 +14,7 @@ use crate::{
 const DEFAULT_SHAPE: [usize; 4] = [12, 192, 3, 4];
 /// The network.
 #[derive(clap::Args, Debug)]
+#[command(next_help_heading = "Network")]
 pub(super) struct NetworkArgs {
     /// A published size such as DiT-S/4 [default: 12 blocks of 192, 3 heads, patch 4]
     #[arg(long, value_name = "NAME", conflicts_with_all = ["blocks", "hidden", "heads", "patch"])]
@@ -37,6 +41,7 @@ pub(super) struct NetworkArgs {
 
 /// How long.
 #[derive(clap::Args, Debug)]
+#[command(next_help_heading = "Length")]
 #[group(multiple = false)]
 pub(super) struct LengthArgs {
     /// Train for this long, over all sessions; the learning rate falls to 0 at its end [default: 60]
@@ -52,6 +57,7 @@ pub(super) struct LengthArgs {
 
 /// How.
 #[derive(clap::Args, Debug)]
+#[command(next_help_heading = "Recipe")]
 pub(super) struct RecipeArgs {
     /// Pictures an optimizer step [default: 64]
     #[arg(long, value_name = "N")]
@@ -65,7 +71,7 @@ pub(super) struct RecipeArgs {
     /// Highest learning rate [default: 5e-4, 1.5e-3 with muon]
     #[arg(long)]
     lr: Option<f64>,
-    /// Steps over which the learning rate rises from 0 [default: 200]
+    /// Steps over which the learning rate rises from 0 [default: 200, in short runs a tenth of the run]
     #[arg(long, value_name = "STEPS")]
     warmup: Option<u64>,
     /// AdamW's decay of the first moment [default: 0.9]
@@ -111,7 +117,7 @@ pub(super) struct RecipeArgs {
     #[arg(long)]
     gradient_checkpointing: bool,
     /// Seed of weights, order, augmentation, timesteps and noise [default: 0]
-    #[arg(long)]
+    #[arg(long, value_parser = parse_seed)]
     seed: Option<u64>,
 }
 
@@ -126,6 +132,13 @@ pub(super) enum PrecisionArg {
 pub(super) enum OptimizerArg {
     Adamw,
     Muon,
+}
+
+impl LengthArgs {
+    /// Whether the command says how long.
+    pub fn is_named(&self) -> bool {
+        self.minutes.is_some() || self.images.is_some() || self.steps.is_some()
+    }
 }
 
 /// What this command says, what the run said before, or the default.
@@ -166,7 +179,7 @@ pub(super) fn settings(
         micro_batch: recipe.micro_batch.unwrap_or(fitting),
         optimizer,
         lr: recipe.lr.unwrap_or(lr),
-        warmup: recipe.warmup.unwrap_or(base.warmup),
+        warmup: recipe.warmup.or(base.warmup),
         beta1: recipe.beta1.unwrap_or(base.beta1),
         beta2: recipe.beta2.unwrap_or(base.beta2),
         weight_decay: recipe.weight_decay.unwrap_or(base.weight_decay),

@@ -2,7 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::layers::{NORM_EPS, TIMESTEP_CHANNELS};
+use crate::{
+    layers::{NORM_EPS, TIMESTEP_CHANNELS},
+    words::counted,
+};
 
 /// MLP width over hidden width, fixed by the DiT family.
 pub const MLP_RATIO: usize = 4;
@@ -240,8 +243,11 @@ impl DitConfig {
         match published {
             Some((size, ..)) => format!("DiT-{size}/{}", self.patch),
             None => format!(
-                "DiT with {} blocks of {} ({} heads), patch {}",
-                self.blocks, self.hidden, self.heads, self.patch
+                "DiT with {} of {} ({}), patch {}",
+                counted(self.blocks, "block"),
+                self.hidden,
+                counted(self.heads, "head"),
+                self.patch
             ),
         }
     }

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::tensors::tensors;
-use crate::models::Picture;
+use crate::{models::Picture, words::counted};
 
 /// MLP width over hidden width, fixed by the family.
 pub const MLP_RATIO: usize = 4;
@@ -148,7 +148,9 @@ impl PixArtConfig {
         match (self.blocks, self.hidden, self.heads) {
             (28, 1152, 16) => format!("PixArt-XL/{}", self.patch),
             (blocks, hidden, heads) => format!(
-                "PixArt with {blocks} blocks of {hidden} ({heads} heads), patch {}",
+                "PixArt with {} of {hidden} ({}), patch {}",
+                counted(blocks, "block"),
+                counted(heads, "head"),
                 self.patch
             ),
         }

@@ -117,7 +117,10 @@ impl Comparison {
         };
         let exact = |of: &Row| of.error().mean == 0.0;
         let unless_exact = |of: &Row, text: String| (!exact(of)).then_some(text);
-        let megabytes = |bytes: f64| format!("{:.1}", bytes / 1e6);
+        let megabytes = |bytes: f64| match bytes < 0.05e6 {
+            true => "<0.1".into(),
+            false => format!("{:.1}", bytes / 1e6),
+        };
         let columns = [
             column("front", Quality, &|row, _| {
                 self.is_on_front(row).then(|| "●".into())
@@ -165,11 +168,11 @@ impl Comparison {
                 of.dispatches.map(|count| count.to_string())
             }),
             column("cache MB", Cost, &|_, of| {
-                Some(megabytes(of.peak_cache_bytes as f64))
+                (of.peak_cache_bytes > 0).then(|| megabytes(of.peak_cache_bytes as f64))
             }),
             column("of all features", Cost, &|_, of| {
                 let share = of.peak_cache_bytes as f64 / of.all_features_bytes.max(1) as f64;
-                Some(format!("{:.0} %", 100.0 * share))
+                (share > 0.0).then(|| format!("{:.0} %", 100.0 * share))
             }),
             column("host MB", Cost, &|_, of| {
                 of.peak_host_bytes

@@ -115,7 +115,8 @@ fn canonical(path: &Path) -> Result<PathBuf, DataError> {
     std::fs::canonicalize(path).map_err(DataError::io(path))
 }
 
-fn is_picture(path: &Path) -> bool {
+/// Whether a file is named like a picture that can be read.
+pub(super) fn is_picture(path: &Path) -> bool {
     let known = ["png", "jpg", "jpeg", "webp"];
     path.extension()
         .is_some_and(|e| known.iter().any(|known| e.eq_ignore_ascii_case(known)))

@@ -53,6 +53,7 @@ pub(super) fn read(path: &Path) -> Result<Dataset, DataError> {
     hash.update(bytemuck::cast_slice(&values));
     hash.update(bytemuck::cast_slice(&labels));
     Ok(Dataset {
+        path: path.into(),
         values: Values::Latents {
             values,
             mirrored: None,

@@ -36,6 +36,9 @@ pub enum DataError {
     /// No pictures.
     #[error("{} holds no pictures: expected a folder with one sub-folder a class, an atlas (classes.json), a folder of .png, .jpg or .webp files, or a .safetensors file of latents", path.display())]
     Empty { path: PathBuf },
+    /// One picture.
+    #[error("{} is one picture: expected a folder of them, or a .safetensors file of latents", path.display())]
+    Picture { path: PathBuf },
     /// Pictures beside class folders: which is it?
     #[error("{} holds both pictures ({picture}) and sub-folders of pictures ({folder}): expected one sub-folder a class, or pictures alone", path.display())]
     Mixed {
@@ -126,6 +129,7 @@ pub struct Augmentation {
 /// A labelled set of pictures or latents.
 #[derive(Debug)]
 pub struct Dataset {
+    path: PathBuf,
     values: Values,
     /// `[C, H, W]` of one picture.
     shape: [usize; 3],
@@ -161,6 +165,9 @@ impl Dataset {
         each: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
     ) -> Result<Self, DataError> {
         let kind = std::fs::metadata(path).map_err(DataError::io(path))?;
+        if kind.is_file() && folder::is_picture(path) {
+            return Err(DataError::Picture { path: path.into() });
+        }
         if kind.is_file() {
             return latents::read(path);
         }
@@ -168,6 +175,11 @@ impl Dataset {
             return atlas::read(path, options, each);
         }
         folder::read(path, options, each)
+    }
+
+    /// Where it was read from.
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     /// Number of pictures.
@@ -393,6 +405,7 @@ impl Collector {
         }
         self.hash.update(&(self.size as u64).to_le_bytes());
         Ok(Dataset {
+            path: path.into(),
             values: Values::Pixels(self.store),
             shape: [3, self.size, self.size],
             labels: self.labels,

@@ -181,6 +181,7 @@ pub enum Progress {
     Tried(Tried),
     /// A rung is done, and its schedule lies there.
     Rung {
+        target: Budget,
         path: PathBuf,
         summary: RungSummary,
         macs_ratio: f64,
@@ -460,6 +461,7 @@ impl<'m> LadderRun<'m> {
         let macs_ratio = fit.schedule.macs_ratio(&self.info.outline.graph);
         self.saved.rungs[number].done = Some(summary.clone());
         Ok(Progress::Rung {
+            target: self.saved.rungs[number].target,
             path,
             summary,
             macs_ratio,

@@ -66,4 +66,4 @@ pub use learner::{Learned, Learner};
 pub use objective::{Batch, Objective};
 pub use run::{PretrainEvent, PretrainOptions, PretrainRun, PretrainStart};
 pub use saved::{PretrainFolder, SavedRun};
-pub use settings::{Length, Optimizer, Precision, PretrainSettings};
+pub use settings::{Length, Optimizer, Precision, PretrainSettings, USUAL_WARMUP, WARMUP_SHARE};

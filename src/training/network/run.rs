@@ -199,12 +199,7 @@ impl<'d> PretrainRun<'d> {
             return Err(fault.into());
         }
         let folder = &self.options.folder;
-        let saved = SavedRun::of(
-            &self.learner,
-            self.data.identity(),
-            self.seconds(),
-            self.options.dtype,
-        );
+        let saved = SavedRun::of(&self.learner, self.data, self.seconds(), self.options.dtype);
         saved.write(&self.learner, &folder.checkpoint())?;
         let model = StateDict {
             config: self.learner.config().clone(),

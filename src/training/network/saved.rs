@@ -6,6 +6,7 @@ use burn::tensor::Device;
 use serde::{Deserialize, Serialize};
 
 use super::{
+    data::Dataset,
     forward::Layout,
     learner::{Learner, LossScale, ROLES},
     settings::PretrainSettings,
@@ -83,6 +84,9 @@ pub struct SavedRun {
     pub(super) own_embedders: bool,
     /// Identity of the data.
     pub(super) data: String,
+    /// Where the data lay, from the root; `None` where text cannot say it, or an earlier version wrote this.
+    #[serde(default)]
+    pub data_path: Option<String>,
     pub settings: PretrainSettings,
     /// Optimizer steps done.
     pub steps: u64,
@@ -95,12 +99,14 @@ pub struct SavedRun {
 }
 
 impl SavedRun {
-    pub(super) fn of(learner: &Learner, data: &str, seconds: f64, dtype: StoredDtype) -> Self {
+    pub(super) fn of(learner: &Learner, data: &Dataset, seconds: f64, dtype: StoredDtype) -> Self {
+        let path = std::path::absolute(data.path()).ok();
         Self {
             format: FORMAT,
             config: learner.config().clone(),
             own_embedders: learner.layout().own_embedders,
-            data: data.into(),
+            data: data.identity().into(),
+            data_path: path.and_then(|path| path.into_os_string().into_string().ok()),
             settings: learner.settings().clone(),
             steps: learner.steps(),
             seconds,

@@ -48,6 +48,11 @@ impl Optimizer {
     }
 }
 
+/// Steps of the warm-up where none are named.
+pub const USUAL_WARMUP: u64 = 200;
+/// The part of a run that its warm-up takes at most where its steps are not named.
+pub const WARMUP_SHARE: f64 = 0.1;
+
 /// Everything that decides what a run learns, apart from data and network.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -61,8 +66,9 @@ pub struct PretrainSettings {
     pub optimizer: Optimizer,
     /// Highest learning rate; [`Optimizer::default_lr`] knows what suits small networks.
     pub lr: f64,
-    /// Steps over which the learning rate rises from 0.
-    pub warmup: u64,
+    /// Steps over which the learning rate rises from 0; `None`: [`USUAL_WARMUP`], or [`WARMUP_SHARE`] of the run where that is
+    /// shorter.
+    pub warmup: Option<u64>,
     pub beta1: f64,
     pub beta2: f64,
     /// Decoupled weight decay, of all weights.
@@ -102,7 +108,7 @@ impl Default for PretrainSettings {
             micro_batch: 64,
             optimizer: Optimizer::AdamW,
             lr: Optimizer::AdamW.default_lr(),
-            warmup: 200,
+            warmup: None,
             beta1: 0.9,
             beta2: 0.99,
             weight_decay: 0.0,
@@ -222,8 +228,13 @@ impl PretrainSettings {
     /// The learning rate of the step after `steps`: a linear rise over the warm-up, times a cosine from 1 to 0 over the
     /// run (`½(1 + cos π·progress)`).
     pub fn learning_rate(&self, steps: u64, progress: f64) -> f64 {
-        let rise = ((steps + 1) as f64 / self.warmup.max(1) as f64).min(1.0);
-        self.lr * rise * 0.5 * (1.0 + (std::f64::consts::PI * progress).cos())
+        let risen = |warmup: u64| (steps + 1) as f64 / warmup.max(1) as f64;
+        let rise = match self.warmup {
+            Some(warmup) => risen(warmup),
+            // A run of two minutes has no 200 steps on every machine.
+            None => risen(USUAL_WARMUP).max(progress / WARMUP_SHARE),
+        };
+        self.lr * rise.min(1.0) * 0.5 * (1.0 + (std::f64::consts::PI * progress).cos())
     }
 
     /// The EMA's decay at step `n`, counted from 1.
@@ -249,7 +260,7 @@ mod tests {
     fn the_learning_rate_rises_then_falls_to_nothing() {
         let settings = PretrainSettings {
             length: Length::Steps(100),
-            warmup: 10,
+            warmup: Some(10),
             lr: 1.0,
             ..Default::default()
         };
@@ -263,5 +274,31 @@ mod tests {
             ..settings
         };
         assert_eq!(timed.progress(7, 60.0), 0.5);
+    }
+
+    #[test]
+    fn a_short_run_leaves_its_warm_up() {
+        let rate = |settings: &PretrainSettings, step, seconds| {
+            settings.learning_rate(step, settings.progress(step, seconds))
+        };
+        let short = PretrainSettings {
+            length: Length::Minutes(2.0),
+            lr: 1.0,
+            ..Default::default()
+        };
+        // 40 steps in two minutes: at the highest rate after a tenth of the time, not at a fifth of it at the end.
+        assert!(rate(&short, 2, 6.0) < 0.5 && rate(&short, 4, 12.0) > 0.97);
+        // Enough steps: as many as usual.
+        let long = PretrainSettings {
+            length: Length::Steps(100_000),
+            ..short.clone()
+        };
+        assert!((rate(&long, 99, 0.0) - 0.5).abs() < 1e-3 && rate(&long, 199, 0.0) > 0.99);
+        // What was asked for is done.
+        let named = PretrainSettings {
+            warmup: Some(1000),
+            ..short
+        };
+        assert!(rate(&named, 39, 60.0) < 0.05);
     }
 }
