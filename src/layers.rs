@@ -7,7 +7,7 @@ use std::sync::{
 
 use burn::tensor::{DType, Device, Tensor, TensorData, activation::silu};
 
-use crate::kernels::{self, add_bias};
+use crate::kernels::{self, Quantised, QuantisedData, add_bias};
 
 /// Width of the sinusoidal features of a timestep.
 pub const TIMESTEP_CHANNELS: usize = 256;
@@ -18,43 +18,85 @@ pub const NORM_EPS: f64 = 1e-6;
 /// A linear layer, `x·W + b`, wherever its weights lie.
 #[derive(Debug, Clone)]
 pub struct Affine {
-    weight: Weight,
+    weight: Lying,
     /// `[outputs]`
     bias: Tensor<1>,
 }
 
-/// `[inputs, outputs]`
+/// Where a layer's weights lie.
 #[derive(Debug, Clone)]
-enum Weight {
-    /// On the device, in the type that products take.
-    Here(Tensor<2>),
-    /// On the device in half precision, widened for each use.
-    Half(Tensor<2>),
+enum Lying {
+    Here(Arc<Weight>),
     /// On the host, sent for each use.
     Waiting(Arc<Waiting>),
+}
+
+/// A layer's weights `[inputs, outputs]` on a device.
+#[derive(Debug, Clone)]
+pub enum Weight {
+    /// In the type that products take.
+    Whole(Tensor<2>),
+    /// In half precision, widened for each use.
+    Half(Tensor<2>),
+    /// In bytes, widened for each use.
+    Quantised(Box<Quantised>),
+}
+
+/// The same on the host, as it is sent.
+#[derive(Debug, Clone)]
+pub enum WeightData {
+    /// f32 or f16
+    Floats(TensorData),
+    Quantised(QuantisedData),
+}
+
+impl WeightData {
+    /// What it takes, on the host and on a device.
+    pub fn bytes(&self) -> u64 {
+        match self {
+            Self::Floats(values) => values.as_bytes().len() as u64,
+            Self::Quantised(matrix) => matrix.bytes(),
+        }
+    }
+
+    /// The same on a device.
+    pub fn into_device(self, device: &Device) -> Weight {
+        match self {
+            Self::Quantised(matrix) => Weight::Quantised(Box::new(matrix.into_device(device))),
+            Self::Floats(values) => {
+                let dtype = values.dtype();
+                let weight = Tensor::from_data(values, (device, dtype));
+                match dtype {
+                    DType::F16 => Weight::Half(weight),
+                    _ => Weight::Whole(weight),
+                }
+            }
+        }
+    }
 }
 
 /// A matrix that waits on the host.
 #[derive(Debug)]
 struct Waiting {
-    /// In the type that it is sent in.
-    values: TensorData,
+    values: WeightData,
     device: Device,
     sent: Arc<AtomicU64>,
 }
 
 impl Affine {
-    /// Of `weight` `[inputs, outputs]`, on the device as products take it, or in f16.
+    /// Of `weight` `[inputs, outputs]`, which products take as it is.
     pub fn new(weight: Tensor<2>, bias: Tensor<1>) -> Self {
-        let weight = match (weight.dtype(), bias.dtype()) {
-            (DType::F16, DType::F32) => Weight::Half(weight),
-            _ => Weight::Here(weight),
-        };
+        Self::kept(Weight::Whole(weight), bias)
+    }
+
+    /// Whose weights lie on the device.
+    pub fn kept(weight: Weight, bias: Tensor<1>) -> Self {
+        let weight = Lying::Here(Arc::new(weight));
         Self { weight, bias }
     }
 
-    /// Whose weights `[inputs, outputs]`, f32 or f16, wait on the host and are sent for each use; `sent` counts the bytes.
-    pub fn waiting(values: TensorData, bias: Tensor<1>, sent: Arc<AtomicU64>) -> Self {
+    /// Whose weights wait on the host and are sent for each use; `sent` counts the bytes.
+    pub fn waiting(values: WeightData, bias: Tensor<1>, sent: Arc<AtomicU64>) -> Self {
         let device = bias.device();
         let waiting = Waiting {
             values,
@@ -62,28 +104,23 @@ impl Affine {
             sent,
         };
         Self {
-            weight: Weight::Waiting(Arc::new(waiting)),
+            weight: Lying::Waiting(Arc::new(waiting)),
             bias,
         }
     }
 
-    /// As products take it.
-    fn weight(&self) -> Tensor<2> {
+    /// On the device.
+    fn weight(&self) -> Arc<Weight> {
         match &self.weight {
-            Weight::Here(weight) => weight.clone(),
-            Weight::Half(weight) => weight.clone().cast(DType::F32),
-            Weight::Waiting(waiting) => {
+            Lying::Here(weight) => weight.clone(),
+            Lying::Waiting(waiting) => {
                 let Waiting {
                     values,
                     device,
                     sent,
                 } = &**waiting;
-                sent.fetch_add(values.as_bytes().len() as u64, Ordering::Relaxed);
-                let weight = Tensor::from_data(values.clone(), (device, values.dtype()));
-                match values.dtype() {
-                    DType::F32 => weight,
-                    _ => weight.cast(DType::F32),
-                }
+                sent.fetch_add(values.bytes(), Ordering::Relaxed);
+                Arc::new(values.clone().into_device(device))
             }
         }
     }
@@ -91,7 +128,11 @@ impl Affine {
 
 /// `x·W`, without the bias: whatever comes next adds that on its way.
 pub fn product<const D: usize>(layer: &Affine, x: Tensor<D>) -> Tensor<D> {
-    kernels::product(x, layer.weight())
+    match &*layer.weight() {
+        Weight::Whole(weight) => kernels::product(x, weight.clone()),
+        Weight::Half(weight) => kernels::product(x, weight.clone().cast(DType::F32)),
+        Weight::Quantised(matrix) => kernels::quantised_product(x, matrix),
+    }
 }
 
 /// `x·W + b`.

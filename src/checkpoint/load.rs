@@ -14,7 +14,7 @@ use super::{
 use crate::{
     containers::CheckpointError,
     diffusion::{NoiseSchedule, Process},
-    layers::Affine,
+    layers::{Affine, Weight, WeightData},
     models::{
         Architecture, Model, Parameter, Supply,
         dit::{DitArchitecture, DitConfig},
@@ -194,9 +194,8 @@ fn build(
                 if waiting.contains(&tensor.name) {
                     loaded.waiting.insert(tensor.name, data);
                 } else {
-                    let dtype = data.dtype();
-                    let matrix = Tensor::from_data(data, (device, dtype));
-                    loaded.matrices.insert(tensor.name, matrix);
+                    let weight = data.into_device(device);
+                    loaded.weights.insert(tensor.name, weight);
                 }
             }
             _ => {
@@ -221,9 +220,9 @@ fn build(
 /// Tensors that wait for their places in the network.
 #[derive(Default)]
 struct Loaded {
-    matrices: HashMap<String, Tensor<2>>,
+    weights: HashMap<String, Weight>,
     /// Matrices that stay on the host.
-    waiting: HashMap<String, TensorData>,
+    waiting: HashMap<String, WeightData>,
     resident: Resident,
     vectors: HashMap<String, Tensor<1>>,
     positions: Option<Tensor<3>>,
@@ -233,8 +232,10 @@ struct Loaded {
 /// input.
 impl Supply for Loaded {
     fn matrix(&mut self, name: &str) -> Tensor<2> {
-        let tensor = self.matrices.remove(name);
-        tensor.unwrap_or_else(|| unreachable!("no tensor {name}"))
+        match self.weights.remove(name) {
+            Some(Weight::Whole(tensor)) => tensor,
+            _ => unreachable!("no tensor {name} that is kept whole"),
+        }
     }
 
     fn vector(&mut self, name: &str) -> Tensor<1> {
@@ -251,7 +252,11 @@ impl Supply for Loaded {
         let (weight, bias) = (format!("{name}.weight"), format!("{name}.bias"));
         match self.waiting.remove(&weight) {
             Some(values) => Affine::waiting(values, self.vector(&bias), self.resident.sent.clone()),
-            None => Affine::new(self.matrix(&weight), self.vector(&bias)),
+            None => {
+                let kept = self.weights.remove(&weight);
+                let kept = kept.unwrap_or_else(|| unreachable!("no tensor {weight}"));
+                Affine::kept(kept, self.vector(&bias))
+            }
         }
     }
 }

@@ -29,7 +29,7 @@ pub use load::{
     fresh_state, load_model, load_model_in, load_state, model_info, model_outline, random_model,
 };
 pub use opened::{Opened, open_model};
-pub use residence::{Residence, ResidenceError, Resident};
+pub use residence::{Kept, Residence, ResidenceError, Resident};
 pub use router::ReleasedRouter;
 pub(crate) use save::write_safetensors;
 pub use save::{

@@ -10,15 +10,36 @@ use std::{
 
 use burn::tensor::{DType, Device, TensorData};
 use half::{f16, slice::HalfFloatSliceExt};
+use serde::{Deserialize, Serialize};
 
-use super::save::StoredDtype;
-use crate::models::TensorSpec;
+use crate::{kernels::QuantisedData, layers::WeightData, models::TensorSpec};
+
+/// In what the matrices of blocks are kept; products are in f32 in any case.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kept {
+    #[default]
+    F32,
+    /// Half the bytes.
+    F16,
+    /// A byte a number and an f32 scale an output channel: a quarter of the bytes.
+    Q8,
+}
+
+impl std::fmt::Display for Kept {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::F32 => "f32",
+            Self::F16 => "f16",
+            Self::Q8 => "q8",
+        })
+    }
+}
 
 /// How the weights of blocks are kept; all others lie on the device in f32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Residence {
-    /// f16 takes half the bytes; products are in f32 in any case.
-    pub dtype: StoredDtype,
+    pub kept: Kept,
     /// Bytes of weights on the device. What does not fit waits on the host and is sent each time a branch is computed; a branch
     /// that is reused sends nothing.
     pub max_bytes: Option<u64>,
@@ -27,6 +48,8 @@ pub struct Residence {
 /// What came of it.
 #[derive(Debug, Clone, Default)]
 pub struct Resident {
+    /// In what the matrices of blocks are kept.
+    pub kept: Kept,
     /// Bytes of weights that stay on the device.
     pub device_bytes: u64,
     /// Bytes of those that wait on the host.
@@ -70,11 +93,15 @@ impl Residence {
 
     /// Bytes of a tensor where it lies.
     fn bytes(&self, tensor: &TensorSpec) -> u64 {
-        let of_number = match self.dtype {
-            StoredDtype::F16 if Self::is_in_block(tensor) => 2,
-            _ => 4,
-        };
-        of_number * tensor.numbers() as u64
+        let numbers = tensor.numbers();
+        match self.kept {
+            Kept::F16 if Self::is_in_block(tensor) => 2 * numbers as u64,
+            Kept::Q8 if Self::is_in_block(tensor) => {
+                let outputs = tensor.shape.first().copied().unwrap_or(1);
+                QuantisedData::bytes_of(numbers, outputs)
+            }
+            _ => 4 * numbers as u64,
+        }
     }
 
     /// What would lie where, of a network of these tensors.
@@ -95,7 +122,7 @@ impl Residence {
         tensors: &[TensorSpec],
         device: &Device,
     ) -> Result<(HashSet<String>, Resident), ResidenceError> {
-        if self.dtype == StoredDtype::F16 && !device.supports_dtype(DType::F16) {
+        if self.kept == Kept::F16 && !device.supports_dtype(DType::F16) {
             return Err(ResidenceError::NoF16);
         }
         let total: u64 = tensors.iter().map(|tensor| self.bytes(tensor)).sum();
@@ -103,6 +130,7 @@ impl Residence {
             Some(limit) if limit < total => limit,
             _ => {
                 let resident = Resident {
+                    kept: self.kept,
                     device_bytes: total,
                     ..Resident::default()
                 };
@@ -130,6 +158,7 @@ impl Residence {
             }
         }
         let resident = Resident {
+            kept: self.kept,
             device_bytes: total - in_blocks + kept,
             host_bytes: in_blocks - kept,
             ..Resident::default()
@@ -143,14 +172,25 @@ impl Residence {
         tensor: &TensorSpec,
         values: Vec<f32>,
         shape: [usize; 2],
-    ) -> Result<TensorData, ResidenceError> {
-        if self.dtype == StoredDtype::F32 || !Self::is_in_block(tensor) {
-            return Ok(TensorData::new(values, shape));
+    ) -> Result<WeightData, ResidenceError> {
+        match self.kept {
+            Kept::F16 if Self::is_in_block(tensor) => Self::halves(tensor, values, shape),
+            Kept::Q8 if Self::is_in_block(tensor) => {
+                Ok(WeightData::Quantised(QuantisedData::of(&values, shape)))
+            }
+            _ => Ok(WeightData::Floats(TensorData::new(values, shape))),
         }
+    }
+
+    fn halves(
+        tensor: &TensorSpec,
+        values: Vec<f32>,
+        shape: [usize; 2],
+    ) -> Result<WeightData, ResidenceError> {
         let mut halves = vec![f16::ZERO; values.len()];
         halves.convert_from_f32_slice(&values);
         match halves.iter().position(|half| !half.is_finite()) {
-            None => Ok(TensorData::new(halves, shape)),
+            None => Ok(WeightData::Floats(TensorData::new(halves, shape))),
             Some(at) => Err(ResidenceError::Overflow {
                 name: tensor.name.clone(),
                 value: values[at],
@@ -184,12 +224,9 @@ mod tests {
         all
     }
 
-    fn plan(
-        dtype: StoredDtype,
-        max_bytes: u64,
-    ) -> Result<(HashSet<String>, Resident), ResidenceError> {
+    fn plan(kept: Kept, max_bytes: u64) -> Result<(HashSet<String>, Resident), ResidenceError> {
         let residence = Residence {
-            dtype,
+            kept,
             max_bytes: Some(max_bytes),
         };
         residence.plan(&tensors(), &Device::flex())
@@ -198,11 +235,11 @@ mod tests {
     #[test]
     fn what_does_not_fit_waits() {
         // 400 beside blocks, 480 of biases, 5200 a block; the largest matrix is 2400, sent and used.
-        let (waiting, resident) = plan(StoredDtype::F32, 400 + 480 + 3 * 5200).unwrap();
+        let (waiting, resident) = plan(Kept::F32, 400 + 480 + 3 * 5200).unwrap();
         assert!(waiting.is_empty());
         assert_eq!((resident.device_bytes, resident.host_bytes), (16480, 0));
         // Preparation waits first.
-        let (waiting, resident) = plan(StoredDtype::F32, 880 + 4800 + 1200 + 1600 + 1200).unwrap();
+        let (waiting, resident) = plan(Kept::F32, 880 + 4800 + 1200 + 1600 + 1200).unwrap();
         assert_eq!(
             (resident.device_bytes, resident.host_bytes),
             (880 + 4000, 16480 - 880 - 4000)
@@ -210,19 +247,19 @@ mod tests {
         assert!(waiting.contains("blocks.0.adaLN_modulation.1.weight"));
         assert!(!waiting.contains("blocks.1.attn.qkv.weight"));
         assert!(waiting.contains("blocks.2.attn.qkv.weight"));
-        let error = plan(StoredDtype::F32, 5679).unwrap_err();
+        let error = plan(Kept::F32, 5679).unwrap_err();
         let (limit, least) = (5679, 5680);
         assert_eq!(error, ResidenceError::Limit { limit, least });
-        assert!(plan(StoredDtype::F32, 5680).is_ok());
+        assert!(plan(Kept::F32, 5680).is_ok());
     }
 
     #[test]
     fn halves_take_half() {
-        let (waiting, resident) = plan(StoredDtype::F16, 1 << 20).unwrap();
+        let (waiting, resident) = plan(Kept::F16, 1 << 20).unwrap();
         assert!(waiting.is_empty());
         assert_eq!(resident.device_bytes, 880 + 3 * 2600);
         let residence = Residence {
-            dtype: StoredDtype::F16,
+            kept: Kept::F16,
             max_bytes: None,
         };
         let of_block = &tensors()[1];
@@ -235,19 +272,35 @@ mod tests {
                 .contains("holds 1000000, which is beyond f16"),
             "{large}"
         );
+        let bytes = |tensor| residence.matrix(tensor, vec![0.5], [1, 1]).unwrap().bytes();
+        assert_eq!([bytes(of_block), bytes(&tensors()[0])], [2, 4]);
+    }
+
+    #[test]
+    fn bytes_take_a_quarter_and_their_scales() {
+        let (waiting, resident) = plan(Kept::Q8, 1 << 20).unwrap();
+        assert!(waiting.is_empty());
+        // A byte each of 300, 400 and 600 numbers, and a scale for each of 30, 40 and 60 outputs.
+        let of_block = 1300 + 4 * 130;
+        assert_eq!(resident.device_bytes, 880 + 3 * of_block);
+        // The largest matrix is sent in bytes and used as f32: 600 and 60 scales, and 2400.
+        let error = plan(Kept::Q8, 1000).unwrap_err();
+        let (limit, least) = (1000, 880 + 840 + 2400);
+        assert_eq!(error, ResidenceError::Limit { limit, least });
+        let (waiting, resident) = plan(Kept::Q8, least).unwrap();
+        assert_eq!(waiting.len(), 9);
         assert_eq!(
-            residence
-                .matrix(of_block, vec![0.5], [1, 1])
-                .unwrap()
-                .dtype(),
-            DType::F16
+            (resident.device_bytes, resident.host_bytes),
+            (880, 3 * of_block)
         );
-        assert_eq!(
-            residence
-                .matrix(&tensors()[0], vec![0.5], [1, 1])
-                .unwrap()
-                .dtype(),
-            DType::F32
-        );
+        let residence = Residence {
+            kept: Kept::Q8,
+            max_bytes: None,
+        };
+        for tensor in tensors() {
+            let shape = [tensor.numbers() / tensor.shape[0], tensor.shape[0]];
+            let kept = residence.matrix(&tensor, vec![0.5; tensor.numbers()], shape);
+            assert_eq!(kept.unwrap().bytes(), residence.bytes(&tensor));
+        }
     }
 }

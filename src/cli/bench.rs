@@ -160,7 +160,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
     say_warnings(&comparison, context);
     let report = engine.report();
     if args.json {
-        let mut rows = json_rows(&comparison);
+        let mut rows = json_rows(&comparison, info.resident.kept);
         for ((row, entry), profile) in rows.iter_mut().zip(&entries).zip(&profiles) {
             add_profile(row, entry, profile, args.batch);
         }
@@ -257,8 +257,9 @@ fn say_settings(context: &Context, args: &Args, session: &Session) {
     let (engine, info) = (&pipeline.engine, &pipeline.info);
     let full = (settings.steps as u64 * info.outline.graph.full_step_macs()) as f64;
     context.say(format!(
-        "{}, {} tokens, batch {}, {}, guidance {}, {:.2} GMACs an image and half; {} in turn on {} ({})",
+        "{}, weights in {}, {} tokens, batch {}, {}, guidance {}, {:.2} GMACs an image and half; {} in turn on {} ({})",
         info.outline.name,
+        info.resident.kept,
         info.outline.graph.tokens(),
         args.batch,
         counted(settings.steps, "step"),

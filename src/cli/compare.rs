@@ -198,7 +198,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
             "device": report.device, "backend": report.backend, "model": info.outline.name, "images": args.count, "batch": batch,
             "seed": args.seed, "steps": settings.steps, "solver": settings.solver.to_string(),
             "guidance": settings.guidance.scale(), "cache_dtype": dtype.to_string(),
-            "rows": json_rows(&comparison), "verdict": verdict,
+            "rows": json_rows(&comparison, info.resident.kept), "verdict": verdict,
         }));
     } else {
         print_rows(&comparison);
@@ -229,6 +229,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
             ("images", args.count.to_string()),
             ("seed", args.seed.to_string()),
             ("batch", batch.to_string()),
+            ("weights", info.resident.kept.to_string()),
             ("cache", dtype.to_string()),
             ("device", format!("{} ({})", report.device, report.backend)),
         ];

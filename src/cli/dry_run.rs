@@ -21,6 +21,7 @@ use crate::{
 /// Prints it; fails where a buffer is larger than the device has.
 pub(super) fn run(args: &Args, context: &Context) -> Result<(), CliError> {
     let session = &args.session;
+    let residence = session.residence.residence()?;
     let engine = session.device.open(context)?;
     let model = &session.model;
     let info = model_outline(&model.spec()?, model.load_options(context)?)?;
@@ -39,7 +40,7 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<(), CliError> {
     let fitting = batch_for(&info.outline, guided, BATCH_BYTES).min(count.max(1));
     let request = MemoryRequest {
         info: &info,
-        residence: session.residence.residence(),
+        residence,
         settings: &settings,
         reuse: &chosen.reuse,
         cache_dtype: args.cache.cache_dtype,
@@ -54,7 +55,7 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<(), CliError> {
     if args.json {
         print_json(&json!({
             "device": report.device, "backend": report.backend, "model": info.outline.name, "schedule": chosen.name,
-            "images": count, "batch": request.batch, "memory": memory,
+            "weights": residence.kept, "images": count, "batch": request.batch, "memory": memory,
         }));
     } else {
         out!("{}", table(&memory));

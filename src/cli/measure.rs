@@ -6,11 +6,12 @@ use std::{
 };
 
 use indicatif::ProgressBar;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{Context, error::CliError, options::Session, schedules::resolve, table::print_table};
 use crate::{
     cache::CacheDtype,
+    checkpoint::Kept,
     diffusion::Solver,
     files::{check_writable, write_bytes_atomically},
     metrics::{Spread, mean_and_error, mse, peak_memory_bytes, reset_peak_memory, ssim},
@@ -271,10 +272,14 @@ pub(super) fn write_text(path: &Path, text: &str, context: &Context) -> Result<(
     Ok(())
 }
 
-/// The rows as `--json` has them.
-pub(super) fn json_rows(comparison: &Comparison) -> Vec<Value> {
-    let rows = 0..comparison.rows().len();
-    rows.map(|row| comparison.json(row).into()).collect()
+/// The rows as `--json` has them, with what the network's weights are kept in.
+pub(super) fn json_rows(comparison: &Comparison, kept: Kept) -> Vec<Value> {
+    let row = |row| {
+        let mut figures = comparison.json(row);
+        figures.insert("weights".into(), json!(kept));
+        figures.into()
+    };
+    (0..comparison.rows().len()).map(row).collect()
 }
 
 /// The table for people.

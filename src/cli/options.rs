@@ -7,7 +7,7 @@ use clap::Args;
 use super::{Context, error::CliError, text::TextArgs};
 use crate::{
     cache::CacheDtype,
-    checkpoint::{LoadOptions, ModelInfo, ModelSpec, Part, Residence, StoredDtype},
+    checkpoint::{Kept, LoadOptions, ModelInfo, ModelSpec, Part, Residence, StoredDtype},
     device::{DeviceChoice, Engine},
     diffusion::{Guidance, GuidedChannels, Solver},
     models::{Prompts, vae::Tiling},
@@ -97,6 +97,12 @@ impl From<DtypeArg> for StoredDtype {
     }
 }
 
+/// Weights in fewer bits than a float has.
+#[derive(clap::ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum QuantArg {
+    Q8,
+}
+
 /// Where its weights lie.
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Device and memory")]
@@ -104,6 +110,10 @@ pub(super) struct ResidenceArgs {
     /// How the weights of blocks are kept: f32, or f16 in half the memory (products are in f32)
     #[arg(long, value_name = "f32|f16", value_enum, default_value = "f32")]
     pub dtype: DtypeArg,
+    /// Keep the weights of blocks as a byte a number with an f32 scale an output channel, in a quarter of the memory (products
+    /// are in f32); instead of --dtype f16
+    #[arg(long, value_name = "q8", value_enum)]
+    pub quant: Option<QuantArg>,
     /// Weights on the device at most, such as 800M or 2G: what does not fit waits on the host and is sent when a branch is
     /// computed; reused branches send nothing
     #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
@@ -111,11 +121,21 @@ pub(super) struct ResidenceArgs {
 }
 
 impl ResidenceArgs {
-    pub fn residence(&self) -> Residence {
-        Residence {
-            dtype: self.dtype.into(),
+    pub fn residence(&self) -> Result<Residence, CliError> {
+        Ok(Residence {
+            kept: match (self.dtype, self.quant) {
+                (DtypeArg::F32, None) => Kept::F32,
+                (DtypeArg::F16, None) => Kept::F16,
+                (DtypeArg::F32, Some(QuantArg::Q8)) => Kept::Q8,
+                (DtypeArg::F16, Some(QuantArg::Q8)) => {
+                    return Err(CliError::Usage(
+                        "--quant q8 keeps the weights of blocks in bytes, --dtype f16 in half precision; pass one of them"
+                            .into(),
+                    ));
+                }
+            },
             max_bytes: self.max_memory,
-        }
+        })
     }
 }
 
@@ -149,7 +169,7 @@ impl ModelArgs {
         context: &Context,
     ) -> Result<Pipeline, CliError> {
         let (spec, options) = (self.spec()?, self.load_options(context)?);
-        let residence = residence.residence();
+        let residence = residence.residence()?;
         let pipeline = Pipeline::open_in(engine, &spec, options, residence)?;
         match &self.texts {
             None => self.text.encode(pipeline, context),

@@ -54,6 +54,9 @@ pub(super) struct Recipe {
     /// Of weights, where it is not f32.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dtype: Option<String>,
+    /// Of weights, where they are kept in fewer bits than a float has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quant: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub schedule: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -69,10 +72,11 @@ pub(super) struct Recipe {
 }
 
 /// Flags that say one thing together: where one is given, those recorded for the others mean nothing.
-const TOGETHER: [&[&str]; 3] = [
+const TOGETHER: [&[&str]; 4] = [
     &["schedule", "speed", "learn"],
     &["prompt", "texts"],
     &["input_size", "size"],
+    &["dtype", "quant"],
 ];
 
 impl Recipe {
@@ -172,6 +176,7 @@ impl Recipe {
             ("text_encoder", self.text_encoder.clone()),
             ("variant", self.variant.clone()),
             ("dtype", self.dtype.clone()),
+            ("quant", self.quant.clone()),
             ("texts", self.texts.clone()),
             ("schedule", self.schedule.clone()),
             ("speed", self.speed.map(|speed| speed.to_string())),
@@ -236,6 +241,7 @@ mod tests {
             cache_dtype: "f32".into(),
             variant: None,
             dtype: None,
+            quant: Some("q8".into()),
             schedule: None,
             speed: Some(2.0),
             heads: None,
@@ -260,9 +266,17 @@ mod tests {
     #[test]
     fn what_the_user_says_overrules_the_picture() {
         let arg = |name: &'static str| clap::Arg::new(name).long(name);
-        let command =
-            clap::Command::new("sample").args(["seed", "schedule", "speed", "steps"].map(arg));
-        let line = ["sample", "--steps", "5", "--schedule", "none"];
+        let command = clap::Command::new("sample")
+            .args(["seed", "schedule", "speed", "steps", "dtype", "quant"].map(arg));
+        let line = [
+            "sample",
+            "--steps",
+            "5",
+            "--schedule",
+            "none",
+            "--dtype",
+            "f32",
+        ];
         let given = command.get_matches_from(line);
         let filled = recipe().filled(line.map(OsString::from).to_vec(), &given);
         let filled: Vec<_> = filled
@@ -271,10 +285,10 @@ mod tests {
             .collect();
         assert!(filled.contains(&"--seed=7".into()));
         assert!(filled.contains(&"--classes=cat,dog".into()));
-        assert!(
-            !filled
+        assert!(!filled.iter().any(|a| {
+            ["--steps=", "--speed=", "--quant="]
                 .iter()
-                .any(|a| a.starts_with("--steps=") || a.starts_with("--speed="))
-        );
+                .any(|flag| a.starts_with(flag))
+        }));
     }
 }

@@ -15,14 +15,16 @@ use super::{
     dry_run,
     error::CliError,
     measure::check_outputs,
-    options::{CacheArgs, DtypeArg, ModelArgs, Session, SessionArgs, parse_seed, print_json},
+    options::{CacheArgs, ModelArgs, Session, SessionArgs, parse_seed, print_json},
     progress::progress,
     recipe::Recipe,
     schedules::ScheduleArgs,
     text::slug,
 };
 use crate::{
-    checkpoint::{self, CheckpointError, ModelInfo, StoredDtype, synonyms, write_safetensors},
+    checkpoint::{
+        self, CheckpointError, Kept, ModelInfo, StoredDtype, synonyms, write_safetensors,
+    },
     device::LaunchCount,
     models::Condition,
     pipeline::{Decoder, Pipeline},
@@ -445,7 +447,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
             "seconds_load": seconds_load, "seconds_sampling": seconds, "seconds_decoding": seconds_decoding,
             "schedule": chosen.name, "cur": totals.cur(), "macs_full": totals.macs_full, "macs": totals.macs,
             "peak_cache_bytes": totals.peak_cache_bytes, "cache_dtype": args.cache.cache_dtype.to_string(), "dispatches": dispatches, "out": args.out,
-            "files": files, "weights_device_bytes": resident.device_bytes, "weights_host_bytes": resident.host_bytes,
+            "files": files, "weights": resident.kept, "weights_device_bytes": resident.device_bytes, "weights_host_bytes": resident.host_bytes,
             "sent_bytes": resident.sent_bytes(),
         }));
     }
@@ -480,6 +482,7 @@ fn recipe(
     let model: &ModelArgs = &args.session.model;
     let named = args.schedule.schedule.is_some() || args.schedule.speed.is_some();
     let given = |path: &Option<PathBuf>| path.as_ref().map(|path| path.display().to_string());
+    let kept = pipeline.info.resident.kept;
     let switch = if settings.clip_x0 { "on" } else { "off" };
     let recipe = Recipe {
         format,
@@ -502,7 +505,8 @@ fn recipe(
         clip_x0: switch.into(),
         cache_dtype: args.cache.cache_dtype.to_string(),
         variant: model.variant.clone(),
-        dtype: (args.session.residence.dtype == DtypeArg::F16).then(|| "f16".into()),
+        dtype: (kept == Kept::F16).then(|| kept.to_string()),
+        quant: (kept == Kept::Q8).then(|| kept.to_string()),
         schedule: match named {
             true => args.schedule.schedule.clone(),
             // What it came to without a flag.

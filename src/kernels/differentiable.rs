@@ -89,7 +89,7 @@ pub trait DifferentiableKernels: Backend {
 }
 
 /// `[…, width]` with another last size.
-fn with_width(x: &FlexTensor, width: usize) -> Shape {
+pub(super) fn with_width(x: &FlexTensor, width: usize) -> Shape {
     let mut shape = x.layout().shape().clone();
     if let Some(last) = shape.last_mut() {
         *last = width;
@@ -98,7 +98,7 @@ fn with_width(x: &FlexTensor, width: usize) -> Shape {
 }
 
 /// Rows of numbers, whatever the rank.
-fn rows(x: &FlexTensor) -> Matrix<'_> {
+pub(super) fn rows(x: &FlexTensor) -> Matrix<'_> {
     Matrix::new(x.storage(), width(x))
 }
 

@@ -40,6 +40,14 @@ impl<'a> Matrix<'a> {
         }
     }
 
+    pub fn rows(&self) -> usize {
+        self.shape[0]
+    }
+
+    pub fn columns(&self) -> usize {
+        self.shape[1]
+    }
+
     pub fn transposed(self) -> Self {
         let ([rows, columns], [row, column]) = (self.shape, self.strides);
         Self {
@@ -50,19 +58,23 @@ impl<'a> Matrix<'a> {
     }
 }
 
-/// `a·b`, row-major.
-pub(crate) fn product_cpu(a: Matrix, b: Matrix) -> Vec<f32> {
+/// The threads for a product.
+fn parallelism(a: Matrix, b: Matrix) -> gemm::Parallelism {
     /// Multiplications that are worth the other threads.
     const WORTH_THREADS: usize = 1 << 22;
-    let ([rows, depth], [_, columns]) = (a.shape, b.shape);
-    let parallelism = match rows * columns * depth {
+    match a.values.len() * b.columns() {
         0..WORTH_THREADS => gemm::Parallelism::None,
         _ => gemm::Parallelism::Rayon(0),
-    };
+    }
+}
+
+/// `a·b`, row-major.
+pub(crate) fn product_cpu(a: Matrix, b: Matrix) -> Vec<f32> {
+    let (rows, columns) = (a.rows(), b.columns());
     let mut out = Vec::with_capacity(rows * columns);
     // SAFETY: `out` has room for all numbers of the product, which are written and not read.
     unsafe {
-        multiply(out.as_mut_ptr(), a, b, false, parallelism);
+        multiply(out.as_mut_ptr(), columns, a, b, false, parallelism(a, b));
         out.set_len(rows * columns);
     }
     out
@@ -73,13 +85,47 @@ pub(crate) fn product_onto(out: &mut [f32], a: Matrix, b: Matrix, onto: bool) {
     let ([rows, _], [_, columns]) = (a.shape, b.shape);
     assert_eq!(out.len(), rows * columns, "size of a matrix product");
     // SAFETY: `out` holds all numbers of the product.
-    unsafe { multiply(out.as_mut_ptr(), a, b, onto, gemm::Parallelism::None) }
+    unsafe {
+        multiply(
+            out.as_mut_ptr(),
+            columns,
+            a,
+            b,
+            onto,
+            gemm::Parallelism::None,
+        )
+    }
+}
+
+/// Columns `first…` of `out`, which has `width` of them, `= a·b`; row-major.
+pub(super) fn product_into_columns(
+    out: &mut [f32],
+    [first, width]: [usize; 2],
+    a: Matrix,
+    b: Matrix,
+) {
+    assert_eq!(out.len(), a.rows() * width, "size of a matrix product");
+    assert!(
+        first + b.columns() <= width,
+        "columns {first}… of {width} for {} of a matrix product",
+        b.columns()
+    );
+    if out.is_empty() {
+        return;
+    }
+    // SAFETY: every row of `out` has room for `b`'s columns behind `first`; they are written and not read.
+    unsafe {
+        let out = out.as_mut_ptr().add(first);
+        multiply(out, width, a, b, false, parallelism(a, b));
+    }
 }
 
 /// # Safety
-/// There is room for `a`'s rows times `b`'s columns at `out`; with `onto`, numbers lie there.
+/// There is room for `b`'s columns at each of `a`'s rows, which lie `stride` numbers apart from `out` on; with `onto`, numbers
+/// lie there.
 unsafe fn multiply(
     out: *mut f32,
+    stride: usize,
     a: Matrix,
     b: Matrix,
     onto: bool,
@@ -96,7 +142,7 @@ unsafe fn multiply(
             depth,
             out,
             1,
-            columns as isize,
+            stride as isize,
             onto,
             a.values.as_ptr(),
             a.strides[1] as isize,

@@ -4,15 +4,16 @@
 
 use burn::backend::{
     Backend, Flex, backend_extension,
-    tensor::FloatTensor,
+    tensor::{FloatTensor, IntTensor},
     wgpu::{CubeBackend, CubeTensor},
 };
+use burn::tensor::Shape;
 use burn_flex::FlexTensor;
 
 use super::{
     Reused, SlotAt, VectorAt, attention, cache_write, embed_tokens,
     flex::{dims, empty, own},
-    gated_residual, gelu, modulate, reuse_span,
+    gated_residual, gelu, modulate, quantised, reuse_span,
     solver_step::{self, Launch},
 };
 
@@ -20,6 +21,14 @@ use super::{
 /// in [`crate::kernels`].
 #[backend_extension(Cube, Flex, Fusion)]
 pub trait SamplingKernels: Backend {
+    /// See [`quantised::dequantise`].
+    #[fusion(dtype = scales, shape = Shape::from([*inputs, scales[0]]))]
+    fn dequantise(
+        words: IntTensor<Self>,
+        scales: FloatTensor<Self>,
+        inputs: usize,
+    ) -> FloatTensor<Self>;
+
     /// See [`embed_tokens::embed_tokens`].
     #[fusion(dtype = tokens, shape = {
         let mut shape = tokens.clone();
@@ -103,6 +112,10 @@ pub trait SamplingKernels: Backend {
 }
 
 impl SamplingKernels for CubeBackend {
+    fn dequantise(words: CubeTensor, scales: CubeTensor, inputs: usize) -> CubeTensor {
+        quantised::dequantise_wgsl(words, scales, inputs)
+    }
+
     fn embed_tokens(
         tokens: CubeTensor,
         bias: CubeTensor,
@@ -174,6 +187,14 @@ impl SamplingKernels for CubeBackend {
 }
 
 impl SamplingKernels for Flex {
+    fn dequantise(words: FlexTensor, scales: FlexTensor, inputs: usize) -> FlexTensor {
+        let [words, scales] = [words, scales].map(own);
+        let scales = scales.storage();
+        let mut out = empty([inputs, scales.len()]);
+        quantised::dequantise_cpu(words.storage(), scales, out.storage_mut());
+        out
+    }
+
     fn embed_tokens(
         tokens: FlexTensor,
         bias: FlexTensor,

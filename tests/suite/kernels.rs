@@ -605,5 +605,5 @@ fn shaders_fit_every_webgpu_device() {
         }
         seen += 1;
     }
-    assert_eq!(seen, 9, "shaders");
+    assert_eq!(seen, 10, "shaders");
 }

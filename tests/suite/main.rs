@@ -1,5 +1,5 @@
 //! Promises of the library and the command, kept against golden values of an independent
-//! implementation (`tests/golden/make.py`, `make_train.py`, `make_text.py`, `make_rivals.py`) and against each other on two devices.
+//! implementation (`tests/golden/make.py`, `make_train.py`, `make_text.py`, `make_rivals.py`, `make_quant.py`) and against each other on two devices.
 
 mod bad_input;
 mod cached_golden;
@@ -25,6 +25,7 @@ mod pictures;
 mod pixart;
 mod pretrain;
 mod pretrain_data;
+mod quant;
 mod residence;
 mod rivals;
 mod rivals_golden;

@@ -30,7 +30,7 @@ fn load(file: &str, input_size: Option<[usize; 2]>, engine: &Engine) -> Model {
 }
 
 /// Texts of a golden file.
-fn texts(file: &str, text: &str, mask: &str) -> Vec<Condition> {
+pub fn texts(file: &str, text: &str, mask: &str) -> Vec<Condition> {
     let (shape, values) = tensor(file, text);
     let [.., tokens, width] = shape[..] else {
         panic!("{shape:?}")

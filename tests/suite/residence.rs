@@ -3,9 +3,7 @@
 use std::path::Path;
 
 use harmonica::{
-    checkpoint::{
-        LoadOptions, ModelSpec, Residence, StoredDtype, load_model_in, read_named_tensors,
-    },
+    checkpoint::{Kept, LoadOptions, ModelSpec, Residence, load_model_in, read_named_tensors},
     metrics::max_abs_error,
 };
 use serde_json::Value;
@@ -109,7 +107,7 @@ fn weights_in_half_precision_err_by_their_rounding() {
     let largest = out.iter().fold(0.0, |most: f32, v| most.max(v.abs()));
     for (device, engine) in engines() {
         let residence = Residence {
-            dtype: StoredDtype::F16,
+            kept: Kept::F16,
             max_bytes: None,
         };
         let spec = ModelSpec::Path(golden("diffusers-single"));

@@ -17,7 +17,7 @@ use super::{
     search::{Computed, Place, Search, Tried},
 };
 use crate::{
-    checkpoint::ModelInfo,
+    checkpoint::{Kept, ModelInfo},
     device::{DeviceFault, Engine, Watch},
     files::write_bytes_atomically,
     metrics::{mean_and_error, median, psnr_from_mse},
@@ -166,6 +166,9 @@ struct Saved {
     model: ModelIdentity,
     run: RunSettings,
     clip_x0: bool,
+    /// In what the model's weights were kept; unknown of files of before this was noted.
+    #[serde(default)]
+    weights: Option<Kept>,
     settings: LadderSettings,
     /// A hash of the texts, where conditions are texts.
     prompts: Option<String>,
@@ -243,6 +246,7 @@ impl<'m> LadderRun<'m> {
             model: model_identity(info),
             run: run_settings(info, &run)?,
             clip_x0: run.clip_x0,
+            weights: Some(info.resident.kept),
             settings: options.settings.clone(),
             prompts: options.prompts.identity(),
             rungs: Vec::new(),
@@ -481,6 +485,7 @@ impl<'m> LadderRun<'m> {
         };
         let mut training = serde_json::to_value(&self.options.settings).unwrap_or_default();
         training["searched"] = summary.searched.into();
+        training["weights"] = self.info.resident.kept.to_string().into();
         let (model, mut run) = (self.saved.model.clone(), self.saved.run.clone());
         run.clip_x0 = Some(self.run.clip_x0);
         let graph = &self.info.outline.graph;
@@ -569,7 +574,14 @@ fn differs(found: &Saved, asked: &Saved) -> Option<Difference> {
             asked.clip_x0.to_string(),
         ),
     ];
-    let first = pairs.into_iter().find(|(_, found, asked)| found != asked);
+    let kept = |saved: &Saved| saved.weights.or(asked.weights).unwrap_or_default();
+    let weights = (
+        "weights in",
+        kept(found).to_string(),
+        kept(asked).to_string(),
+    );
+    let mut pairs = pairs.into_iter().chain([weights]);
+    let first = pairs.find(|(_, found, asked)| found != asked);
     first
         .map(|(setting, found, asked)| Difference::new(setting, found, asked))
         .or_else(|| difference(&found.run, &asked.run, &[]))

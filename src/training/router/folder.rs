@@ -300,6 +300,7 @@ impl<'m> RouterRun<'m> {
                 let mut training = serde_json::to_value(settings).unwrap_or_default();
                 training["passes_done"] = state.pass.into();
                 training["final_beta"] = state.beta.into();
+                training["weights"] = self.info.resident.kept.to_string().into();
                 let policy = PolicyRecord {
                     name: "harmonica".into(),
                     parameters: Some(parameters),

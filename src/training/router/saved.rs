@@ -9,7 +9,9 @@ use super::{
     adamw::AdamW,
 };
 use crate::{
-    checkpoint::{self, CheckpointError, ModelInfo, TensorSource, write_tensors_with_metadata},
+    checkpoint::{
+        self, CheckpointError, Kept, ModelInfo, TensorSource, write_tensors_with_metadata,
+    },
     sampler::{Settings, model_identity, run_settings},
     schedule::{ModelIdentity, Router, RunSettings},
     training::run::{Difference, TrainingError, difference, read_metadata},
@@ -25,6 +27,9 @@ pub(super) struct Saved {
     model: ModelIdentity,
     run: RunSettings,
     clip_x0: bool,
+    /// In what the model's weights were kept; unknown of files of before this was noted.
+    #[serde(default)]
+    weights: Option<Kept>,
     pub settings: SdtSettings,
     pub pass: usize,
     optimizer_steps: Vec<u32>,
@@ -86,6 +91,7 @@ impl Saved {
             model: model_identity(info),
             run: run_settings(info, run)?,
             clip_x0: run.clip_x0,
+            weights: Some(info.resident.kept),
             settings: sdt.settings().clone(),
             pass: state.pass,
             optimizer_steps: steps.to_vec(),
@@ -185,10 +191,15 @@ pub(super) fn check_same(
     let word = |on: bool| if on { "on" } else { "off" }.to_owned();
     let other_clipping = (saved.clip_x0 != run.clip_x0)
         .then(|| Difference::new("clip_x0", word(saved.clip_x0), word(run.clip_x0)));
+    let kept = info.resident.kept;
+    let other_weights = saved.weights.filter(|saved| *saved != kept);
+    let other_weights = other_weights
+        .map(|saved| Difference::new("weights in", saved.to_string(), kept.to_string()));
     let run = run_settings(info, run)?;
     let other = other_model
         .or_else(|| difference(&saved.run, &run, &[]))
         .or(other_clipping)
+        .or(other_weights)
         // More passes are welcome.
         .or_else(|| difference(&saved.settings, settings, &["passes"]));
     other.map_or(Ok(()), |other| Err(other.refuses(&folder.path)))
