@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::options::{DtypeArg, SessionArgs};
+use super::options::{DtypeArg, QuantArg, SessionArgs};
 
 /// The flags that name model, device and run of a command once more, each with a blank before it; without `--steps`, which is
 /// said in any case.
@@ -26,6 +26,9 @@ pub(super) fn same_run(session: &SessionArgs) -> String {
     flags.maybe("size", model.text.size.map(|[w, h]| format!("{w}x{h}")));
     if session.residence.dtype == DtypeArg::F16 {
         flags.add("dtype", "f16");
+    }
+    if session.residence.quant == Some(QuantArg::Q8) {
+        flags.add("quant", "q8");
     }
     if session.device.device != "auto" {
         flags.add("device", &session.device.device);
