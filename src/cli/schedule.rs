@@ -44,9 +44,7 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Write the schedule of a policy that is known before the run: none, fora:N, taylor:N[:ORDER], foca:N,
-    /// spectrum:N[:GROWTH[:BLEND]], delta:N[:CUTOFF[:BLOCKS]], pab[:SELF[:CROSS]], scm:BITS, smooth:ALPHA, cem:K, mag:THRESHOLD,
-    /// random:CUR[:SEED]
+    #[command(about = makeable())]
     Make {
         /// The policy
         policy: String,
@@ -83,6 +81,16 @@ enum Command {
         /// Another
         b: PathBuf,
     },
+}
+
+/// What `make` does, and of which policies.
+fn makeable() -> String {
+    let policies = Policy::all().filter(|policy| policy.has_table);
+    let usages: Vec<String> = policies.map(|policy| policy.usage()).collect();
+    format!(
+        "Write the schedule of a policy that is known before the run: {}",
+        usages.join(", ")
+    )
 }
 
 pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
