@@ -162,7 +162,7 @@ mod tests {
         ));
         let unknown = choice("nun").unwrap_err().to_string();
         assert!(
-            unknown.ends_with(", easy:THRESHOLD[:WARMUP], random:CUR[:SEED], steps:K[:SOLVER], learned[:SPEED], or a *.schedule.json file, or folder of such files, that exists"),
+            unknown.ends_with(", random:CUR[:SEED], steps:K[:SOLVER], learned[:SPEED], or a *.schedule.json file, or folder of such files, that exists"),
             "{unknown}"
         );
     }

@@ -13,6 +13,8 @@ pub mod forecast;
 pub mod network;
 pub mod router;
 pub mod run;
+#[cfg(test)]
+mod small;
 
 pub use data::DataError;
 pub use router::{

@@ -3,7 +3,7 @@
 use burn::tensor::{Tensor, TensorData};
 
 use crate::{
-    diffusion::{Step, solvers::kept_predictions},
+    diffusion::{DiffusionError, Step, solvers::kept_predictions},
     kernels::solver_step_of_images,
     models::{At, Condition, Denoiser, Times, output, walk},
     sampler::Settings,
@@ -51,6 +51,26 @@ pub(super) struct Walker<'m> {
 pub(super) type StepConditions = Vec<At>;
 
 impl<'m> Walker<'m> {
+    /// Of a run of a model; `null` stands for no condition, `tau` is the threshold above which a mix replaces what is cached.
+    ///
+    /// # Errors
+    /// As [`Settings::numbers`].
+    pub fn new(
+        model: &'m dyn Denoiser,
+        null: Option<Condition>,
+        settings: Settings,
+        tau: f64,
+    ) -> Result<Self, DiffusionError> {
+        Ok(Self {
+            steps: settings.numbers(&model.outline().latents)?,
+            model,
+            null,
+            settings,
+            tau,
+            forwards: 0,
+        })
+    }
+
     pub fn guided(&self) -> bool {
         self.settings.guidance.is_active()
     }
