@@ -5,7 +5,7 @@ use std::fmt;
 
 use super::{
     PolicyError,
-    rule::{Rule, Run, Summary, argument_or},
+    definition::{Definition, Run, Summary, argument_or},
 };
 use crate::{
     diffusion::Trajectory,
@@ -50,7 +50,7 @@ impl fmt::Display for Broadcast {
     }
 }
 
-impl Rule for Broadcast {
+impl Definition for Broadcast {
     fn summary() -> Summary {
         Summary::of_table("pab", "[:SELF[:CROSS]]", "compute attention at intervals")
     }

@@ -8,7 +8,7 @@ use std::fmt;
 
 use super::{
     Calibration, PolicyError,
-    rule::{Rule, Run, Summary, misfit},
+    definition::{Definition, Run, Summary, misfit},
 };
 use crate::schedule::{Reuse, Schedule};
 
@@ -50,7 +50,7 @@ impl fmt::Display for Cem {
     }
 }
 
-impl Rule for Cem {
+impl Definition for Cem {
     fn summary() -> Summary {
         let about = "run the network at K steps, chosen by what changes between them";
         Summary::of_table("cem", ":K", about).calibrated()

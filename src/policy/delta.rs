@@ -5,7 +5,7 @@ use std::fmt;
 
 use super::{
     PolicyError,
-    rule::{Rule, Run, Summary, misfit},
+    definition::{Definition, Run, Summary, misfit},
 };
 use crate::{
     graph::Graph,
@@ -69,7 +69,7 @@ impl fmt::Display for Delta {
     }
 }
 
-impl Rule for Delta {
+impl Definition for Delta {
     fn summary() -> Summary {
         Summary::of_table(
             "delta",

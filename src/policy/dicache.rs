@@ -6,7 +6,7 @@ use std::fmt;
 
 use super::{
     PolicyError,
-    rule::{Rule, Run, Summary, at_run_time, lone_threshold},
+    definition::{Definition, Run, Summary, at_run_time, lone_threshold},
 };
 use crate::schedule::{Probed, Reuse, Sum};
 
@@ -26,7 +26,7 @@ impl fmt::Display for Dicache {
     }
 }
 
-impl Rule for Dicache {
+impl Definition for Dicache {
     fn summary() -> Summary {
         Summary::at_run_time(
             "di",

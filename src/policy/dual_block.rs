@@ -5,7 +5,7 @@ use std::fmt;
 
 use super::{
     PolicyError,
-    rule::{Rule, Run, Summary, above_zero, argument_or, at_run_time},
+    definition::{Definition, Run, Summary, above_zero, argument_or, at_run_time},
 };
 use crate::schedule::{Probed, Reuse};
 
@@ -57,7 +57,7 @@ impl fmt::Display for DualBlock {
     }
 }
 
-impl Rule for DualBlock {
+impl Definition for DualBlock {
     fn summary() -> Summary {
         Summary::at_run_time(
             "db",
@@ -74,17 +74,10 @@ impl Rule for DualBlock {
     }
 
     fn reuse(&self, run: &Run<'_>) -> Result<Reuse, PolicyError> {
-        let Self {
-            front,
-            rear,
-            threshold,
-            warm_up,
-            most,
-        } = *self;
-        let probed = Probed::new(run.steps, run.graph, front, rear, threshold);
+        let probed = Probed::new(run.steps, run.graph, self.front, self.rear, self.threshold);
         at_run_time(
             self,
-            probed.map(|probed| probed.with_warm_up(warm_up).with_most(most)),
+            probed.map(|probed| probed.with_warm_up(self.warm_up).with_most(self.most)),
         )
     }
 }

@@ -5,7 +5,7 @@ use std::fmt;
 
 use super::{
     PolicyError,
-    rule::{Rule, Run, Summary, above_zero, argument_or, at_run_time},
+    definition::{Definition, Run, Summary, above_zero, argument_or, at_run_time},
 };
 use crate::schedule::{Probed, Reuse, Sum};
 
@@ -26,7 +26,7 @@ impl fmt::Display for Easy {
     }
 }
 
-impl Rule for Easy {
+impl Definition for Easy {
     fn summary() -> Summary {
         Summary::at_run_time(
             "easy",

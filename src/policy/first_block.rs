@@ -5,7 +5,7 @@ use std::fmt;
 
 use super::{
     PolicyError,
-    rule::{Rule, Run, Summary, at_run_time, lone_threshold},
+    definition::{Definition, Run, Summary, at_run_time, lone_threshold},
 };
 use crate::schedule::{Probed, Reuse};
 
@@ -21,7 +21,7 @@ impl fmt::Display for FirstBlock {
     }
 }
 
-impl Rule for FirstBlock {
+impl Definition for FirstBlock {
     fn summary() -> Summary {
         Summary::at_run_time(
             "fb",

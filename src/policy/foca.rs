@@ -10,7 +10,7 @@ use std::fmt;
 
 use super::{
     PolicyError,
-    rule::{Rule, Run, Summary, every_after_two},
+    definition::{Definition, Run, Summary, every_after_two},
 };
 use crate::schedule::{Reuse, Schedule, ScheduleError};
 
@@ -37,7 +37,7 @@ impl fmt::Display for Foca {
     }
 }
 
-impl Rule for Foca {
+impl Definition for Foca {
     fn summary() -> Summary {
         Summary::of_table(
             "foca",

@@ -4,7 +4,7 @@ use std::fmt;
 
 use super::{
     PolicyError,
-    rule::{Rule, Run, Summary},
+    definition::{Definition, Run, Summary},
 };
 use crate::schedule::{Reuse, Schedule};
 
@@ -21,7 +21,7 @@ impl fmt::Display for Fora {
     }
 }
 
-impl Rule for Fora {
+impl Definition for Fora {
     fn summary() -> Summary {
         Summary::of_table("fora", ":N", "reuse all but every N-th step")
     }

@@ -5,7 +5,7 @@ use std::fmt;
 
 use super::{
     Calibration, PolicyError,
-    rule::{Rule, Run, Summary, lone_threshold},
+    definition::{Definition, Run, Summary, lone_threshold},
 };
 use crate::schedule::{Joint, Reuse, Schedule, ScheduleError};
 
@@ -38,7 +38,7 @@ impl fmt::Display for Mag {
     }
 }
 
-impl Rule for Mag {
+impl Definition for Mag {
     fn summary() -> Summary {
         let about = "reuse all blocks while magnitudes are off by little";
         Summary::of_table("mag", ":THRESHOLD", about).calibrated()

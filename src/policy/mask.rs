@@ -4,7 +4,7 @@ use std::fmt;
 
 use super::{
     PolicyError,
-    rule::{Rule, Run, Summary, misfit},
+    definition::{Definition, Run, Summary, misfit},
 };
 use crate::schedule::{Reuse, Schedule};
 
@@ -73,7 +73,7 @@ impl fmt::Display for Mask {
     }
 }
 
-impl Rule for Mask {
+impl Definition for Mask {
     fn summary() -> Summary {
         Summary::of_table("scm", ":BITS", "compute whole steps by a row of bits")
     }

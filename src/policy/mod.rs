@@ -1,12 +1,13 @@
 //! Ways to choose what to reuse, one file each.
 //!
 //! A policy is named on the command line as `NAME[:ARGS]`; learned schedules come from files instead. Its file has its arguments,
-//! how they are read and written, what users read of it, and what it reuses: a `Rule`. Here is the list of them.
+//! how they are read and written, what users read of it, and what it reuses: a `Definition`. Here is the list of them.
 
 mod broadcast;
 mod calibration;
 mod cem;
 mod choice;
+mod definition;
 mod delta;
 mod dicache;
 mod dual_block;
@@ -19,7 +20,6 @@ mod mag;
 mod mask;
 mod origin;
 mod random;
-mod rule;
 mod smooth;
 mod spectrum;
 mod taylor;
@@ -30,9 +30,9 @@ pub use calibration::{
     CALIBRATION_FORMAT, CALIBRATIONS, Calibration, FEATURE_DISTANCE, STREAM_DISTANCE,
 };
 pub use choice::ScheduleChoice;
+pub use definition::Summary;
 pub use error::PolicyError;
 pub use origin::Origin;
-pub use rule::Summary;
 
 /// Forecasts for tables of one's own: the same table, what it reuses read as a policy of that name reads it.
 pub mod forecasts {
@@ -43,7 +43,7 @@ pub mod forecasts {
 
 use std::{fmt, str::FromStr, sync::LazyLock};
 
-use rule::{Rule, Run};
+use definition::{Definition, Run};
 
 use crate::{
     graph::Graph,
@@ -76,7 +76,7 @@ macro_rules! policies {
         ];
 
         impl Policy {
-            fn rule(&self) -> &dyn Rule {
+            fn definition(&self) -> &dyn Definition {
                 match self {
                     $(Self::$name(policy) => policy,)+
                 }
@@ -144,12 +144,12 @@ impl Policy {
     /// What comparisons call it: its name, and an argument that makes it another policy.
     pub fn case(&self) -> String {
         let usual = || self.name().to_owned();
-        self.rule().case().unwrap_or_else(usual)
+        self.definition().case().unwrap_or_else(usual)
     }
 
     /// What comparisons take its schedules for.
     pub fn origin(&self) -> Origin {
-        self.rule().origin()
+        self.definition().origin()
     }
 
     /// Whether it is made from a calibration of model and run.
@@ -176,7 +176,7 @@ impl Policy {
         graph: &Graph,
         calibration: Option<&Calibration>,
     ) -> Result<Reuse, PolicyError> {
-        self.rule().reuse(&Run {
+        self.definition().reuse(&Run {
             steps,
             graph,
             calibration,
@@ -227,7 +227,7 @@ impl FromStr for Policy {
 
 impl fmt::Display for Policy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.rule().fmt(f)
+        self.definition().fmt(f)
     }
 }
 
@@ -236,13 +236,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
-    use crate::graph::SiteKind;
-
-    /// A network of so many blocks of two branches.
-    pub(super) fn graph(blocks: usize) -> Graph {
-        let pattern = [(SiteKind::SelfAttention, 3), (SiteKind::Mlp, 5)];
-        Graph::uniform(blocks, &pattern, [4, 8], 2).unwrap()
-    }
+    pub(super) use crate::graph::of_blocks as graph;
 
     /// That some specs say themselves again, and the arguments of others are refused.
     #[track_caller]

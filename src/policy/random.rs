@@ -7,7 +7,7 @@ use rand_chacha::ChaCha8Rng;
 
 use super::{
     PolicyError,
-    rule::{Rule, Run, Summary, argument_or, misfit},
+    definition::{Definition, Run, Summary, argument_or, misfit},
 };
 use crate::schedule::{Reuse, Schedule};
 
@@ -48,7 +48,7 @@ impl fmt::Display for Random {
     }
 }
 
-impl Rule for Random {
+impl Definition for Random {
     fn summary() -> Summary {
         Summary::of_table(
             "random",

@@ -5,7 +5,7 @@ use std::fmt;
 
 use super::{
     Calibration, PolicyError,
-    rule::{Rule, Run, Summary, lone_threshold},
+    definition::{Definition, Run, Summary, lone_threshold},
 };
 use crate::{
     graph::Graph,
@@ -46,7 +46,7 @@ impl fmt::Display for Smooth {
     }
 }
 
-impl Rule for Smooth {
+impl Definition for Smooth {
     fn summary() -> Summary {
         let about = "reuse each kind of branch while its features changed little";
         Summary::of_table("smooth", ":ALPHA", about).calibrated()

@@ -9,7 +9,7 @@ use std::fmt;
 
 use super::{
     PolicyError,
-    rule::{Rule, Run, Summary, argument_or},
+    definition::{Definition, Run, Summary, argument_or},
 };
 use crate::schedule::{Joint, MAX_HISTORY, Reuse, Schedule, ScheduleError};
 
@@ -64,7 +64,7 @@ impl fmt::Display for Spectrum {
     }
 }
 
-impl Rule for Spectrum {
+impl Definition for Spectrum {
     fn summary() -> Summary {
         Summary::of_table(
             "spectrum",

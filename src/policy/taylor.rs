@@ -9,7 +9,7 @@ use std::fmt;
 
 use super::{
     PolicyError,
-    rule::{Rule, Run, Summary, argument_or, every_after_two},
+    definition::{Definition, Run, Summary, argument_or, every_after_two},
 };
 use crate::schedule::{Reuse, Schedule, ScheduleError};
 
@@ -36,7 +36,7 @@ impl fmt::Display for Taylor {
     }
 }
 
-impl Rule for Taylor {
+impl Definition for Taylor {
     fn summary() -> Summary {
         Summary::of_table(
             "taylor",

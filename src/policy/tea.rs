@@ -5,7 +5,7 @@ use std::fmt;
 
 use super::{
     Calibration, PolicyError,
-    rule::{Rule, Run, Summary, lone_threshold, misfit},
+    definition::{Definition, Run, Summary, lone_threshold, misfit},
 };
 use crate::{
     graph::Graph,
@@ -60,7 +60,7 @@ impl fmt::Display for Tea {
     }
 }
 
-impl Rule for Tea {
+impl Definition for Tea {
     fn summary() -> Summary {
         let about = "reuse all blocks while the first one's input changes little in sum";
         Summary::at_run_time("tea", ":THRESHOLD", about).calibrated()

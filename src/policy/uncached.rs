@@ -4,7 +4,7 @@ use std::fmt;
 
 use super::{
     Origin, PolicyError,
-    rule::{Rule, Run, Summary},
+    definition::{Definition, Run, Summary},
 };
 use crate::schedule::{Reuse, Schedule};
 
@@ -18,7 +18,7 @@ impl fmt::Display for Uncached {
     }
 }
 
-impl Rule for Uncached {
+impl Definition for Uncached {
     fn summary() -> Summary {
         Summary::of_table("none", "", "compute everything")
     }

@@ -11,11 +11,8 @@ use crate::{
     pipeline::{Pipeline, calibrated_run},
     policy::{CALIBRATION_FORMAT, Calibration},
     sampler::{Observer, Request, Settings, model_identity},
-    training::run::{DeviceWatch, TrainingError, guarded_telling},
+    training::run::{DeviceWatch, Drawn, TrainingError, check_draws, check_pool, guarded_telling},
 };
-
-/// Draws at most: a number is kept for each and step.
-const MOST_DRAWS: usize = 100_000;
 
 /// How much is measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,32 +35,21 @@ pub fn calibrate(
     settings: CalibrationSettings,
     each: &mut dyn FnMut(usize) -> ControlFlow<()>,
 ) -> Result<Calibration, TrainingError> {
-    for (setting, value) in [("draws", settings.draws), ("batch", settings.batch)] {
-        if value == 0 || value > MOST_DRAWS {
-            return Err(TrainingError::Setting {
-                setting,
-                value: value.to_string(),
-                expected: "1 to 100000",
-            });
-        }
-    }
-    if pipeline.prompts.pool.is_empty() {
-        return Err(TrainingError::Setting {
-            setting: "texts",
-            value: "missing".into(),
-            expected: "embedded texts to draw from, since the model has no classes",
-        });
-    }
     let CalibrationSettings { draws, batch, seed } = settings;
-    let (outline, pool) = (&pipeline.info.outline, &pipeline.prompts.pool);
+    check_draws(&[("draws", draws), ("batch", batch)])?;
+    check_pool(&pipeline.prompts)?;
+    let size = pipeline.info.outline.latents.numbers();
     let drawn = (0..draws).step_by(batch).map(|first| {
-        let (mut conditions, mut noise, mut streams) = (Vec::new(), Vec::new(), Vec::new());
-        for image in first..draws.min(first + batch) {
-            let mut stream = ImageNoise::with_purpose("harmonica calibration", seed, image as u64);
-            conditions.push(pool[stream.below(pool.len())].clone());
-            stream.fill(outline.latents.numbers(), &mut noise);
-            streams.push(stream);
-        }
+        let Drawn {
+            conditions,
+            noise,
+            streams,
+        } = Drawn::new(
+            &pipeline.prompts,
+            size,
+            ("harmonica calibration", seed),
+            first..draws.min(first + batch),
+        );
         let request = Request {
             batch: conditions.len(),
             conditions,

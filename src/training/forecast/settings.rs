@@ -5,11 +5,9 @@ use serde::{Deserialize, Serialize};
 use super::saved::Saved;
 use crate::training::{
     router::RunFolder,
-    run::{LADDER_STATE, TrainingError},
+    run::{LADDER_STATE, TrainingError, check_draws},
 };
 
-/// Images that are drawn for a purpose at most: all of them are in memory.
-const MOST_DRAWS: usize = 100_000;
 /// How much is drawn and searched.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct LadderSettings {
@@ -52,19 +50,10 @@ impl LadderSettings {
     /// # Errors
     /// [`TrainingError::Setting`] for the first count out of range.
     pub(super) fn check(&self) -> Result<(), TrainingError> {
-        let counts = [
+        check_draws(&[
             ("draws", self.draws),
             ("glance", self.glance),
             ("validation", self.validation),
-        ];
-        let out_of_range = |(_, count): &(_, usize)| *count == 0 || *count > MOST_DRAWS;
-        match counts.into_iter().find(out_of_range) {
-            None => Ok(()),
-            Some((setting, count)) => Err(TrainingError::Setting {
-                setting,
-                value: count.to_string(),
-                expected: "1 to 100000",
-            }),
-        }
+        ])
     }
 }

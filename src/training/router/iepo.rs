@@ -9,8 +9,8 @@ use std::{fmt, ops::ControlFlow, str::FromStr};
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
-use super::walk::{StepConditions, Treatment, Walk, Walker};
-use crate::{device::DeviceFault, schedule::Router, training::run::TrainingError};
+use super::walk::{StepConditions, Treatment, Walk, Walker, scalar};
+use crate::{schedule::Router, training::run::TrainingError};
 
 /// What stands for the error in the final image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -180,11 +180,7 @@ fn mean(scores: &[f64]) -> f64 {
 }
 
 fn mean_square(difference: Tensor<4>) -> Result<f64, TrainingError> {
-    (difference.clone() * difference)
-        .mean()
-        .try_into_scalar::<f32>()
-        .map(f64::from)
-        .map_err(|e| DeviceFault::failed(e).into())
+    scalar((difference.clone() * difference).mean())
 }
 
 /// `λ` the long way: every trajectory from its start. For tests.

@@ -5,7 +5,7 @@ use crate::{
     diffusion::ImageNoise,
     models::{Condition, ConditionError, Model, Prompts},
     sampler::{SampleError, Settings},
-    training::run::TrainingError,
+    training::run::{TrainingError, check_pool},
 };
 
 impl<'m> Sdt<'m> {
@@ -55,12 +55,8 @@ impl<'m> Sdt<'m> {
         }
         if let Some(replay) = &replay {
             replay.check(&**model, settings.passes)?;
-        } else if prompts.pool.is_empty() {
-            return Err(TrainingError::Setting {
-                setting: "texts",
-                value: "missing".into(),
-                expected: "embedded texts to draw from, since the model has no classes",
-            });
+        } else {
+            check_pool(&prompts)?;
         }
         let conditioning = model.outline().conditioning;
         for condition in prompts.pool.iter().chain(&prompts.null) {

@@ -8,9 +8,8 @@ use std::ops::Range;
 
 use burn::tensor::Tensor;
 
-use super::walk::{StepConditions, Walk, Walker};
+use super::walk::{StepConditions, Walk, Walker, scalar};
 use crate::{
-    device::DeviceFault,
     models::{At, output, walk},
     training::run::TrainingError,
 };
@@ -175,13 +174,6 @@ fn leaves(scores: &[f64], like: &Tensor<3>) -> Vec<Tensor<3>> {
 /// `f̂ = r·f + (1−r)·f_cached`, the cached feature a constant.
 fn mix(r: &Tensor<3>, fresh: Tensor<3>, stored: Tensor<3>) -> Tensor<3> {
     (fresh - stored.clone()) * r.clone() + stored
-}
-
-fn scalar<const D: usize>(value: Tensor<D>) -> Result<f64, TrainingError> {
-    value
-        .try_into_scalar::<f32>()
-        .map(f64::from)
-        .map_err(|e| DeviceFault::failed(e).into())
 }
 
 #[cfg(test)]

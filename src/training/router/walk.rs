@@ -3,10 +3,12 @@
 use burn::tensor::{Tensor, TensorData};
 
 use crate::{
+    device::DeviceFault,
     diffusion::{DiffusionError, Step, solvers::kept_predictions},
     kernels::solver_step_of_images,
     models::{At, Condition, Denoiser, Times, output, walk},
     sampler::Settings,
+    training::run::TrainingError,
 };
 
 /// A micro-batch of images at some step of a pass.
@@ -198,4 +200,15 @@ impl<'m> Walker<'m> {
         let output = self.forward(s, walk, conditions, how);
         self.advance(s, walk, output);
     }
+}
+
+/// The one number of a tensor.
+///
+/// # Errors
+/// [`TrainingError::Device`].
+pub(super) fn scalar<const D: usize>(value: Tensor<D>) -> Result<f64, TrainingError> {
+    value
+        .try_into_scalar::<f32>()
+        .map(f64::from)
+        .map_err(|e| DeviceFault::failed(e).into())
 }

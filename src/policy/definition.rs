@@ -9,7 +9,7 @@ use crate::{
 };
 
 /// A policy, in a file of its own. What it displays is what it is made from again: `NAME[:ARGS]`.
-pub(super) trait Rule: fmt::Display {
+pub(super) trait Definition: fmt::Display {
     /// What users read of it.
     fn summary() -> Summary
     where
