@@ -6,7 +6,7 @@ use harmonica::{
     checkpoint::ModelInfo,
     diffusion::{DiffusionError, Guidance, GuidedChannels, Solver, Spacing},
     plan::{Accounting, compile},
-    policy::Policy,
+    policy::{Fora, Policy},
     sampler::{Settings, model_identity, run_settings},
     schedule::{
         Measured, PolicyRecord, Router, Schedule, ScheduleError, ScheduleFile, bundled_schedules,
@@ -202,9 +202,9 @@ impl State {
             (Source::Learned, Some((router, _))) => router
                 .threshold(self.controls.tau)
                 .map_err(|e| e.to_string()),
-            (Source::Fora, _) => Policy::Fora {
+            (Source::Fora, _) => Policy::from(Fora {
                 interval: self.controls.interval.max(1),
-            }
+            })
             .schedule(steps, &self.info.outline.graph)
             .map_err(|e| e.to_string()),
             _ => Schedule::full(steps, branches).map_err(|e| e.to_string()),

@@ -167,6 +167,11 @@ pub unsafe extern "C" fn hm_model_free(model: *mut hm_model) {
 }
 
 impl hm_model {
+    /// `[channels, height, width]` of an image.
+    pub(super) fn image_shape(&self) -> [usize; 3] {
+        self.pipeline.info.outline.latents.shape()
+    }
+
     /// # Safety
     /// As [`arguments::shared`].
     pub(super) unsafe fn from_pointer<'a>(model: *const Self) -> Result<&'a Self, Failure> {

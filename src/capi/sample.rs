@@ -234,12 +234,7 @@ pub unsafe extern "C" fn hm_rgb8(
 ) -> hm_status {
     guard(|| {
         // SAFETY: the caller's promise.
-        let shape = unsafe { hm_model::from_pointer(model) }?
-            .pipeline
-            .info
-            .outline
-            .latents
-            .shape();
+        let shape = unsafe { hm_model::from_pointer(model) }?.image_shape();
         // SAFETY: the caller's promise.
         let values = unsafe { arguments::slice(image, length, "image") }?;
         // SAFETY: the caller's promise.
@@ -264,12 +259,7 @@ pub unsafe extern "C" fn hm_write_png(
 ) -> hm_status {
     guard(|| {
         // SAFETY: the caller's promise.
-        let shape = unsafe { hm_model::from_pointer(model) }?
-            .pipeline
-            .info
-            .outline
-            .latents
-            .shape();
+        let shape = unsafe { hm_model::from_pointer(model) }?.image_shape();
         // SAFETY: the caller's promise.
         let values = unsafe { arguments::slice(values, length, "values") }?;
         // SAFETY: the caller's promise.

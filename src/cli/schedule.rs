@@ -81,10 +81,7 @@ enum Command {
         #[command(flatten)]
         run: RunArgs,
     },
-    /// Write the schedule of a policy that is known before the run: none, fora:N, taylor:N[:ORDER], foca:N,
-    /// spectrum:N[:GROWTH[:BLEND]], delta:N[:CUTOFF[:BLOCKS]], pab[:SELF[:CROSS]], scm:BITS, smooth:ALPHA, cem:K, mag:THRESHOLD,
-    /// random:CUR[:SEED]; or what was learned: learned[:SPEED]
-    #[command(after_help = MAKE_EXAMPLES, allow_negative_numbers = true)]
+    #[command(about = makeable(), after_help = MAKE_EXAMPLES, allow_negative_numbers = true)]
     Make {
         /// The policy, or learned[:SPEED]
         policy: String,
@@ -129,6 +126,16 @@ enum Command {
         #[command(flatten)]
         run: RunArgs,
     },
+}
+
+/// What `make` does, and of which policies.
+fn makeable() -> String {
+    let policies = Policy::all().filter(|policy| policy.has_table);
+    let usages: Vec<String> = policies.map(|policy| policy.usage()).collect();
+    format!(
+        "Write the schedule of a policy that is known before the run: {}",
+        usages.join(", ")
+    ) + "; or what was learned: learned[:SPEED]"
 }
 
 pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {

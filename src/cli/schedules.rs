@@ -12,7 +12,7 @@ use super::{
 use crate::{
     checkpoint::ModelInfo,
     pipeline::{Chosen, Pipeline, choose_schedule},
-    policy::{Policy, PolicyError, ScheduleChoice},
+    policy::{Policy, PolicyError, ScheduleChoice, Summary},
     sampler::{Settings, run_settings},
     training::{Budget, forecast::LadderSettings},
 };
@@ -20,14 +20,7 @@ use crate::{
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Reuse")]
 pub(super) struct ScheduleArgs {
-    /// What to reuse: a *.schedule.json file or a folder of them; learned[:SPEED], what was learned for this model and run;
-    /// none; fora:N (reuse all but every N-th step); random:CUR[:SEED]; scm:BITS (whole steps); pab[:SELF[:CROSS]] (attention at
-    /// intervals); delta:N[:CUTOFF[:BLOCKS]] (rear blocks first, then front ones); taylor:N[:ORDER], foca:N and
-    /// spectrum:N[:GROWTH[:BLEND]] (forecast features); smooth:ALPHA, cem:K, mag:THRESHOLD and tea:THRESHOLD (what `harmonica train
-    /// calibrate` measured); fb:THRESHOLD, db:FRONT:REAR:THRESHOLD[:WARMUP[:MOST]] and di:THRESHOLD (blocks, while those in front
-    /// change little); easy:THRESHOLD[:WARMUP] (all of the network, while the state moves little); steps:K[:SOLVER] (fewer
-    /// steps) [default: none; learned for the bundled model, where there is something]
-    #[arg(long, value_name = "FILE|DIR|none|learned|POLICY[:ARGS]")]
+    #[arg(long, value_name = "FILE|DIR|none|learned|POLICY[:ARGS]", help = choices())]
     pub schedule: Option<String>,
     /// The learned schedule of this MACs ratio, of those in the --schedule folder or of those that come with the bundled model
     #[arg(long, value_name = "X")]
@@ -39,6 +32,22 @@ pub(super) struct ScheduleArgs {
     /// Use a schedule file that was made for another model or run, if its table has the right size
     #[arg(long)]
     pub force: bool,
+}
+
+/// What `--schedule` takes.
+fn choices() -> String {
+    let described = |policy: Summary| {
+        let Summary { about, .. } = policy;
+        let from = match policy.needs_calibration {
+            true => ", by what `harmonica train calibrate` measured",
+            false => "",
+        };
+        format!("{} ({about}{from}); ", policy.usage())
+    };
+    let policies: String = Policy::all().map(described).collect();
+    format!(
+        "What to reuse: a *.schedule.json file or a folder of them; learned[:SPEED], what was learned for this model and run; {policies}steps:K[:SOLVER] (fewer steps) [default: none; learned for the bundled model, where there is something]"
+    )
 }
 
 impl ScheduleArgs {
@@ -55,13 +64,13 @@ impl ScheduleArgs {
             (None, Some(speed)) => ScheduleChoice::LEARNED.at_speed(speed)?,
             // A model that was named is sampled as it is, even if its weights are the bundled ones.
             (None, None) if info.is_bundled() => ScheduleChoice::LEARNED,
-            (None, None) => ScheduleChoice::Policy(Policy::None),
+            (None, None) => ScheduleChoice::Policy(Policy::NONE),
         };
         let named = self.schedule.is_some() || self.speed.is_some();
         match choose_schedule(&choice, self.force, info, settings) {
             Err(error @ PolicyError::NotLearned { .. }) if !named => {
                 context.say(format!("everything is computed: {error}"));
-                let none = ScheduleChoice::Policy(Policy::None);
+                let none = ScheduleChoice::Policy(Policy::NONE);
                 Ok(choose_schedule(&none, false, info, settings)?)
             }
             chosen => warned(chosen?, self.force),

@@ -25,8 +25,7 @@ use crate::{
     training::{
         Budget, RunFolder,
         forecast::{
-            LadderOptions, LadderRun, LadderSettings, Progress, RungSummary,
-            folder::{USUAL_SPEEDS, steps_of},
+            LadderOptions, LadderRun, LadderSettings, Progress, RungSummary, USUAL_SPEEDS, steps_of,
         },
     },
     words::counted,

@@ -1,6 +1,6 @@
 //! What can be wrong with a weight file.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Why a file was refused. Every text says what was expected, what came and, where there is one, what to do.
 #[derive(Debug, thiserror::Error)]
@@ -131,4 +131,16 @@ pub enum CheckpointError {
         "cannot build `{spec}`: {problem}; expected random:SIZE/PATCH@TOKENS such as random:DiT-S/2@256"
     )]
     RandomSpec { spec: String, problem: String },
+}
+
+impl CheckpointError {
+    /// That a tensor, of whatever shape, is not there.
+    pub(crate) fn missing(path: &Path, name: &str) -> Self {
+        Self::Missing {
+            path: path.into(),
+            name: name.into(),
+            expected: Vec::new(),
+            count: 1,
+        }
+    }
 }

@@ -412,12 +412,7 @@ impl TensorSource {
     fn entry(&self, name: &str) -> Result<TensorEntry, CheckpointError> {
         self.get(name)
             .cloned()
-            .ok_or_else(|| CheckpointError::Missing {
-                path: self.path.clone(),
-                name: name.into(),
-                expected: Vec::new(),
-                count: 1,
-            })
+            .ok_or_else(|| CheckpointError::missing(&self.path, name))
     }
 
     fn wrong_dtype(&self, entry: &TensorEntry) -> CheckpointError {

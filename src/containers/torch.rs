@@ -125,12 +125,7 @@ impl TorchFile {
             .tensors
             .get(name)
             .cloned()
-            .ok_or_else(|| CheckpointError::Missing {
-                path: self.path.clone(),
-                name: name.into(),
-                expected: Vec::new(),
-                count: 1,
-            })?;
+            .ok_or_else(|| CheckpointError::missing(&self.path, name))?;
         let width = tensor.dtype.size().unwrap_or(1);
         let member = format!("{}data/{}", self.root, tensor.storage);
         // Reading to the end lets the archive compare its checksum.

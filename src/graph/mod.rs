@@ -266,6 +266,13 @@ pub fn mlp_macs(tokens: usize, width: usize, ratio: usize) -> u64 {
     2 * ratio as u64 * n * d * d
 }
 
+/// A network of so many blocks of two branches, for tests.
+#[cfg(test)]
+pub(crate) fn of_blocks(blocks: usize) -> Graph {
+    let pattern = [(SiteKind::SelfAttention, 3), (SiteKind::Mlp, 5)];
+    Graph::uniform(blocks, &pattern, [4, 8], 2).unwrap()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

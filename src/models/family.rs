@@ -170,6 +170,17 @@ impl TensorSpec {
         }
     }
 
+    /// The embedding of patches of `patch` by `patch` cells: weights `[dim, channels, patch, patch]` and bias.
+    pub fn patches(dim: usize, channels: usize, patch: usize) -> [Self; 2] {
+        let ours = |part: &str| format!("x_embedder.proj.{part}");
+        let theirs = |part: &str| vec![format!("pos_embed.proj.{part}")];
+        let shape = vec![dim, channels, patch, patch];
+        [
+            Self::matrix(ours("weight"), shape, theirs("weight")),
+            Self::vector(ours("bias"), dim, theirs("bias")),
+        ]
+    }
+
     /// A table `[rows, columns]`, kept as it lies.
     pub fn table(name: String, shape: [usize; 2], diffusers: Vec<String>, alive: f32) -> Self {
         Self {

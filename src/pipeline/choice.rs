@@ -50,15 +50,8 @@ pub fn choose_schedule(
     match choice {
         ScheduleChoice::Policy(policy) => {
             let reuse = reuse_of(policy, info, settings)?;
-            let case_of = match policy {
-                Policy::Taylor { order, .. } => format!("taylor, order {order}"),
-                policy => policy.name().into(),
-            };
-            let origin = match policy {
-                Policy::None => Origin::Uncached,
-                _ => Origin::Policy,
-            };
-            Ok(chosen(reuse, policy.to_string(), &case_of, origin))
+            let (name, case_of) = (policy.to_string(), policy.case());
+            Ok(chosen(reuse, name, &case_of, policy.origin()))
         }
         ScheduleChoice::Steps { steps, solver } => {
             let settings = Settings {

@@ -87,24 +87,16 @@ pub(super) fn compile_joint(schedule: &Schedule, joint: Joint, graph: &Graph) ->
             ops
         })
         .collect();
-    Plan {
-        steps,
-        slots,
-        carried: Vec::new(),
-        graph: graph.clone(),
-        macs: schedule.macs(graph),
-        macs_full: schedule.full_macs(graph),
-    }
+    Plan::of_table(steps, slots, schedule, graph)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{graph::SiteKind, plan::compile};
+    use crate::{graph::of_blocks, plan::compile};
 
     fn graph() -> Graph {
-        let pattern = [(SiteKind::SelfAttention, 3), (SiteKind::Mlp, 5)];
-        Graph::uniform(2, &pattern, [4, 8], 2).unwrap()
+        of_blocks(2)
     }
 
     fn lines(schedule: Schedule) -> Vec<String> {

@@ -219,17 +219,22 @@ pub fn compile(schedule: &Schedule, graph: &Graph) -> Plan {
             ops
         })
         .collect();
-    Plan {
-        steps,
-        slots,
-        carried: Vec::new(),
-        graph: graph.clone(),
-        macs: schedule.macs(graph),
-        macs_full: schedule.full_macs(graph),
-    }
+    Plan::of_table(steps, slots, schedule, graph)
 }
 
 impl Plan {
+    /// What a table was compiled to.
+    fn of_table(steps: Vec<Vec<Op>>, slots: usize, schedule: &Schedule, graph: &Graph) -> Self {
+        Self {
+            steps,
+            slots,
+            carried: Vec::new(),
+            graph: graph.clone(),
+            macs: schedule.macs(graph),
+            macs_full: schedule.full_macs(graph),
+        }
+    }
+
     /// The plan of a run from its first step on.
     ///
     /// Reuse and graph must have the same number of branches; the sampler checks that before.
@@ -315,11 +320,10 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::{graph::SiteKind, schedule::Forecast};
+    use crate::{graph::of_blocks, schedule::Forecast};
 
     fn graph(branches: usize) -> Graph {
-        let pattern = [(SiteKind::SelfAttention, 3), (SiteKind::Mlp, 5)];
-        Graph::uniform(branches / 2, &pattern, [4, 8], 2).unwrap()
+        of_blocks(branches / 2)
     }
 
     /// Tables whose reuses weigh up to three features, some of whose idle steps run no network.

@@ -189,13 +189,12 @@ fn decide(probed: &Probed, tokens: Tokens, compute: Vec<Op>, reuse: Vec<Op>) -> 
 mod tests {
     use super::*;
     use crate::{
-        graph::SiteKind,
+        graph::of_blocks,
         schedule::{ScheduleError, Sum},
     };
 
     fn graph() -> Graph {
-        let pattern = [(SiteKind::SelfAttention, 3), (SiteKind::Mlp, 5)];
-        Graph::uniform(3, &pattern, [4, 8], 2).unwrap()
+        of_blocks(3)
     }
 
     /// The plan of the last two of three steps, and its slots.

@@ -229,13 +229,11 @@ pub(super) fn example(graph: &crate::graph::Graph, steps: usize) -> Calibration 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::graph::Graph;
+    use crate::graph::of_blocks;
 
     #[test]
     fn a_folder_gives_what_fits() {
-        let pattern = [(SiteKind::SelfAttention, 3), (SiteKind::Mlp, 5)];
-        let graph = Graph::uniform(2, &pattern, [4, 8], 2).unwrap();
-        let calibration = example(&graph, 5);
+        let calibration = example(&of_blocks(2), 5);
         let (model, run) = (calibration.model.clone(), calibration.run.clone());
         let folder = tempfile::tempdir().unwrap();
         let find = |run: &RunSettings| Calibration::find(folder.path(), &model, run);

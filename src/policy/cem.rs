@@ -4,30 +4,73 @@
 //! With `e[C][t]` the change of the stream over `C` steps up to step `t`, summed over steps up to `t` and weighed by `C²`, the
 //! cost of a gap of `g` steps that ends at `t` is `e[g−1][t]`. Gaps are those of even steps, or one longer or shorter, 10 at most.
 
-use super::{Calibration, PolicyError};
-use crate::schedule::Schedule;
+use std::fmt;
+
+use super::{
+    Calibration, PolicyError,
+    definition::{Definition, Run, Summary, misfit},
+};
+use crate::schedule::{Reuse, Schedule};
 
 /// Steps from one that runs the network to the next, at most.
 const LONGEST: usize = 10;
 
-pub(super) fn schedule(
-    count: usize,
-    steps: usize,
-    branches: usize,
-    calibration: &Calibration,
-) -> Result<Schedule, PolicyError> {
-    let computed = computed(&calibration.stream_distances, count, steps).ok_or_else(|| {
-        PolicyError::Arguments {
-            spec: format!("cem:{count}"),
-            problem: format!(
-                "there is no way through {steps} steps with {count} of them, in gaps of {:?}; try another number",
-                gaps(count, steps)
-            ),
+/// Run the network at so many steps, chosen by what changes between them, as calibrated: `cem:K`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Cem {
+    /// Steps that run the network.
+    pub count: usize,
+}
+
+impl Cem {
+    fn schedule(
+        &self,
+        steps: usize,
+        branches: usize,
+        calibration: &Calibration,
+    ) -> Result<Schedule, PolicyError> {
+        let count = self.count;
+        let computed = computed(&calibration.stream_distances, count, steps).ok_or_else(|| {
+            misfit(
+                self,
+                format!(
+                    "there is no way through {steps} steps with {count} of them, in gaps of {:?}; try another number",
+                    gaps(count, steps)
+                ),
+            )
+        })?;
+        let computes = |s, _| computed.contains(&s);
+        Ok(Schedule::from_rule(steps, branches, computes)?)
+    }
+}
+
+impl fmt::Display for Cem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "cem:{}", self.count)
+    }
+}
+
+impl Definition for Cem {
+    fn summary() -> Summary {
+        let about = "run the network at K steps, chosen by what changes between them";
+        Summary::of_table("cem", ":K", about).calibrated()
+    }
+
+    fn parse(arguments: &[&str]) -> Result<Self, String> {
+        match arguments {
+            [count] => match count.parse() {
+                Ok(count @ 2..) => Ok(Self { count }),
+                _ => Err("expected cem:K with a whole number K of at least 2".into()),
+            },
+            _ => Err("expected cem:K".into()),
         }
-    })?;
-    Ok(Schedule::from_rule(steps, branches, |s, _| {
-        computed.contains(&s)
-    })?)
+    }
+
+    fn reuse(&self, run: &Run<'_>) -> Result<Reuse, PolicyError> {
+        let calibration = run.calibrated(self)?;
+        let table = self.schedule(run.steps, run.branches(), calibration)?;
+        Ok(table.into())
+    }
 }
 
 /// The gaps that are tried.
@@ -92,11 +135,11 @@ fn computed(distances: &[Vec<f64>], count: usize, steps: usize) -> Option<Vec<us
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use crate::{
-        graph::{Graph, SiteKind},
-        policy::calibration::example,
+    use super::super::{
+        calibration::example,
+        tests::{assert_specs, graph},
     };
+    use super::*;
 
     #[test]
     fn the_cheapest_way_of_so_many_steps_is_found() {
@@ -118,11 +161,15 @@ mod tests {
 
     #[test]
     fn whole_steps_are_reused() {
-        let pattern = [(SiteKind::SelfAttention, 3), (SiteKind::Mlp, 5)];
-        let graph = Graph::uniform(1, &pattern, [4, 8], 2).unwrap();
-        let table = schedule(3, 5, 2, &example(&graph, 5)).unwrap();
-        assert_eq!(table.to_rows(), ["##", "..", "##", "..", "##"]);
-        let refused = schedule(1, 5, 2, &example(&graph, 5));
+        let table = |count: usize| Cem { count }.schedule(5, 2, &example(&graph(1), 5));
+        let rows = table(3).unwrap().to_rows();
+        assert_eq!(rows, ["##", "..", "##", "..", "##"]);
+        let refused = table(1);
         assert!(matches!(refused, Err(PolicyError::Arguments { .. })));
+    }
+
+    #[test]
+    fn specs_are_read_and_written() {
+        assert_specs(&["cem:10"], &["cem", "cem:1", "cem:x"]);
     }
 }

@@ -3,13 +3,16 @@
 
 use std::fmt;
 
-use super::PolicyError;
+use super::{
+    PolicyError,
+    definition::{Definition, Run, Summary, misfit},
+};
 use crate::{
     graph::Graph,
-    schedule::{Joint, Schedule},
+    schedule::{Joint, Reuse, Schedule},
 };
 
-/// The arguments of `delta:N[:CUTOFF[:BLOCKS]]`.
+/// Reuse what rear blocks added in early steps, and what front blocks added in late ones: `delta:N[:CUTOFF[:BLOCKS]]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Delta {
     /// Steps from one that computes everything to the next.
@@ -21,10 +24,29 @@ pub struct Delta {
 }
 
 impl Delta {
-    pub(super) const EXPECTED: &str = "expected delta:N[:CUTOFF[:BLOCKS]] with whole numbers N and BLOCKS of at least 1: steps from one that computes everything to the next, the step from which front blocks are reused instead of rear ones, and how many";
+    fn schedule(&self, steps: usize, graph: &Graph) -> Result<Schedule, PolicyError> {
+        let all = graph.blocks();
+        let cutoff = self.cutoff.unwrap_or(steps / 2);
+        let blocks = self.blocks.unwrap_or((3 * all / 4).max(1));
+        if blocks == 0 || blocks > all || cutoff > steps {
+            return Err(misfit(
+                self,
+                format!(
+                    "expected a cutoff of 0 to {steps}, the run's steps, and 1 to {all} of the network's blocks"
+                ),
+            ));
+        }
+        let table = Schedule::from_rule(steps, graph.branches(), |s, n| {
+            let block = graph.sites()[n].block;
+            match s < cutoff {
+                true => s.is_multiple_of(self.interval) || block < all - blocks,
+                false => (s - cutoff).is_multiple_of(self.interval) || block >= blocks,
+            }
+        })?;
+        Ok(table.with_joint(Joint::Added)?)
+    }
 
-    /// None: arguments that are none.
-    pub(super) fn parse(arguments: &[&str]) -> Option<Self> {
+    fn read(arguments: &[&str]) -> Option<Self> {
         let number = |place: usize| match arguments.get(place) {
             None => Some(None),
             Some(text) => text.parse().ok().map(Some),
@@ -47,48 +69,39 @@ impl fmt::Display for Delta {
     }
 }
 
-pub(super) fn schedule(
-    arguments: &Delta,
-    steps: usize,
-    graph: &Graph,
-) -> Result<Schedule, PolicyError> {
-    let all = graph.blocks();
-    let cutoff = arguments.cutoff.unwrap_or(steps / 2);
-    let blocks = arguments.blocks.unwrap_or((3 * all / 4).max(1));
-    if blocks == 0 || blocks > all || cutoff > steps {
-        return Err(PolicyError::Arguments {
-            spec: arguments.to_string(),
-            problem: format!(
-                "expected a cutoff of 0 to {steps}, the run's steps, and 1 to {all} of the network's blocks"
-            ),
-        });
+impl Definition for Delta {
+    fn summary() -> Summary {
+        Summary::of_table(
+            "delta",
+            ":N[:CUTOFF[:BLOCKS]]",
+            "reuse rear blocks first, then front ones",
+        )
     }
-    let table = Schedule::from_rule(steps, graph.branches(), |s, n| {
-        let block = graph.sites()[n].block;
-        match s < cutoff {
-            true => s.is_multiple_of(arguments.interval) || block < all - blocks,
-            false => (s - cutoff).is_multiple_of(arguments.interval) || block >= blocks,
-        }
-    })?;
-    Ok(table.with_joint(Joint::Added)?)
+
+    fn parse(arguments: &[&str]) -> Result<Self, String> {
+        Self::read(arguments).ok_or_else(|| "expected delta:N[:CUTOFF[:BLOCKS]] with whole numbers N and BLOCKS of at least 1: steps from one that computes everything to the next, the step from which front blocks are reused instead of rear ones, and how many".into())
+    }
+
+    fn reuse(&self, run: &Run<'_>) -> Result<Reuse, PolicyError> {
+        Ok(self.schedule(run.steps, run.graph)?.into())
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::tests::{assert_specs, graph};
     use super::*;
-    use crate::graph::SiteKind;
 
     #[test]
     fn rear_blocks_are_reused_first_and_front_blocks_later() {
-        let pattern = [(SiteKind::SelfAttention, 3), (SiteKind::Mlp, 5)];
-        let graph = Graph::uniform(4, &pattern, [4, 8], 2).unwrap();
+        let graph = graph(4);
         let delta = |interval, cutoff, blocks| {
-            let arguments = Delta {
+            let delta = Delta {
                 interval,
                 cutoff,
                 blocks,
             };
-            schedule(&arguments, 8, &graph)
+            delta.schedule(8, &graph)
         };
         let table = delta(3, Some(4), Some(3)).unwrap();
         assert_eq!(
@@ -106,5 +119,19 @@ mod tests {
         }
         let whole = delta(2, Some(0), Some(4)).unwrap();
         assert_eq!(whole.to_rows()[1], "........");
+    }
+
+    #[test]
+    fn specs_are_read_and_written() {
+        assert_specs(
+            &["delta:2", "delta:2:8", "delta:2:8:3"],
+            &[
+                "delta",
+                "delta:0",
+                "delta:2:x",
+                "delta:2:8:0",
+                "delta:2:8:3:1",
+            ],
+        );
     }
 }

@@ -6,20 +6,59 @@
 //! `F + e/2·[(F − G) + (P − Q)]`. Beyond three steps it is drawn back to `F`, by `3/e` of the forecast for three. Forecasts read
 //! forecasts, but all of them are weighted sums of computed features, so this one is too.
 
-use crate::schedule::{Schedule, ScheduleError};
+use std::fmt;
 
-/// Steps that are computed before any forecast.
-const FIRST: usize = 2;
+use super::{
+    PolicyError,
+    definition::{Definition, Run, Summary, every_after_two},
+};
+use crate::schedule::{Reuse, Schedule, ScheduleError};
+
 /// Steps that a forecast goes ahead at most.
 const FARTHEST: f64 = 3.0;
 
-pub(super) fn schedule(
-    interval: usize,
-    steps: usize,
-    branches: usize,
-) -> Result<Schedule, ScheduleError> {
-    let computes = |s: usize| s < FIRST || (s + 1 - FIRST).is_multiple_of(interval);
-    forecast(Schedule::from_rule(steps, branches, |s, _| computes(s))?)
+/// Compute every N-th step and forecast the others by Heun's rule: `foca:N`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Foca {
+    /// Steps from one that is computed to the next.
+    pub interval: usize,
+}
+
+impl Foca {
+    fn schedule(&self, steps: usize, branches: usize) -> Result<Schedule, ScheduleError> {
+        let computes = every_after_two(self.interval);
+        forecast(Schedule::from_rule(steps, branches, |s, _| computes(s))?)
+    }
+}
+
+impl fmt::Display for Foca {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "foca:{}", self.interval)
+    }
+}
+
+impl Definition for Foca {
+    fn summary() -> Summary {
+        Summary::of_table(
+            "foca",
+            ":N",
+            "compute every N-th step, forecast the others by Heun's rule",
+        )
+    }
+
+    fn parse(arguments: &[&str]) -> Result<Self, String> {
+        match arguments {
+            [interval] => match interval.parse() {
+                Ok(interval @ 1..) => Ok(Self { interval }),
+                _ => Err("expected foca:N with a whole number N of at least 1".into()),
+            },
+            _ => Err("expected foca:N".into()),
+        }
+    }
+
+    fn reuse(&self, run: &Run<'_>) -> Result<Reuse, PolicyError> {
+        Ok(self.schedule(run.steps, run.branches())?.into())
+    }
 }
 
 /// The same table, its reused branches forecast by Heun's rule; by the feature itself where there is a single one.
@@ -85,6 +124,7 @@ fn in_single_precision(oldest_first: &[f64]) -> Vec<f32> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::tests::assert_specs;
     use super::*;
 
     #[test]
@@ -122,11 +162,16 @@ mod tests {
             assert!((sum - 1.0).abs() < 1e-6, "{weights:?}");
             assert!(weights.len() <= 28, "{}", weights.len());
         }
-        let table = schedule(3, 8, 2).unwrap();
+        let table = Foca { interval: 3 }.schedule(8, 2).unwrap();
         assert_eq!(
             table.to_rows(),
             ["##", "##", "..", "..", "##", "..", "..", "##"]
         );
         assert_eq!(table.weights(5, 1), [2.0, -2.0, 1.0]);
+    }
+
+    #[test]
+    fn specs_are_read_and_written() {
+        assert_specs(&["foca:3"], &["foca", "foca:0", "foca:2:1"]);
     }
 }

@@ -1,22 +1,59 @@
 //! MagCache (arXiv 2506.09045, as diffusers has it): what all blocks added to the stream is added again while the magnitude
 //! that it would have by now, as a calibration tells, is off by little.
 
-use super::Calibration;
-use crate::schedule::{Joint, Schedule, ScheduleError};
+use std::fmt;
+
+use super::{
+    Calibration, PolicyError,
+    definition::{Definition, Run, Summary, lone_threshold},
+};
+use crate::schedule::{Joint, Reuse, Schedule, ScheduleError};
 
 /// Share of the steps that run the network before any reuse.
 const FIRST: f64 = 0.2;
 /// Reuses in a row at most.
 const MOST: usize = 3;
 
-pub(super) fn schedule(
-    threshold: f64,
-    steps: usize,
-    branches: usize,
-    calibration: &Calibration,
-) -> Result<Schedule, ScheduleError> {
-    let row = computes(&calibration.magnitude_ratios, threshold);
-    Schedule::from_rule(steps, branches, |s, _| row[s])?.with_joint(Joint::Added)
+/// Reuse all blocks while magnitudes are off by little, as calibrated: `mag:THRESHOLD`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Mag {
+    pub threshold: f64,
+}
+
+impl Mag {
+    fn schedule(
+        &self,
+        steps: usize,
+        branches: usize,
+        calibration: &Calibration,
+    ) -> Result<Schedule, ScheduleError> {
+        let row = computes(&calibration.magnitude_ratios, self.threshold);
+        Schedule::from_rule(steps, branches, |s, _| row[s])?.with_joint(Joint::Added)
+    }
+}
+
+impl fmt::Display for Mag {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "mag:{}", self.threshold)
+    }
+}
+
+impl Definition for Mag {
+    fn summary() -> Summary {
+        let about = "reuse all blocks while magnitudes are off by little";
+        Summary::of_table("mag", ":THRESHOLD", about).calibrated()
+    }
+
+    fn parse(arguments: &[&str]) -> Result<Self, String> {
+        let threshold = lone_threshold("mag", arguments)?;
+        Ok(Self { threshold })
+    }
+
+    fn reuse(&self, run: &Run<'_>) -> Result<Reuse, PolicyError> {
+        let calibration = run.calibrated(self)?;
+        let table = self.schedule(run.steps, run.branches(), calibration)?;
+        Ok(table.into())
+    }
 }
 
 /// Which steps run the network. `ratios`: an entry a step, the magnitude of what all blocks add over that of the step before.
@@ -41,11 +78,11 @@ fn computes(ratios: &[f64], threshold: f64) -> Vec<bool> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use crate::{
-        graph::{Graph, SiteKind},
-        policy::calibration::example,
+    use super::super::{
+        calibration::example,
+        tests::{assert_specs, graph},
     };
+    use super::*;
 
     fn bits(ratios: &[f64], threshold: f64) -> String {
         let row = computes(ratios, threshold);
@@ -68,10 +105,14 @@ mod tests {
 
     #[test]
     fn all_blocks_are_reused_as_one() {
-        let pattern = [(SiteKind::SelfAttention, 3), (SiteKind::Mlp, 5)];
-        let graph = Graph::uniform(1, &pattern, [4, 8], 2).unwrap();
-        let table = schedule(0.06, 5, 2, &example(&graph, 5)).unwrap();
+        let mag = Mag { threshold: 0.06 };
+        let table = mag.schedule(5, 2, &example(&graph(1), 5)).unwrap();
         assert_eq!(table.to_rows(), ["##", "..", "..", "..", "##"]);
         assert_eq!(table.joint(), Some(Joint::Added));
+    }
+
+    #[test]
+    fn specs_are_read_and_written() {
+        assert_specs(&["mag:0.06"], &["mag", "mag:nan", "mag:0", "mag:0.1:1"]);
     }
 }

@@ -7,7 +7,11 @@
 
 use std::fmt;
 
-use crate::schedule::{Joint, MAX_HISTORY, Schedule, ScheduleError};
+use super::{
+    PolicyError,
+    definition::{Definition, Run, Summary, argument_or},
+};
+use crate::schedule::{Joint, MAX_HISTORY, Reuse, Schedule, ScheduleError};
 
 /// Steps that run the network before any forecast.
 const FIRST: usize = 5;
@@ -18,7 +22,7 @@ const RIDGE: f64 = 0.1;
 /// What the series weighs in the blend where nothing is said.
 const BLEND: f64 = 0.5;
 
-/// The arguments of `spectrum:N[:GROWTH[:BLEND]]`.
+/// Run the network at intervals and forecast what it would leave by a Chebyshev series: `spectrum:N[:GROWTH[:BLEND]]`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Spectrum {
     /// Steps from one that runs the network to the next, at first.
@@ -30,26 +34,22 @@ pub struct Spectrum {
 }
 
 impl Spectrum {
-    pub(super) const EXPECTED: &str = "expected spectrum:N[:GROWTH[:BLEND]] with a whole number N of at least 1, steps from one that runs the network to the next, what each adds to that, 0 to 1000, and what a Chebyshev series weighs against a line, 0 to 1";
+    fn schedule(&self, steps: usize, branches: usize) -> Result<Schedule, ScheduleError> {
+        let row = computes(self, steps);
+        let table = Schedule::from_rule(steps, branches, |s, _| row[s])?;
+        forecast(table, steps, self.blend)
+    }
 
-    /// None: arguments that are none.
-    pub(super) fn parse(arguments: &[&str]) -> Option<Self> {
-        let [interval, more @ ..] = arguments else {
-            return None;
-        };
-        let number = |place: usize, usual: f64| match more.get(place) {
-            None => Some(usual),
-            Some(text) => text.parse().ok(),
-        };
+    fn read(arguments: &[&str]) -> Option<Self> {
         let spectrum = Self {
-            interval: interval.parse().ok()?,
-            growth: number(0, 0.0)?,
-            blend: number(1, BLEND)?,
+            interval: arguments.first()?.parse().ok()?,
+            growth: argument_or(arguments, 1, 0.0)?,
+            blend: argument_or(arguments, 2, BLEND)?,
         };
         let fits = spectrum.interval >= 1
             && (0.0..=1000.0).contains(&spectrum.growth)
             && (0.0..=1.0).contains(&spectrum.blend);
-        (fits && more.len() <= 2).then_some(spectrum)
+        (fits && arguments.len() <= 3).then_some(spectrum)
     }
 }
 
@@ -64,14 +64,22 @@ impl fmt::Display for Spectrum {
     }
 }
 
-pub(super) fn schedule(
-    arguments: &Spectrum,
-    steps: usize,
-    branches: usize,
-) -> Result<Schedule, ScheduleError> {
-    let row = computes(arguments, steps);
-    let table = Schedule::from_rule(steps, branches, |s, _| row[s])?;
-    forecast(table, steps, arguments.blend)
+impl Definition for Spectrum {
+    fn summary() -> Summary {
+        Summary::of_table(
+            "spectrum",
+            ":N[:GROWTH[:BLEND]]",
+            "run the network at intervals, forecast what it would leave by a Chebyshev series",
+        )
+    }
+
+    fn parse(arguments: &[&str]) -> Result<Self, String> {
+        Self::read(arguments).ok_or_else(|| "expected spectrum:N[:GROWTH[:BLEND]] with a whole number N of at least 1, steps from one that runs the network to the next, what each adds to that, 0 to 1000, and what a Chebyshev series weighs against a line, 0 to 1".into())
+    }
+
+    fn reuse(&self, run: &Run<'_>) -> Result<Reuse, PolicyError> {
+        Ok(self.schedule(run.steps, run.branches())?.into())
+    }
 }
 
 /// The same table, its reused branches the stream that they would leave, forecast by a Chebyshev series in `τ = 2·s/span − 1` and
@@ -92,8 +100,8 @@ pub fn forecast(table: Schedule, span: usize, blend: f64) -> Result<Schedule, Sc
 }
 
 /// Which steps run the network.
-fn computes(arguments: &Spectrum, steps: usize) -> Vec<bool> {
-    let mut window = arguments.interval as f64;
+fn computes(spectrum: &Spectrum, steps: usize) -> Vec<bool> {
+    let mut window = spectrum.interval as f64;
     let mut in_a_row = 0;
     let mut row = Vec::with_capacity(steps);
     for s in 0..steps {
@@ -101,7 +109,7 @@ fn computes(arguments: &Spectrum, steps: usize) -> Vec<bool> {
         let computes = !is_warm || (in_a_row + 1) % (window as usize).max(1) == 0;
         if is_warm && computes {
             // In thousandths, so that sums of growth come to the whole number that they mean.
-            window = ((window + arguments.growth) * 1e3).round() / 1e3;
+            window = ((window + spectrum.growth) * 1e3).round() / 1e3;
         }
         in_a_row = if computes { 0 } else { in_a_row + 1 };
         row.push(computes);
@@ -192,15 +200,16 @@ fn solved(
 
 #[cfg(test)]
 mod tests {
+    use super::super::tests::assert_specs;
     use super::*;
 
     fn steps_of(interval: usize, growth: f64, steps: usize) -> Vec<usize> {
-        let arguments = Spectrum {
+        let spectrum = Spectrum {
             interval,
             growth,
             blend: BLEND,
         };
-        let row = computes(&arguments, steps);
+        let row = computes(&spectrum, steps);
         (0..steps).filter(|s| row[*s]).collect()
     }
 
@@ -251,15 +260,30 @@ mod tests {
 
     #[test]
     fn the_stream_is_forecast_as_one() {
-        let arguments = Spectrum {
+        let spectrum = Spectrum {
             interval: 2,
             growth: 0.0,
             blend: 0.0,
         };
-        let table = schedule(&arguments, 8, 4).unwrap();
+        let table = spectrum.schedule(8, 4).unwrap();
         assert_eq!(table.joint(), Some(Joint::Stream));
         assert_eq!(table.to_rows()[5..], ["....", "####", "...."]);
         assert_eq!(table.weights(5, 3)[..2], [2.0, -1.0]);
         assert_eq!(table.weights(7, 0)[..2], [1.5, -0.5]);
+    }
+
+    #[test]
+    fn specs_are_read_and_written() {
+        assert_specs(
+            &["spectrum:2:0.75:1"],
+            &[
+                "spectrum",
+                "spectrum:0",
+                "spectrum:2:-1",
+                "spectrum:2:0:1.5",
+                "spectrum:2:0:nan",
+                "spectrum:2:0:1:1",
+            ],
+        );
     }
 }

@@ -5,22 +5,66 @@
 //! of derivatives, `D_0 = f` and `D_{i+1} = (D_i − D_i before) / Δ`, Δ the distance of the last two computed steps. Each `D_i`
 //! is a weighted sum of stored features, so the forecast is one too, and runs as plain reuse does.
 
-use crate::schedule::{Schedule, ScheduleError};
+use std::fmt;
 
-/// Steps that are computed before any forecast.
-const FIRST: usize = 2;
+use super::{
+    PolicyError,
+    definition::{Definition, Run, Summary, argument_or, every_after_two},
+};
+use crate::schedule::{Reuse, Schedule, ScheduleError};
 
-pub(super) fn schedule(
-    interval: usize,
-    order: usize,
-    steps: usize,
-    branches: usize,
-) -> Result<Schedule, ScheduleError> {
-    let computes = |s: usize| s < FIRST || (s + 1 - FIRST).is_multiple_of(interval);
-    forecast(
-        Schedule::from_rule(steps, branches, |s, _| computes(s))?,
-        order,
-    )
+/// Compute every N-th step and forecast the others by a Taylor series: `taylor:N[:ORDER]`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Taylor {
+    /// Steps from one that is computed to the next.
+    pub interval: usize,
+    /// Of the series, 0 to 4.
+    pub order: usize,
+}
+
+impl Taylor {
+    fn schedule(&self, steps: usize, branches: usize) -> Result<Schedule, ScheduleError> {
+        let computes = every_after_two(self.interval);
+        let table = Schedule::from_rule(steps, branches, |s, _| computes(s))?;
+        forecast(table, self.order)
+    }
+}
+
+impl fmt::Display for Taylor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "taylor:{}:{}", self.interval, self.order)
+    }
+}
+
+impl Definition for Taylor {
+    fn summary() -> Summary {
+        Summary::of_table(
+            "taylor",
+            ":N[:ORDER]",
+            "compute every N-th step, forecast the others by a Taylor series",
+        )
+    }
+
+    fn parse(arguments: &[&str]) -> Result<Self, String> {
+        match arguments {
+            [interval] | [interval, _] => match (interval.parse(), argument_or(arguments, 1, 1)) {
+                (Ok(interval @ 1..), Some(order @ 0..=4)) => Ok(Self { interval, order }),
+                _ => Err(
+                    "expected taylor:N[:ORDER] with a whole number N of at least 1 and an ORDER of 0 to 4"
+                        .into(),
+                ),
+            },
+            _ => Err("expected taylor:N[:ORDER]".into()),
+        }
+    }
+
+    fn reuse(&self, run: &Run<'_>) -> Result<Reuse, PolicyError> {
+        Ok(self.schedule(run.steps, run.branches())?.into())
+    }
+
+    fn case(&self) -> Option<String> {
+        Some(format!("taylor, order {}", self.order))
+    }
 }
 
 /// The same table, its reused branches forecast by a Taylor series of this order, or as far as features go.
@@ -76,6 +120,7 @@ fn weights(computed: &[usize], s: usize, order: usize) -> Vec<f32> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::{Policy, tests::assert_specs};
     use super::*;
 
     #[test]
@@ -99,10 +144,22 @@ mod tests {
 
     #[test]
     fn every_second_step_is_forecast_from_what_was_computed() {
-        let table = schedule(2, 1, 6, 2).unwrap();
+        let taylor = Taylor {
+            interval: 2,
+            order: 1,
+        };
+        let table = taylor.schedule(6, 2).unwrap();
         assert_eq!(table.to_rows(), ["##", "##", "..", "##", "..", "##"]);
         assert_eq!(table.weights(2, 0), [2.0, -1.0]);
         assert_eq!(table.weights(4, 1), [1.5, -0.5]);
+    }
+
+    #[test]
+    fn series_of_another_order_are_another_case() {
+        let [first, second] =
+            ["taylor:2", "taylor:3:2"].map(|spec| spec.parse::<Policy>().unwrap());
+        assert_eq!(first.case(), "taylor, order 1");
+        assert_eq!(second.case(), "taylor, order 2");
     }
 
     #[test]
@@ -113,5 +170,13 @@ mod tests {
         assert_eq!(table.weights(1, 1), [1.0]);
         assert_eq!(table.weights(2, 0), [2.0, -1.0]);
         assert_eq!(table.weights(3, 1), [1.5, -0.5]);
+    }
+
+    #[test]
+    fn specs_are_read_and_written() {
+        assert_specs(
+            &["taylor:4:2", "taylor:2:0"],
+            &["taylor", "taylor:0", "taylor:2:9", "taylor:2:1:1"],
+        );
     }
 }

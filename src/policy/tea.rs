@@ -1,10 +1,15 @@
 //! TeaCache (arXiv 2411.19108): what all blocks added to the stream is added again while the output, as a polynomial of what the
 //! first block's input changes tells, would have changed little in sum; the first and the last step run the network.
 
-use super::{Calibration, PolicyError};
+use std::fmt;
+
+use super::{
+    Calibration, PolicyError,
+    definition::{Definition, Run, Summary, lone_threshold, misfit},
+};
 use crate::{
     graph::Graph,
-    schedule::{Probed, Sum},
+    schedule::{Probed, Reuse, Sum},
 };
 
 /// Coefficients of the polynomial.
@@ -12,31 +17,65 @@ const COEFFICIENTS: usize = 5;
 /// A column of which less is left beside the others is one of them.
 const LEAST_LEFT: f64 = 1e-10;
 
-pub(super) fn probed(
-    threshold: f64,
-    steps: usize,
-    graph: &Graph,
-    calibration: &Calibration,
-) -> Result<Probed, PolicyError> {
-    let Calibration {
-        input_changes: inputs,
-        output_changes: outputs,
-        ..
-    } = calibration;
-    let polynomial = fitted(inputs, outputs).ok_or_else(|| PolicyError::Arguments {
-        spec: format!("tea:{threshold}"),
-        problem: format!(
-            "the {} changes of the calibration are too few or too much alike to fit a polynomial of degree {}: calibrate with more draws or steps",
-            inputs.len(),
-            COEFFICIENTS - 1
-        ),
-    })?;
-    let sum = Sum {
-        threshold,
-        polynomial: polynomial.to_vec(),
-    };
-    let probed = Probed::of_modulated_input(steps, graph, sum)?;
-    Ok(probed.with_last_computed())
+/// Reuse all blocks while the first one's input changes little in sum, as calibrated: `tea:THRESHOLD`. Decided step by step.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Tea {
+    pub threshold: f64,
+}
+
+impl Tea {
+    fn probed(
+        &self,
+        steps: usize,
+        graph: &Graph,
+        calibration: &Calibration,
+    ) -> Result<Probed, PolicyError> {
+        let Calibration {
+            input_changes: inputs,
+            output_changes: outputs,
+            ..
+        } = calibration;
+        let polynomial = fitted(inputs, outputs).ok_or_else(|| {
+            misfit(
+                self,
+                format!(
+                    "the {} changes of the calibration are too few or too much alike to fit a polynomial of degree {}: calibrate with more draws or steps",
+                    inputs.len(),
+                    COEFFICIENTS - 1
+                ),
+            )
+        })?;
+        let sum = Sum {
+            threshold: self.threshold,
+            polynomial: polynomial.to_vec(),
+        };
+        let probed = Probed::of_modulated_input(steps, graph, sum)?;
+        Ok(probed.with_last_computed())
+    }
+}
+
+impl fmt::Display for Tea {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "tea:{}", self.threshold)
+    }
+}
+
+impl Definition for Tea {
+    fn summary() -> Summary {
+        let about = "reuse all blocks while the first one's input changes little in sum";
+        Summary::at_run_time("tea", ":THRESHOLD", about).calibrated()
+    }
+
+    fn parse(arguments: &[&str]) -> Result<Self, String> {
+        let threshold = lone_threshold("tea", arguments)?;
+        Ok(Self { threshold })
+    }
+
+    fn reuse(&self, run: &Run<'_>) -> Result<Reuse, PolicyError> {
+        let calibration = run.calibrated(self)?;
+        let probed = self.probed(run.steps, run.graph, calibration)?;
+        Ok(Reuse::AtRunTime(probed))
+    }
 }
 
 /// The polynomial of degree 4, its highest power first, that is nearest to `y` at `x` by least squares; none where fewer than
@@ -89,8 +128,11 @@ fn fitted(x: &[f64], y: &[f64]) -> Option<[f64; COEFFICIENTS]> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::{
+        calibration::example,
+        tests::{assert_specs, graph},
+    };
     use super::*;
-    use crate::{graph::SiteKind, policy::calibration::example};
 
     #[test]
     fn a_polynomial_is_found_again() {
@@ -134,10 +176,14 @@ mod tests {
 
     #[test]
     fn a_calibration_that_says_too_little_is_refused() {
-        let pattern = [(SiteKind::SelfAttention, 3), (SiteKind::Mlp, 5)];
-        let graph = Graph::uniform(1, &pattern, [4, 8], 2).unwrap();
-        let probed = |steps| probed(0.1, steps, &graph, &example(&graph, steps));
+        let (graph, tea) = (graph(1), Tea { threshold: 0.1 });
+        let probed = |steps| tea.probed(steps, &graph, &example(&graph, steps));
         assert!(probed(6).is_ok());
         assert!(matches!(probed(2), Err(PolicyError::Arguments { .. })));
+    }
+
+    #[test]
+    fn specs_are_read_and_written() {
+        assert_specs(&["tea:0.25"], &["tea", "tea:0", "tea:inf", "tea:0.1:1"]);
     }
 }

@@ -339,12 +339,11 @@ impl From<Schedule> for Reuse {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::graph::SiteKind;
+    use crate::graph::of_blocks;
 
     #[test]
     fn the_middle_is_what_front_and_rear_leave() {
-        let pattern = [(SiteKind::SelfAttention, 3), (SiteKind::Mlp, 5)];
-        let graph = Graph::uniform(6, &pattern, [4, 8], 2).unwrap();
+        let graph = of_blocks(6);
         let probed = |front, rear, threshold| Probed::new(4, &graph, front, rear, threshold);
         assert_eq!(probed(1, 0, 0.1).unwrap().reused(), 2..12);
         assert_eq!(probed(2, 3, 0.1).unwrap().reused(), 4..6);
@@ -391,8 +390,7 @@ mod tests {
 
     #[test]
     fn first_and_last_steps_are_not_decided() {
-        let pattern = [(SiteKind::SelfAttention, 3), (SiteKind::Mlp, 5)];
-        let graph = Graph::uniform(2, &pattern, [4, 8], 2).unwrap();
+        let graph = of_blocks(2);
         let probed = Probed::of_front_stream(6, &graph, Sum::plain(0.1)).unwrap();
         assert_eq!((probed.reused(), probed.saved_macs(&graph)), (2..4, 8));
         let probed = probed.with_warm_up(2).with_last_computed();
@@ -404,7 +402,7 @@ mod tests {
         assert_eq!((decided(0), decided(3)), (vec![2, 3, 4], vec![4]));
         let whole = Probed::of_output(6, &graph, Sum::plain(0.1)).unwrap();
         assert_eq!(whole.saved_macs(&graph), 18);
-        let one = Graph::uniform(1, &pattern, [4, 8], 2).unwrap();
+        let one = of_blocks(1);
         assert!(Probed::of_front_stream(6, &one, Sum::plain(0.1)).is_err());
         assert!(Probed::of_output(0, &graph, Sum::plain(0.1)).is_err());
         assert!(Probed::of_output(6, &graph, Sum::plain(0.0)).is_err());

@@ -17,6 +17,8 @@ pub mod forecast;
 pub mod network;
 pub mod router;
 pub mod run;
+#[cfg(test)]
+mod small;
 
 #[cfg(not(target_family = "wasm"))]
 pub use data::DataError;

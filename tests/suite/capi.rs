@@ -116,7 +116,7 @@ fn c_and_rust_make_the_same_images() {
         guidance: Guidance::new(3.0, GuidedChannels::Three).unwrap(),
         clip_x0: info.clip_x0,
     };
-    let schedule = harmonica::policy::Policy::Fora { interval: 2 }
+    let schedule = harmonica::policy::Policy::from(harmonica::policy::Fora { interval: 2 })
         .schedule(4, &info.outline.graph)
         .unwrap();
     let expected = Sampler::new(&model, run, Some(schedule))

@@ -15,8 +15,7 @@ use harmonica::{
     models::Condition,
     pipeline::Pipeline,
     policy::{
-        CALIBRATION_FORMAT, Calibration, Delta, FEATURE_DISTANCE, Policy, PolicyError, Spectrum,
-        forecasts,
+        self, CALIBRATION_FORMAT, Calibration, FEATURE_DISTANCE, Policy, PolicyError, forecasts,
     },
     sampler::{Event, Request, Sampler, Settings},
     schedule::{
@@ -299,10 +298,10 @@ fn forecast_tables_are_those_of_others_after_the_first_steps() {
             "diffusers" => given.warmup + 1,
             _ => given.warmup - 1,
         };
-        let policy = Policy::Taylor {
+        let policy = Policy::from(policy::Taylor {
             interval: given.interval,
             order: 1,
-        };
+        });
         let table = policy.schedule(given.steps + 1 - one, &graph(1)).unwrap();
         assert_eq!(
             bits(&table)[1..],
@@ -320,7 +319,7 @@ fn forecast_tables_are_those_of_others_after_the_first_steps() {
     }
     let part_of_spectrum: Tables<Window, Bits> = part("spectrum");
     for Case { given, expected } in part_of_spectrum.steps {
-        let policy = Policy::Spectrum(Spectrum {
+        let policy = Policy::from(policy::Spectrum {
             interval: given.window,
             growth: given.flex,
             blend: 0.5,
@@ -411,7 +410,7 @@ fn polynomials_are_those_of_numpy() {
             output_changes: given.y,
             ..blank(&graph(1), STEPS)
         };
-        let reuse = made(&Policy::Tea { threshold: 1.0 }, &calibration).unwrap();
+        let reuse = made(&policy::Tea { threshold: 1.0 }.into(), &calibration).unwrap();
         let Reuse::AtRunTime(probed) = reuse else {
             panic!("it decides at run time");
         };
@@ -447,7 +446,7 @@ impl Magnitudes {
     /// The policy, where it is one of ours.
     fn policy(&self) -> Option<Policy> {
         let threshold = self.threshold;
-        ((self.retention, self.most) == (0.2, 3)).then_some(Policy::Mag { threshold })
+        ((self.retention, self.most) == (0.2, 3)).then(|| policy::Mag { threshold }.into())
     }
 }
 
@@ -536,7 +535,7 @@ fn small_changes_are_skipped_as_in_smoothcache() {
             ..blank(&graph, given.steps)
         };
         let threshold = given.threshold;
-        let table = tabled(&Policy::Smooth { threshold }, &calibration);
+        let table = tabled(&policy::Smooth { threshold }.into(), &calibration);
         assert_eq!(bits(&table), expected.computed, "{threshold}");
     }
 }
@@ -587,9 +586,10 @@ fn chosen_alike(cases: &[Case<Budget, Chosen>], calibration: &Calibration) -> us
     let ours = cases.iter().filter(|case| case.given.radius == 1);
     ours.map(|Case { given, expected }| {
         let reuse = made(
-            &Policy::Cem {
+            &policy::Cem {
                 count: given.budget,
-            },
+            }
+            .into(),
             calibration,
         );
         match &expected.steps {
@@ -642,7 +642,7 @@ struct Ranges {
 
 impl Ranges {
     fn policy(&self) -> Policy {
-        Policy::Delta(Delta {
+        Policy::from(policy::Delta {
             interval: self.interval,
             cutoff: Some(self.cutoff),
             blocks: Some(self.count),
@@ -818,10 +818,10 @@ fn whole_runs_of_easycache_decide_alike() {
     for (network, is_few) in Network::all() {
         let Part { runs } = part("easy");
         for Case { given, expected } in few(runs, is_few) {
-            let policy = Policy::Easy {
+            let policy = Policy::from(policy::Easy {
                 threshold: given.threshold,
                 warm_up: given.first,
-            };
+            });
             let reuse = policy.reuse(STEPS, network.graph()).unwrap();
             let found = network.drawn(reuse, &expected.image);
             assert_eq!(found, expected.computed, "{policy}, {}", network.device);
@@ -856,9 +856,9 @@ fn whole_runs_of_dicache_decide_alike() {
             };
             // The published numbers of first and last steps are the policy's.
             if (given.first, given.last) == (5, true) {
-                let policy = Policy::Dicache {
+                let policy = Policy::from(policy::Dicache {
                     threshold: given.threshold,
-                };
+                });
                 let reuse = policy.reuse(STEPS, network.graph()).unwrap();
                 assert_eq!(reuse, Reuse::AtRunTime(probed.clone()));
             }
@@ -908,7 +908,7 @@ fn measurements_and_what_follows_are_those_of_others() {
         }
         for Case { given, expected } in few(smooth.runs, is_few) {
             let threshold = given.threshold;
-            let table = tabled(&Policy::Smooth { threshold }, &calibration);
+            let table = tabled(&policy::Smooth { threshold }.into(), &calibration);
             for n in 0..branches {
                 let expected = match network.graph().sites()[n].kind {
                     SiteKind::Mlp => &expected.computed.mlp,

@@ -95,17 +95,7 @@ pub(super) fn tensors(config: &DitConfig, own_embedders: bool) -> Vec<TensorSpec
         [d, 2 * d],
         Start::Zeros,
     );
-    let patch = vec![d, config.channels, config.patch, config.patch];
-    all.push(TensorSpec::matrix(
-        "x_embedder.proj.weight".into(),
-        patch,
-        vec!["pos_embed.proj.weight".into()],
-    ));
-    all.push(TensorSpec::vector(
-        "x_embedder.proj.bias".into(),
-        d,
-        vec!["pos_embed.proj.bias".into()],
-    ));
+    all.extend(TensorSpec::patches(d, config.channels, config.patch));
     for (prefix, theirs) in &embedders {
         let names = vec![format!("{theirs}.class_embedder.embedding_table.weight")];
         let name = format!("{prefix}y_embedder.embedding_table.weight");

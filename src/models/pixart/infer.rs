@@ -67,12 +67,7 @@ pub(super) fn infer_config(
                     entry.shape
                 ),
             }),
-            None => Err(CheckpointError::Missing {
-                path: path.into(),
-                name: name.into(),
-                expected: Vec::new(),
-                count: 1,
-            }),
+            None => Err(CheckpointError::missing(path, name)),
         }
     };
     if let Some(norm) = source.entries().find(|e| e.name.contains("q_norm")) {

@@ -75,17 +75,7 @@ pub(super) fn tensors(config: &PixArtConfig) -> Vec<TensorSpec> {
         &["proj_out".into()],
         [d, config.patch_outputs()],
     );
-    let patch = vec![d, config.channels, config.patch, config.patch];
-    all.push(TensorSpec::matrix(
-        "x_embedder.proj.weight".into(),
-        patch,
-        vec!["pos_embed.proj.weight".into()],
-    ));
-    all.push(TensorSpec::vector(
-        "x_embedder.proj.bias".into(),
-        d,
-        vec!["pos_embed.proj.bias".into()],
-    ));
+    all.extend(TensorSpec::patches(d, config.channels, config.patch));
     let alive = (d as f32).sqrt().recip();
     let table = |name: String, theirs: String, rows: usize| {
         TensorSpec::table(name, [rows, d], vec![theirs], alive).starting(Start::Normal)

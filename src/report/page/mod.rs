@@ -168,7 +168,7 @@ fn base64(bytes: &[u8]) -> String {
 mod tests {
     use super::*;
     use crate::{
-        graph::SiteKind,
+        graph::of_blocks,
         policy::Origin,
         report::comparison::Row,
         schedule::{Forecast, Probed},
@@ -187,13 +187,7 @@ mod tests {
     }
 
     fn graph() -> Graph {
-        Graph::uniform(
-            3,
-            &[(SiteKind::SelfAttention, 3), (SiteKind::Mlp, 5)],
-            [4, 8],
-            2,
-        )
-        .unwrap()
+        of_blocks(3)
     }
 
     #[test]

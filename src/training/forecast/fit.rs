@@ -14,7 +14,7 @@ use crate::{
     plan::compile,
     sampler::{SampleError, Sampler, Settings, Stand, Stepper, Uncorrected},
     schedule::{FORECAST_DEPTH, Forecast, Schedule},
-    training::run::TrainingError,
+    training::run::{Drawn, TrainingError, check_pool},
 };
 
 /// How strongly weights are drawn to plain reuse, as a share of the mean diagonal of the normal equations.
@@ -102,24 +102,12 @@ impl Draws {
                 expected: "at least 1",
             });
         }
-        if prompts.pool.is_empty() {
-            return Err(TrainingError::Setting {
-                setting: "texts",
-                value: "missing".into(),
-                expected: "embedded texts to draw from, since the model has no classes",
-            });
-        }
+        check_pool(prompts)?;
         let size = model.outline().latents.numbers();
-        let (mut streams, mut conditions, mut noise) = (Vec::new(), Vec::new(), Vec::new());
-        for number in 0..images {
-            let mut stream = ImageNoise::with_purpose(purpose.stream(), seed, number as u64);
-            conditions.push(prompts.pool[stream.below(prompts.pool.len())].clone());
-            stream.fill(size, &mut noise);
-            streams.push(stream);
-        }
+        let drawn = Drawn::new(prompts, size, (purpose.stream(), seed), 0..images);
         let null = prompts.null.as_ref();
-        let noise = (noise, streams);
-        Self::walked(model, settings, null, &conditions, noise, batch, stop)
+        let noise = (drawn.noise, drawn.streams);
+        Self::walked(model, settings, null, &drawn.conditions, noise, batch, stop)
     }
 
     /// Draws that are given: `noise` `[images, C, H, W]` for as many conditions; `null` stands for none of them.

@@ -3,101 +3,31 @@
 //! The folder holds `ladder.json` (everything to go on from), a `*.schedule.json` a speed, `train.jsonl` (a line a move that was
 //! tried) and `router.png`, a picture of the schedule nearest to twice the speed.
 
-use std::{
-    cell::Cell,
-    ops::ControlFlow,
-    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
-    path::{Path, PathBuf},
-};
-
-use serde::{Deserialize, Serialize};
+use std::{ops::ControlFlow, path::PathBuf};
 
 use super::{
-    fit::{Draws, Fit, Purpose, Stop, typical},
-    search::{Computed, Place, Search, Tried},
+    fit::{Draws, Fit, Purpose, Stop},
+    saved::{Judged, Rung, RungSummary, Saved},
+    search::{Computed, Search, Tried},
+    settings::LadderSettings,
+    target::check_target,
 };
 use crate::{
-    checkpoint::{Kept, ModelInfo},
-    device::{DeviceFault, Engine, Watch},
-    files::write_bytes_atomically,
-    metrics::{mean_and_error, median, psnr_from_mse},
+    checkpoint::ModelInfo,
+    device::Engine,
+    metrics::psnr_from_mse,
     models::{Model, Prompts},
     report::draw_schedule,
-    sampler::{Settings, model_identity, run_settings},
-    schedule::{Measured, ModelIdentity, PolicyRecord, RunSettings, ScheduleFile},
+    sampler::Settings,
+    schedule::{Measured, PolicyRecord, ScheduleFile},
     training::{
         router::{Budget, RunFolder},
-        run::{Difference, LADDER_STATE, Log, TrainingError, check_folder, difference},
+        run::{DeviceWatch, LADDER_STATE, Log, TrainingError, check_folder, guarded_telling},
     },
 };
 
-/// Version of `ladder.json`.
-const FORMAT: u32 = 1;
-/// Images that are drawn for a purpose at most: all of them are in memory.
-const MOST_DRAWS: usize = 100_000;
 /// Moves between saves, beside those that are kept.
 const SAVE_EVERY: usize = 8;
-/// A schedule may fall short of its target by this factor.
-const SHORT: f64 = 0.97;
-/// The speeds that are made where no target is named.
-pub const USUAL_SPEEDS: [f64; 7] = [1.25, 1.33, 1.6, 2.0, 2.5, 3.0, 4.0];
-
-/// How much is drawn and searched.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct LadderSettings {
-    /// Images that weights are fitted to and moves are believed on.
-    pub draws: usize,
-    /// Images of a first look at a move, at most as many.
-    pub glance: usize,
-    /// Images that what was found is judged on.
-    pub validation: usize,
-    /// Sweeps over all moves at most; 0 computes even steps.
-    pub sweeps: usize,
-    pub seed: u64,
-}
-
-impl Default for LadderSettings {
-    fn default() -> Self {
-        Self {
-            draws: 96,
-            glance: 32,
-            validation: 96,
-            sweeps: 3,
-            seed: 0,
-        }
-    }
-}
-
-impl LadderSettings {
-    /// Those of the run in a folder, if there is one.
-    ///
-    /// # Errors
-    /// [`TrainingError`] for a state that cannot be read.
-    pub fn of_run(folder: &RunFolder) -> Result<Option<Self>, TrainingError> {
-        let path = folder.path().join(LADDER_STATE);
-        match path.exists() {
-            true => Ok(Some(read(&path)?.settings)),
-            false => Ok(None),
-        }
-    }
-
-    fn check(&self) -> Result<(), TrainingError> {
-        let counts = [
-            ("draws", self.draws),
-            ("glance", self.glance),
-            ("validation", self.validation),
-        ];
-        let out_of_range = |(_, count): &(_, usize)| *count == 0 || *count > MOST_DRAWS;
-        match counts.into_iter().find(out_of_range) {
-            None => Ok(()),
-            Some((setting, count)) => Err(TrainingError::Setting {
-                setting,
-                value: count.to_string(),
-                expected: "1 to 100000",
-            }),
-        }
-    }
-}
 
 /// What a [`LadderRun`] is made from.
 pub struct LadderOptions {
@@ -111,68 +41,6 @@ pub struct LadderOptions {
     pub resume: bool,
     /// Asked between steps: whether to save what was reached and stop.
     pub stop: Stop,
-}
-
-/// How a schedule fared on draws that nothing was fitted to.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct Judged {
-    /// Mean squared error to the uncached images, and its standard error.
-    pub mse: f64,
-    pub standard_error: f64,
-    pub median: f64,
-    pub worst: f64,
-    /// What an image is usually off.
-    pub typical: f64,
-}
-
-impl Judged {
-    fn of(errors: &[f64]) -> Self {
-        let (mse, standard_error) = mean_and_error(errors);
-        Self {
-            mse,
-            standard_error,
-            median: median(errors),
-            worst: errors.iter().copied().fold(0.0, f64::max),
-            typical: typical(errors),
-        }
-    }
-}
-
-/// A finished rung.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct RungSummary {
-    /// Steps that run the network.
-    pub computed: Computed,
-    /// How the schedule fared.
-    pub judged: Judged,
-    /// How even steps fared, fitted alike.
-    pub even: Judged,
-    /// Whether the search found steps that hold on draws it has not seen; where not, even steps are taken.
-    pub searched: bool,
-}
-
-/// A rung of `ladder.json`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-struct Rung {
-    target: Budget,
-    place: Place,
-    done: Option<RungSummary>,
-}
-
-/// `ladder.json`
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-struct Saved {
-    format: u32,
-    model: ModelIdentity,
-    run: RunSettings,
-    clip_x0: bool,
-    /// In what the model's weights were kept; unknown of files of before this was noted.
-    #[serde(default)]
-    weights: Option<Kept>,
-    settings: LadderSettings,
-    /// A hash of the texts, where conditions are texts.
-    prompts: Option<String>,
-    rungs: Vec<Rung>,
 }
 
 /// What a run tells.
@@ -199,7 +67,7 @@ pub struct LadderRun<'m> {
     options: LadderOptions,
     saved: Saved,
     log: Log<Tried>,
-    watch: Option<Watch>,
+    watch: DeviceWatch,
 }
 
 impl<'m> LadderRun<'m> {
@@ -223,72 +91,22 @@ impl<'m> LadderRun<'m> {
             });
         }
         for target in &options.targets {
-            target.check()?;
-            match *target {
-                Budget::TargetSpeedup(ratio) if SHORT * ratio > run.steps as f64 => {
-                    return Err(TrainingError::Setting {
-                        setting: "target-speedup",
-                        value: ratio.to_string(),
-                        expected: "at most the number of steps, of which the first is computed",
-                    });
-                }
-                Budget::TargetSpeedup(_) => {}
-                target => {
-                    let graph = &info.outline.graph;
-                    target.check_reachable(run.steps, graph, graph.branches())?;
-                }
-            }
+            check_target(*target, run.steps, &info.outline.graph)?;
         }
         let folder = options.folder.path();
         let there = check_folder(folder, LADDER_STATE, options.resume)?;
-        let mut saved = Saved {
-            format: FORMAT,
-            model: model_identity(info),
-            run: run_settings(info, &run)?,
-            clip_x0: run.clip_x0,
-            weights: Some(info.resident.kept),
-            settings: options.settings.clone(),
-            prompts: options.prompts.identity(),
-            rungs: Vec::new(),
-        };
+        let prompts = options.prompts.identity();
+        let mut saved = Saved::new(info, &run, options.settings.clone(), prompts)?;
         if there {
-            let before = read(&folder.join(LADDER_STATE))?;
-            let comparable = |saved: &Saved| Saved {
-                rungs: Vec::new(),
-                ..saved.clone()
-            };
-            let asked = comparable(&saved);
-            if let Some(difference) = difference(&before.settings, &asked.settings, &[])
-                .or_else(|| differs(&comparable(&before), &asked))
-            {
+            let before = Saved::read(&folder.join(LADDER_STATE))?;
+            if let Some(difference) = before.differs_from(&saved) {
                 return Err(difference.refuses(folder));
             }
             saved.rungs = before.rungs;
         }
-        for target in &options.targets {
-            if !saved.rungs.iter().any(|rung| rung.target == *target) {
-                let even = Computed::even(steps_of(*target, run.steps), run.steps);
-                // What was searched for another target with as many steps is not searched again.
-                let known = saved
-                    .rungs
-                    .iter()
-                    .find(|rung| rung.place.computed.counts(&even));
-                let place = known.map_or(Place::new(even), |rung| rung.place.clone());
-                saved.rungs.push(Rung {
-                    target: *target,
-                    place,
-                    done: None,
-                });
-            }
-        }
-        let stays = |tried: &Tried| {
-            // Lines of moves that will be tried again are cut off.
-            saved.rungs.iter().any(|rung| {
-                let (place, count) = (&rung.place, rung.place.computed.steps().len());
-                count == tried.count && (rung.done.is_some() || place.has_tried(tried))
-            })
-        };
-        let (log, _) = Log::open(&options.folder.log(), stays)?;
+        options.targets.iter().for_each(|target| saved.add(*target));
+        // Lines of moves that will be tried again are cut off.
+        let (log, _) = Log::open(&options.folder.log(), |tried| saved.has_tried(tried))?;
         let run = Self {
             model,
             info,
@@ -296,7 +114,7 @@ impl<'m> LadderRun<'m> {
             options,
             saved,
             log,
-            watch: None,
+            watch: DeviceWatch::default(),
         };
         run.save()?;
         Ok(run)
@@ -304,7 +122,7 @@ impl<'m> LadderRun<'m> {
 
     /// Asks the engine that the model lives on what an error of the device means.
     pub fn with_engine(self, engine: &Engine) -> Self {
-        let watch = Some(Watch::of_what_was_done(engine));
+        let watch = DeviceWatch::of_what_was_done(engine);
         Self { watch, ..self }
     }
 
@@ -316,25 +134,13 @@ impl<'m> LadderRun<'m> {
         &mut self,
         each: &mut dyn FnMut(Progress) -> ControlFlow<()>,
     ) -> Result<bool, TrainingError> {
-        let telling = Cell::new(false);
-        let mut tell = |told| {
-            telling.set(true);
-            let answer = each(told);
-            telling.set(false);
-            answer
-        };
-        let done = match catch_unwind(AssertUnwindSafe(|| self.climb(&mut tell))) {
-            Ok(done) => done,
-            Err(panic) if telling.get() => resume_unwind(panic),
-            // Some faults of a device come out of burn as panics.
-            Err(panic) => Err(DeviceFault::of_panic(&*panic).into()),
-        };
+        let done = guarded_telling(each, |each| self.climb(each));
         match done {
             Err(TrainingError::Stopped) => {
                 self.save()?;
                 Ok(false)
             }
-            done => done.map_err(|error| error.explained(self.watch.as_ref())),
+            done => done.map_err(|error| self.watch.explained(error)),
         }
     }
 
@@ -460,7 +266,7 @@ impl<'m> LadderRun<'m> {
             searched,
         };
         let (path, file) = self.schedule(number, &fit, &summary)?;
-        self.check_device()?;
+        self.watch.check()?;
         file.write(&path)?;
         let macs_ratio = fit.schedule.macs_ratio(&self.info.outline.graph);
         self.saved.rungs[number].done = Some(summary.clone());
@@ -503,14 +309,6 @@ impl<'m> LadderRun<'m> {
         Ok((self.path_of(target), file))
     }
 
-    /// Some faults leave wrong values and a read-back that succeeds: what they spoiled is not written.
-    fn check_device(&self) -> Result<(), TrainingError> {
-        match self.watch.as_ref().and_then(Watch::fault) {
-            Some(fault) => Err(fault.into()),
-            None => Ok(()),
-        }
-    }
-
     /// Named after its target, since others may join it.
     fn path_of(&self, target: Budget) -> PathBuf {
         self.options.folder.schedule(target, None, true)
@@ -518,14 +316,9 @@ impl<'m> LadderRun<'m> {
 
     /// Writes `ladder.json`.
     fn save(&self) -> Result<(), TrainingError> {
-        self.check_device()?;
-        let path = self.options.folder.path().join(LADDER_STATE);
-        let text = serde_json::to_string_pretty(&self.saved).unwrap_or_default();
-        write_bytes_atomically(&path, text.as_bytes()).map_err(|source| TrainingError::Io {
-            action: "write",
-            path,
-            source,
-        })
+        self.watch.check()?;
+        self.saved
+            .write(&self.options.folder.path().join(LADDER_STATE))
     }
 
     /// Draws the schedule nearest to twice the speed.
@@ -544,93 +337,5 @@ impl<'m> LadderRun<'m> {
             )?;
         }
         Ok(())
-    }
-}
-
-/// How many of `steps` steps a target lets a run compute: the most that fall short of it by no more than 3 %.
-pub fn steps_of(target: Budget, steps: usize) -> usize {
-    let reached = |count: &usize| {
-        let (count, steps) = (*count as f64, steps as f64);
-        match target {
-            Budget::TargetSpeedup(ratio) => steps / count >= SHORT * ratio,
-            Budget::TargetCur(cur) => 1.0 - count / steps >= SHORT * cur,
-            Budget::Beta(_) => true,
-        }
-    };
-    let most = steps.saturating_sub(1).max(1);
-    (1..=most).rev().find(reached).unwrap_or(1)
-}
-
-/// What two runs differ in beside their settings.
-fn differs(found: &Saved, asked: &Saved) -> Option<Difference> {
-    let none = |text: &Option<String>| text.clone().unwrap_or_else(|| "none".into());
-    let model = |saved: &Saved| none(&saved.model.fingerprint);
-    let pairs = [
-        ("model", model(found), model(asked)),
-        ("texts", none(&found.prompts), none(&asked.prompts)),
-        (
-            "clip-x0",
-            found.clip_x0.to_string(),
-            asked.clip_x0.to_string(),
-        ),
-    ];
-    let kept = |saved: &Saved| saved.weights.or(asked.weights).unwrap_or_default();
-    let weights = (
-        "weights in",
-        kept(found).to_string(),
-        kept(asked).to_string(),
-    );
-    let mut pairs = pairs.into_iter().chain([weights]);
-    let first = pairs.find(|(_, found, asked)| found != asked);
-    first
-        .map(|(setting, found, asked)| Difference::new(setting, found, asked))
-        .or_else(|| difference(&found.run, &asked.run, &[]))
-}
-
-fn read(path: &Path) -> Result<Saved, TrainingError> {
-    let text = std::fs::read_to_string(path).map_err(|source| TrainingError::Io {
-        action: "read",
-        path: path.into(),
-        source,
-    })?;
-    let damaged = |problem: String| TrainingError::State {
-        path: path.into(),
-        problem,
-    };
-    let saved: Saved = serde_json::from_str(&text).map_err(|e| damaged(e.to_string()))?;
-    if saved.format != FORMAT {
-        return Err(damaged(format!(
-            "it has format {}, this program reads format {FORMAT}",
-            saved.format
-        )));
-    }
-    let whole = |rung: &Rung| {
-        let done = rung.done.as_ref().map(|done| &done.computed);
-        [Some(&rung.place.computed), done]
-            .into_iter()
-            .flatten()
-            .all(|computed| computed.is_of(saved.run.steps))
-    };
-    if !saved.rungs.iter().all(whole) {
-        return Err(damaged("its steps are not those of its run".into()));
-    }
-    Ok(saved)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_target_leaves_some_steps() {
-        let of = |target| steps_of(target, 20);
-        assert_eq!(of(Budget::TargetSpeedup(2.0)), 10);
-        assert_eq!(of(Budget::TargetSpeedup(1.33)), 15);
-        assert_eq!(of(Budget::TargetSpeedup(1000.0)), 1);
-        assert_eq!(of(Budget::TargetSpeedup(1.001)), 19);
-        assert_eq!(of(Budget::TargetCur(0.25)), 15);
-        // 13 steps would be 1.54×, 7 would be 2.86×.
-        assert_eq!(of(Budget::TargetSpeedup(1.6)), 12);
-        assert_eq!(of(Budget::TargetSpeedup(3.0)), 6);
     }
 }

@@ -7,8 +7,14 @@
 
 pub mod fit;
 pub mod folder;
+mod saved;
 pub mod search;
+mod settings;
+mod target;
 
 pub use fit::{Draws, Fit, Purpose, Stop};
-pub use folder::{LadderOptions, LadderRun, LadderSettings, Progress, RungSummary};
+pub use folder::{LadderOptions, LadderRun, Progress};
+pub use saved::{Judged, RungSummary};
 pub use search::{Computed, Place, Search, Tried};
+pub use settings::LadderSettings;
+pub use target::{USUAL_SPEEDS, steps_of};

@@ -6,7 +6,6 @@
 //! length is given in minutes, the learning rate follows the clock and may differ in its last digits.
 
 use std::{
-    panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -24,7 +23,7 @@ use super::{
 };
 use crate::{
     checkpoint::{StateDict, StoredDtype, save_state},
-    device::{DeviceFault, Engine, Watch},
+    device::Engine,
     diffusion::{Guidance, GuidedChannels, Solver, Spacing},
     models::{
         Condition, Model,
@@ -33,7 +32,7 @@ use crate::{
     },
     report::{Tile, columns_for, draw_curves, grid, image_from_values, write_png},
     sampler::{Request, Sampler, Settings},
-    training::TrainingError,
+    training::run::{DeviceWatch, TrainingError, guarded},
 };
 
 /// Denoising steps and guidance of the sample grids: enough to judge by.
@@ -86,7 +85,7 @@ pub struct PretrainRun<'d> {
     unsaved: u64,
     unsampled: u64,
     last: Option<PretrainStep>,
-    watch: Option<Watch>,
+    watch: DeviceWatch,
     ended: bool,
 }
 
@@ -137,7 +136,7 @@ impl<'d> PretrainRun<'d> {
             unsaved: 0,
             unsampled: 0,
             last: None,
-            watch: None,
+            watch: DeviceWatch::default(),
             ended: false,
         };
         // A place that cannot be written is found out before the work, not after it.
@@ -150,7 +149,7 @@ impl<'d> PretrainRun<'d> {
     /// Asks the engine that the network lives on what an error of the device means, and before every save whether there was
     /// one: some faults leave wrong values and a read-back that succeeds.
     pub fn with_engine(self, engine: &Engine) -> Self {
-        let watch = Some(Watch::of_what_was_done(engine));
+        let watch = DeviceWatch::of_what_was_done(engine);
         Self { watch, ..self }
     }
 
@@ -195,9 +194,7 @@ impl<'d> PretrainRun<'d> {
     /// # Errors
     /// [`TrainingError`]; what was saved before is left as it was then.
     pub fn save(&mut self) -> Result<(), TrainingError> {
-        if let Some(fault) = self.watch.as_ref().and_then(Watch::fault) {
-            return Err(fault.into());
-        }
+        self.watch.check()?;
         let folder = &self.options.folder;
         let saved = SavedRun::of(&self.learner, self.data, self.seconds(), self.options.dtype);
         saved.write(&self.learner, &folder.checkpoint())?;
@@ -338,10 +335,8 @@ impl Iterator for PretrainRun<'_> {
             return None;
         }
         let started = Instant::now();
-        // Some faults of a device come out of burn as panics.
-        let event = catch_unwind(AssertUnwindSafe(|| self.advance()))
-            .unwrap_or_else(|panic| Err(DeviceFault::of_panic(&*panic).into()))
-            .map_err(|error| error.explained(self.watch.as_ref()))
+        let event = guarded(|| self.advance())
+            .map_err(|error| self.watch.explained(error))
             .transpose();
         self.seconds += started.elapsed().as_secs_f64();
         self.ended = !matches!(event, Some(Ok(_)));

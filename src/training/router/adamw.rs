@@ -67,6 +67,13 @@ impl AdamW {
     }
 }
 
+/// What a gradient is multiplied with so that AdamW's epsilon does not stall it: `1/β`; where β is next to nothing against the gradient, as where most branches do no good, what keeps AdamW's
+/// second moments finite.
+pub(super) fn unit_of(beta: f64, gradient: &[f64]) -> f64 {
+    let largest = gradient.iter().fold(0.0, |most: f64, g| most.max(g.abs()));
+    beta.max(1e-6 * largest).max(f64::MIN_POSITIVE).recip()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -84,5 +91,20 @@ mod tests {
             (adam.steps.as_slice(), &adam.first[..2]),
             (&[0, 1][..], &[0.0, 0.0][..])
         );
+    }
+
+    #[test]
+    fn a_beta_of_next_to_nothing_keeps_the_logits_finite() {
+        for beta in [0.0, 1e-30, 1e-3] {
+            for gradient in [[0.3, 0.0, -1e-20], [0.0; 3], [1e-40, 5.0, -7e4]] {
+                let mut adam = AdamW::new(1, 3);
+                let (mut logits, unit) = ([0.0; 3], unit_of(beta, &gradient));
+                assert!(beta < 1e-3 || gradient[2] < -1.0 || unit == 1.0 / beta);
+                for _ in 0..3 {
+                    adam.step(0, 0.1, &gradient.map(|g| (g + beta) * unit), &mut logits);
+                }
+                assert!(logits.iter().all(|p| p.is_finite()), "{beta} {logits:?}");
+            }
+        }
     }
 }

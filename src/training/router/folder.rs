@@ -17,13 +17,13 @@ use super::{
 };
 use crate::{
     checkpoint::{self, ModelInfo},
-    device::{Engine, Watch},
+    device::Engine,
     graph::Graph,
     models::{Model, Prompts},
     report::{Curves, draw_schedule},
     sampler::{Settings, model_identity, run_settings},
     schedule::{PolicyRecord, ScheduleFile},
-    training::run::{Log, ROUTER_STATE, TrainingError, check_folder},
+    training::run::{DeviceWatch, Log, ROUTER_STATE, TrainingError, check_folder},
 };
 
 /// Where the files of a run lie.
@@ -102,7 +102,7 @@ pub struct RouterRun<'m> {
     history: Vec<PassSummary>,
     logs: Vec<Log<Iteration>>,
     identities: Identities,
-    watch: Option<Watch>,
+    watch: DeviceWatch,
 }
 
 /// What a [`RouterRun`] is made from.
@@ -205,7 +205,7 @@ impl<'m> RouterRun<'m> {
             save_every,
             history,
             identities,
-            watch: None,
+            watch: DeviceWatch::default(),
         };
         run.save()?;
         Ok(run)
@@ -214,7 +214,7 @@ impl<'m> RouterRun<'m> {
     /// Asks the engine that the model lives on what an error of the device means, and before every save whether there was
     /// one: some faults leave wrong values and a read-back that succeeds.
     pub fn with_engine(self, engine: &Engine) -> Self {
-        let watch = Some(Watch::of_what_was_done(engine));
+        let watch = DeviceWatch::of_what_was_done(engine);
         Self { watch, ..self }
     }
 
@@ -251,7 +251,7 @@ impl<'m> RouterRun<'m> {
         let finished = self
             .sdt
             .pass(&mut each)
-            .map_err(|error| error.explained(self.watch.as_ref()))?;
+            .map_err(|error| self.watch.explained(error))?;
         if !finished {
             self.save()?;
             return Ok(None);
@@ -324,9 +324,7 @@ impl<'m> RouterRun<'m> {
 
     /// Writes checkpoint, schedules and picture.
     fn save(&self) -> Result<(), TrainingError> {
-        if let Some(fault) = self.watch.as_ref().and_then(Watch::fault) {
-            return Err(fault.into());
-        }
+        self.watch.check()?;
         let (state, settings) = (self.sdt.state(), self.sdt.settings());
         let saved = Saved::of(
             self.info,

@@ -9,8 +9,8 @@ use std::{fmt, ops::ControlFlow, str::FromStr};
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
-use super::walk::{StepConditions, Treatment, Walk, Walker};
-use crate::{device::DeviceFault, schedule::Router, training::run::TrainingError};
+use super::walk::{StepConditions, Treatment, Walk, Walker, scalar};
+use crate::{schedule::Router, training::run::TrainingError};
 
 /// What stands for the error in the final image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -180,16 +180,12 @@ fn mean(scores: &[f64]) -> f64 {
 }
 
 fn mean_square(difference: Tensor<4>) -> Result<f64, TrainingError> {
-    (difference.clone() * difference)
-        .mean()
-        .try_into_scalar::<f32>()
-        .map(f64::from)
-        .map_err(|e| DeviceFault::failed(e).into())
+    scalar((difference.clone() * difference).mean())
 }
 
 /// `λ` the long way: every trajectory from its start. For tests.
 #[cfg(test)]
-pub(super) fn lambda_long(
+fn lambda_long(
     walker: &mut Walker<'_>,
     proxy: Proxy,
     router: &Router,
@@ -252,4 +248,53 @@ pub(super) fn lambda_long(
         *lambda = mean_square(a - b)?;
     }
     Ok(lambda)
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::Device;
+
+    use super::*;
+    use crate::{
+        diffusion::ImageNoise,
+        models::Condition,
+        training::{router::state::initial_router, small},
+    };
+
+    #[test]
+    fn lambda_with_shared_prefixes_is_lambda_the_long_way_for_about_half_the_passes() {
+        let (model, _) = small::model(1, &Device::flex());
+        for (steps, limit) in [(10, 0.55), (20, 0.55)] {
+            let run = small::run(steps);
+            let mut walker = Walker::new(&*model, model.null(), run, 0.1).unwrap();
+            let router = initial_router(steps, 4, 9).unwrap();
+            let mut noise = Vec::new();
+            ImageNoise::new(2, 0).fill(2 * 4 * 8 * 8, &mut noise);
+            let conditions = walker.conditions(&Condition::classes(&[0, 2]));
+            for proxy in [Proxy::LeaveOneOut, Proxy::Progressive, Proxy::Sensitivity] {
+                let start = walker.start(&noise);
+                walker.forwards = 0;
+                let short = lambda(
+                    &mut walker,
+                    proxy,
+                    &router,
+                    &start,
+                    &conditions,
+                    &mut |_| ControlFlow::Continue(()),
+                )
+                .unwrap()
+                .unwrap();
+                let passes = std::mem::take(&mut walker.forwards);
+                assert!(
+                    passes as f64 <= limit * (steps * steps) as f64,
+                    "{proxy}: {passes} of {}",
+                    steps * steps
+                );
+                let long = lambda_long(&mut walker, proxy, &router, &start, &conditions).unwrap();
+                let short: Vec<f64> = short.iter().map(StepError::lambda).collect();
+                assert_eq!(short, long, "{proxy}");
+                assert!(short[1..].iter().all(|l| *l > 0.0));
+            }
+        }
+    }
 }

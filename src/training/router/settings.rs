@@ -61,4 +61,59 @@ impl SdtSettings {
         }
         self.budget.check()
     }
+
+    /// Whether λ is due at the start of a pass of so many steps: by the release's rule, which wants `p·T` to be a multiple of `C`
+    /// and so refreshes once in `lcm(T, C)` iterations, or, where β is steered, whenever `C` more iterations are begun.
+    pub(super) fn refreshes_lambda(&self, pass: usize, steps: usize) -> bool {
+        let every = self.lambda_every;
+        let begun = |pass: usize| (pass * steps).div_ceil(every);
+        match self.budget {
+            Budget::Beta(_) => (pass * steps).is_multiple_of(every),
+            _ => begun(pass + 1) > begun(pass),
+        }
+    }
+}
+
+#[cfg(test)]
+impl SdtSettings {
+    /// Passes of three images, for tests.
+    pub(super) fn small(passes: usize) -> Self {
+        Self {
+            passes,
+            batch: 3,
+            micro_batch: 3,
+            learning_rate: 0.05,
+            tau: 0.1,
+            lambda_every: 8,
+            proxy: Proxy::LeaveOneOut,
+            budget: Budget::Beta(1e-3),
+            seed: 4,
+            gradient_checkpointing: false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_steered_run_refreshes_lambda_as_often_as_it_was_asked_to() {
+        let refreshes = |steps: usize, budget: Budget| -> Vec<usize> {
+            let settings = SdtSettings {
+                lambda_every: 50,
+                budget,
+                ..SdtSettings::small(30)
+            };
+            let due = |pass: &usize| settings.refreshes_lambda(*pass, steps);
+            (0..30).filter(due).collect()
+        };
+        let target = Budget::TargetCur(0.3);
+        assert_eq!(refreshes(7, target), [0, 7, 14, 21, 28]);
+        assert_eq!(refreshes(10, target), [0, 5, 10, 15, 20, 25]);
+        // The release wants a pass to begin with a multiple of C.
+        let release = Budget::Beta(1e-3);
+        assert_eq!(refreshes(7, release), [0]);
+        assert_eq!(refreshes(10, release), [0, 5, 10, 15, 20, 25]);
+    }
 }

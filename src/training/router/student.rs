@@ -8,9 +8,8 @@ use std::ops::Range;
 
 use burn::tensor::Tensor;
 
-use super::walk::{StepConditions, Walk, Walker};
+use super::walk::{StepConditions, Walk, Walker, scalar};
 use crate::{
-    device::DeviceFault,
     models::{At, output, walk},
     training::run::TrainingError,
 };
@@ -177,23 +176,14 @@ fn mix(r: &Tensor<3>, fresh: Tensor<3>, stored: Tensor<3>) -> Tensor<3> {
     (fresh - stored.clone()) * r.clone() + stored
 }
 
-fn scalar<const D: usize>(value: Tensor<D>) -> Result<f64, TrainingError> {
-    value
-        .try_into_scalar::<f32>()
-        .map(f64::from)
-        .map_err(|e| DeviceFault::failed(e).into())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::{
-        checkpoint::random_model,
         device::{Api, DeviceChoice, Engine},
-        diffusion::{Guidance, GuidedChannels, ImageNoise, Solver, Spacing},
+        diffusion::ImageNoise,
         models::Condition,
-        sampler::Settings,
-        training::router::walk::Treatment,
+        training::{router::walk::Treatment, small},
     };
 
     /// Router gradients against central differences of the loss, on both devices.
@@ -202,25 +192,9 @@ mod tests {
         let vulkan = Engine::open(DeviceChoice::Api(Api::Vulkan))
             .unwrap_or_else(|e| panic!("this test needs a Vulkan driver: {e}"))
             .engine;
-        let config = crate::training::router::sdt::tests::tiny();
         for engine in [Engine::cpu(), vulkan] {
-            let (model, _) = random_model(config.clone(), 7, engine.device()).unwrap();
-            let settings = Settings {
-                steps: 4,
-                spacing: Spacing::Even,
-                solver: Solver::ddim(0.0).unwrap(),
-                guidance: Guidance::new(1.5, GuidedChannels::Three).unwrap(),
-                clip_x0: true,
-            };
-            let steps = settings.numbers(&model.outline().latents).unwrap();
-            let mut walker = Walker {
-                model: &*model,
-                null: model.null(),
-                settings,
-                steps,
-                tau: 0.1,
-                forwards: 0,
-            };
+            let (model, _) = small::model(7, engine.device());
+            let mut walker = Walker::new(&*model, model.null(), small::run(4), 0.1).unwrap();
             let mut noise = Vec::new();
             ImageNoise::new(3, 0).fill(2 * 4 * 8 * 8, &mut noise);
             let conditions = walker.conditions(&Condition::classes(&[0, 2]));

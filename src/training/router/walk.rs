@@ -3,10 +3,12 @@
 use burn::tensor::{Tensor, TensorData};
 
 use crate::{
-    diffusion::{Step, solvers::kept_predictions},
+    device::DeviceFault,
+    diffusion::{DiffusionError, Step, solvers::kept_predictions},
     kernels::solver_step_of_images,
     models::{At, Condition, Denoiser, Times, output, walk},
     sampler::Settings,
+    training::run::TrainingError,
 };
 
 /// A micro-batch of images at some step of a pass.
@@ -51,6 +53,26 @@ pub(super) struct Walker<'m> {
 pub(super) type StepConditions = Vec<At>;
 
 impl<'m> Walker<'m> {
+    /// Of a run of a model; `null` stands for no condition, `tau` is the threshold above which a mix replaces what is cached.
+    ///
+    /// # Errors
+    /// As [`Settings::numbers`].
+    pub fn new(
+        model: &'m dyn Denoiser,
+        null: Option<Condition>,
+        settings: Settings,
+        tau: f64,
+    ) -> Result<Self, DiffusionError> {
+        Ok(Self {
+            steps: settings.numbers(&model.outline().latents)?,
+            model,
+            null,
+            settings,
+            tau,
+            forwards: 0,
+        })
+    }
+
     pub fn guided(&self) -> bool {
         self.settings.guidance.is_active()
     }
@@ -178,4 +200,15 @@ impl<'m> Walker<'m> {
         let output = self.forward(s, walk, conditions, how);
         self.advance(s, walk, output);
     }
+}
+
+/// The one number of a tensor.
+///
+/// # Errors
+/// [`TrainingError::Device`].
+pub(super) fn scalar<const D: usize>(value: Tensor<D>) -> Result<f64, TrainingError> {
+    value
+        .try_into_scalar::<f32>()
+        .map(f64::from)
+        .map_err(|e| DeviceFault::failed(e).into())
 }

@@ -1,13 +1,8 @@
 //! Why a training ends early.
 
 use crate::{
-    checkpoint::CheckpointError,
-    device::{DeviceFault, Watch},
-    diffusion::DiffusionError,
-    report::ReportError,
-    sampler::SampleError,
-    schedule::ScheduleError,
-    training::data::DataError,
+    checkpoint::CheckpointError, device::DeviceFault, diffusion::DiffusionError,
+    report::ReportError, sampler::SampleError, schedule::ScheduleError, training::data::DataError,
 };
 
 /// Why training could not start or go on.
@@ -96,16 +91,4 @@ pub enum TrainingError {
         path: std::path::PathBuf,
         source: std::io::Error,
     },
-}
-
-impl TrainingError {
-    /// What a run on this engine ended with: where burn only says that something failed, the engine may know what.
-    pub(in crate::training) fn explained(self, watch: Option<&Watch>) -> Self {
-        match (self, watch) {
-            (Self::Device(fault) | Self::Sample(SampleError::Device(fault)), Some(watch)) => {
-                Self::Device(watch.explained(fault))
-            }
-            (other, _) => other,
-        }
-    }
 }

@@ -1,12 +1,16 @@
-//! What trainings of routers and of networks share: why they end, logs that are cut back, metadata that is compared, and
-//! folders that hold one of them.
+//! What trainings of routers and of networks share: why they end, what they know of their device, what they draw, logs that are cut back, metadata that
+//! is compared, and folders that hold one of them.
 
+mod device;
+mod draws;
 mod error;
 mod log;
 mod metadata;
 
 use std::path::Path;
 
+pub(super) use device::{DeviceWatch, guarded, guarded_telling};
+pub(super) use draws::{Drawn, check_draws, check_pool};
 pub use error::TrainingError;
 pub(super) use log::Log;
 pub(super) use metadata::{Difference, difference, read_metadata};

@@ -1,190 +1,25 @@
-//! Measuring what calibrated policies need, along uncached runs from noise and conditions: no pictures, no gradients.
+//! What is measured at each step of runs, and what it comes to.
 //!
 //! A step reads a few numbers an element of the batch back, summed row by row on the device and in double precision here.
 
-use std::{
-    cell::Cell,
-    collections::{BTreeMap, VecDeque},
-    ops::ControlFlow,
-    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
-};
+use std::collections::{BTreeMap, VecDeque};
 
 use burn::tensor::Tensor;
 
 use crate::{
-    device::{DeviceFault, Watch, read_back},
-    diffusion::ImageNoise,
+    device::read_back,
     graph::{Graph, SiteKind},
-    pipeline::{Pipeline, calibrated_run},
-    policy::{CALIBRATION_FORMAT, Calibration, FEATURE_DISTANCE, STREAM_DISTANCE},
-    sampler::{Observer, Request, Seen, Settings, model_identity},
+    policy::{FEATURE_DISTANCE, STREAM_DISTANCE},
+    sampler::Seen,
     training::run::TrainingError,
 };
 
-/// Draws at most: a number is kept for each and step.
-const MOST_DRAWS: usize = 100_000;
 /// Keeps a cosine of what is nothing from being no number, as CEM's code does.
 const LEAST_NORM: f64 = 1e-8;
 
-/// How much is measured.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct CalibrationSettings {
-    /// Images that are drawn.
-    pub draws: usize,
-    /// Images in the network at a time.
-    pub batch: usize,
-    pub seed: u64,
-}
-
-/// Measures a model along uncached runs. `each` is told when a step of so many images is done, and may stop it.
-///
-/// # Errors
-/// [`TrainingError`]: settings out of range, nothing to draw, a device that failed, measurements that are no numbers;
-/// [`TrainingError::Stopped`].
-pub fn calibrate(
-    pipeline: &Pipeline,
-    run: Settings,
-    settings: CalibrationSettings,
-    each: &mut dyn FnMut(usize) -> ControlFlow<()>,
-) -> Result<Calibration, TrainingError> {
-    for (setting, value) in [("draws", settings.draws), ("batch", settings.batch)] {
-        if value == 0 || value > MOST_DRAWS {
-            return Err(TrainingError::Setting {
-                setting,
-                value: value.to_string(),
-                expected: "1 to 100000",
-            });
-        }
-    }
-    if pipeline.prompts.pool.is_empty() {
-        return Err(TrainingError::Setting {
-            setting: "texts",
-            value: "missing".into(),
-            expected: "embedded texts to draw from, since the model has no classes",
-        });
-    }
-    let CalibrationSettings { draws, batch, seed } = settings;
-    let (outline, pool) = (&pipeline.info.outline, &pipeline.prompts.pool);
-    let drawn = (0..draws).step_by(batch).map(|first| {
-        let (mut conditions, mut noise, mut streams) = (Vec::new(), Vec::new(), Vec::new());
-        for image in first..draws.min(first + batch) {
-            let mut stream = ImageNoise::with_purpose("harmonica calibration", seed, image as u64);
-            conditions.push(pool[stream.below(pool.len())].clone());
-            stream.fill(outline.latents.numbers(), &mut noise);
-            streams.push(stream);
-        }
-        let request = Request {
-            batch: conditions.len(),
-            conditions,
-            first: 0,
-            seed,
-            noise: Some(noise),
-        };
-        (request, streams)
-    });
-    calibration(pipeline, run, drawn, (draws, seed), each)
-}
-
-/// Measures a model along the uncached run of a request, all of its images in the network together.
-///
-/// # Errors
-/// As [`calibrate`], and as [`Sampler::run`](crate::sampler::Sampler::run).
-pub fn calibrate_along(
-    pipeline: &Pipeline,
-    run: Settings,
-    request: Request,
-) -> Result<Calibration, TrainingError> {
-    let (images, seed) = (request.conditions.len(), request.seed);
-    let mut noise = Vec::new();
-    let streams = (0..images as u64).map(|i| {
-        let mut stream = ImageNoise::new(seed, request.first.wrapping_add(i));
-        stream.fill(pipeline.info.outline.latents.numbers(), &mut noise);
-        stream
-    });
-    let streams: Vec<_> = streams.collect();
-    let request = Request {
-        noise: request.noise.or(Some(noise)),
-        ..request
-    };
-    let mut each = |_: usize| ControlFlow::Continue(());
-    let runs = std::iter::once((request, streams));
-    calibration(pipeline, run, runs, (images, seed), &mut each)
-}
-
-/// The calibration of runs of so many images, drawn with this seed.
-fn calibration(
-    pipeline: &Pipeline,
-    run: Settings,
-    runs: impl Iterator<Item = (Request, Vec<ImageNoise>)>,
-    (images, seed): (usize, u64),
-    each: &mut dyn FnMut(usize) -> ControlFlow<()>,
-) -> Result<Calibration, TrainingError> {
-    let watch = Watch::new(&pipeline.engine);
-    let telling = Cell::new(false);
-    let mut tell = |images| {
-        telling.set(true);
-        let answer = each(images);
-        telling.set(false);
-        answer
-    };
-    let measure = AssertUnwindSafe(|| measured(pipeline, run, runs, &mut tell));
-    let sums = match catch_unwind(measure) {
-        Ok(sums) => sums,
-        Err(panic) if telling.get() => resume_unwind(panic),
-        // Some faults of a device come out of burn as panics.
-        Err(panic) => Err(DeviceFault::of_panic(&*panic).into()),
-    };
-    let sums = sums.map_err(|error| error.explained(Some(&watch)))?;
-    if let Some(fault) = watch.fault() {
-        return Err(fault.into());
-    }
-    let info = &pipeline.info;
-    let calibration = Calibration {
-        format: CALIBRATION_FORMAT,
-        model: model_identity(info),
-        run: calibrated_run(info, &run)?,
-        images,
-        seed,
-        feature_changes: sums.feature_changes(&info.outline.graph),
-        stream_distances: sums.stream_distances(images),
-        magnitude_ratios: sums.magnitude_ratios(),
-        input_changes: sums.input_changes.concat(),
-        output_changes: sums.output_changes.concat(),
-    };
-    match calibration.not_finite() {
-        None => Ok(calibration),
-        Some(what) => Err(TrainingError::NotMeasured { what }),
-    }
-}
-
-fn measured(
-    pipeline: &Pipeline,
-    run: Settings,
-    runs: impl Iterator<Item = (Request, Vec<ImageNoise>)>,
-    each: &mut dyn FnMut(usize) -> ControlFlow<()>,
-) -> Result<Sums, TrainingError> {
-    let sampler = pipeline.sampler(run, None)?;
-    let mut sums = Sums::new(run.steps, &pipeline.info.outline.graph);
-    let mut first = 0;
-    for (request, streams) in runs {
-        let images = request.conditions.len();
-        let mut observer = Observer::new(&sampler, request, streams)?;
-        let mut past = Past::default();
-        for _ in 0..run.steps {
-            let seen = observer.step();
-            sums.add(first, images, &seen, &mut past)?;
-            if each(images).is_break() {
-                return Err(TrainingError::Stopped);
-            }
-        }
-        first += images;
-    }
-    Ok(sums)
-}
-
 /// What earlier steps of a batch left.
 #[derive(Default)]
-struct Past {
+pub(super) struct Past {
     /// Newest first.
     features: VecDeque<Vec<Tensor<3>>>,
     modulated: Option<Tensor<3>>,
@@ -214,7 +49,7 @@ impl Ratio {
 }
 
 /// What was measured so far.
-struct Sums {
+pub(super) struct Sums {
     steps: usize,
     /// By distance, step and branch.
     features: Vec<Vec<Vec<Ratio>>>,
@@ -228,7 +63,8 @@ struct Sums {
 }
 
 impl Sums {
-    fn new(steps: usize, graph: &Graph) -> Self {
+    /// Of nothing yet.
+    pub fn new(steps: usize, graph: &Graph) -> Self {
         let pairs = |k: usize| steps.saturating_sub(k);
         let features = (1..=FEATURE_DISTANCE)
             .map(|k| vec![vec![Ratio::default(); graph.branches()]; pairs(k)]);
@@ -243,7 +79,10 @@ impl Sums {
     }
 
     /// A step of a batch of so many images, the first of which is number `first`.
-    fn add(
+    ///
+    /// # Errors
+    /// [`TrainingError::Device`].
+    pub fn add(
         &mut self,
         first: usize,
         images: usize,
@@ -324,7 +163,7 @@ impl Sums {
     }
 
     /// Means over the blocks, by kind.
-    fn feature_changes(&self, graph: &Graph) -> BTreeMap<String, Vec<Vec<f64>>> {
+    pub fn feature_changes(&self, graph: &Graph) -> BTreeMap<String, Vec<Vec<f64>>> {
         let of_kind = |kind: SiteKind| {
             let branches: Vec<usize> = (0..graph.branches())
                 .filter(|n| graph.sites()[*n].kind == kind)
@@ -344,17 +183,29 @@ impl Sums {
             .collect()
     }
 
-    fn stream_distances(&self, images: usize) -> Vec<Vec<f64>> {
+    /// Means over the images, so many.
+    pub fn stream_distances(&self, images: usize) -> Vec<Vec<f64>> {
         let mean = |row: &Vec<f64>| row.iter().map(|sum| sum / images as f64).collect();
         self.streams.iter().map(mean).collect()
     }
 
-    fn magnitude_ratios(&self) -> Vec<f64> {
+    /// Means over elements, by step.
+    pub fn magnitude_ratios(&self) -> Vec<f64> {
         let ratio = |s: usize| match s {
             0 => 1.0,
             _ => self.magnitudes[s].value(),
         };
         (0..self.steps).map(ratio).collect()
+    }
+
+    /// Of each image and each step but the first, by image.
+    pub fn input_changes(&self) -> Vec<f64> {
+        self.input_changes.concat()
+    }
+
+    /// The same of the output.
+    pub fn output_changes(&self) -> Vec<f64> {
+        self.output_changes.concat()
     }
 }
 
@@ -391,37 +242,20 @@ fn distances(a: &[f32], b: &[f32], elements: usize, images: usize) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use burn::tensor::Device;
 
     use super::*;
     use crate::{
-        checkpoint::random_model,
-        diffusion::{Guidance, GuidedChannels, Solver, Spacing},
-        models::{
-            Condition,
-            dit::{DitArchitecture, DitConfig},
-        },
-        sampler::Sampler,
+        diffusion::ImageNoise,
+        models::Condition,
+        sampler::{Observer, Request, Sampler},
+        training::small,
     };
 
     /// Three steps of two images and halves of a small network.
     fn seen() -> (Graph, Sums, Vec<Seen>) {
-        let config = DitConfig {
-            classes: 3,
-            blocks: 2,
-            ..DitConfig::published("DiT-S/8", [16, 16]).unwrap()
-        };
-        let architecture = Arc::new(DitArchitecture::shared(config));
-        let (model, info) = random_model(architecture, 0, &Device::flex()).unwrap();
-        let settings = Settings {
-            steps: 3,
-            spacing: Spacing::Even,
-            solver: Solver::ddim(0.0).unwrap(),
-            guidance: Guidance::new(2.0, GuidedChannels::Three).unwrap(),
-            clip_x0: false,
-        };
+        let (model, info) = small::model(0, &Device::flex());
+        let settings = small::run(3);
         let sampler = Sampler::new(&model, settings, None).unwrap();
         let mut noise = Vec::new();
         let mut streams: Vec<_> = (0..2).map(|i| ImageNoise::new(5, i)).collect();
