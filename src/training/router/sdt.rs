@@ -242,6 +242,8 @@ impl Sdt<'_> {
 
 #[cfg(test)]
 mod tests {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
     use burn::tensor::Device;
 
     use super::*;
@@ -322,6 +324,13 @@ mod tests {
             })
             .unwrap()
         );
+        let panics = || {
+            sdt.pass(&mut |i| match i {
+                Progress::Trained(i) if i.step == 2 => panic!("the caller's own"),
+                _ => ControlFlow::Continue(()),
+            })
+        };
+        assert!(catch_unwind(AssertUnwindSafe(panics)).is_err());
         assert_eq!(sdt.state().pass, 0);
         while !sdt.is_done() {
             sdt.pass(&mut |_| ControlFlow::Continue(())).unwrap();

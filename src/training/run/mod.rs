@@ -1,5 +1,5 @@
-//! What trainings of routers and of networks share: why they end, what they know of their device, what they draw, logs that are cut back, metadata that
-//! is compared, and folders that hold one of them.
+//! What trainings of routers and of networks share: why they end, what they know of their device, what they draw, logs that are
+//! cut back, metadata that is compared, and folders that hold one of them.
 
 mod device;
 mod draws;
