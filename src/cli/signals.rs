@@ -11,6 +11,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use crate::files;
+
 /// Makes Ctrl-C, SIGTERM and a terminal that closes raise the flag, or end the process at once where nobody looks at it. A
 /// second signal ends it in any case, unless it comes within half a second: a terminal that closes may say so twice.
 pub(super) fn catch(interrupted: Arc<AtomicBool>, looked_at: bool) {
@@ -21,7 +23,7 @@ pub(super) fn catch(interrupted: Arc<AtomicBool>, looked_at: bool) {
         let mut first = first.lock().unwrap_or_else(PoisonError::into_inner);
         let again = first.get_or_insert_with(Instant::now).elapsed() > Duration::from_millis(500);
         if again || !looked_at {
-            std::process::exit(130);
+            files::exit(130);
         }
     });
     match handler {

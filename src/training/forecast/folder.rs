@@ -5,6 +5,7 @@
 
 use std::{
     cell::Cell,
+    fs::File,
     ops::ControlFlow,
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     path::{Path, PathBuf},
@@ -19,7 +20,7 @@ use super::{
 use crate::{
     checkpoint::ModelInfo,
     device::{DeviceFault, Engine, Watch},
-    files::write_bytes_atomically,
+    files::{read_text_up_to, write_bytes_atomically},
     metrics::{mean_and_error, median, psnr_from_mse},
     models::{Model, Prompts},
     report::draw_schedule,
@@ -27,7 +28,9 @@ use crate::{
     schedule::{Measured, ModelIdentity, PolicyRecord, RunSettings, ScheduleFile},
     training::{
         router::{Budget, RunFolder},
-        run::{Difference, LADDER_STATE, Log, TrainingError, check_folder, difference},
+        run::{
+            Difference, LADDER_STATE, Log, TrainingError, check_folder, difference, hold_folder,
+        },
     },
 };
 
@@ -39,6 +42,8 @@ const MOST_DRAWS: usize = 100_000;
 const SAVE_EVERY: usize = 8;
 /// A schedule may fall short of its target by this factor.
 const SHORT: f64 = 0.97;
+/// Largest state that is read.
+const MAX_BYTES: u64 = 64 * 1024 * 1024;
 /// The speeds that are made where no target is named.
 pub const USUAL_SPEEDS: [f64; 7] = [1.25, 1.33, 1.6, 2.0, 2.5, 3.0, 4.0];
 
@@ -195,6 +200,9 @@ pub struct LadderRun<'m> {
     options: LadderOptions,
     saved: Saved,
     log: Log<Tried>,
+    /// Keeps other processes out of the folder.
+    #[expect(dead_code, reason = "holding it is its use")]
+    held: Option<File>,
     watch: Option<Watch>,
 }
 
@@ -237,6 +245,7 @@ impl<'m> LadderRun<'m> {
         }
         let folder = options.folder.path();
         let there = check_folder(folder, LADDER_STATE, options.resume)?;
+        let held = hold_folder(folder)?;
         let mut saved = Saved {
             format: FORMAT,
             model: model_identity(info),
@@ -291,6 +300,7 @@ impl<'m> LadderRun<'m> {
             options,
             saved,
             log,
+            held,
             watch: None,
         };
         run.save()?;
@@ -574,7 +584,7 @@ fn differs(found: &Saved, asked: &Saved) -> Option<Difference> {
 }
 
 fn read(path: &Path) -> Result<Saved, TrainingError> {
-    let text = std::fs::read_to_string(path).map_err(|source| TrainingError::Io {
+    let text = read_text_up_to(path, MAX_BYTES).map_err(|source| TrainingError::Io {
         action: "read",
         path: path.into(),
         source,
