@@ -48,10 +48,9 @@ fn scratch() -> PathBuf {
     })
 }
 
-/// A folder with these files alone.
+/// A folder of a name, with these files in it.
 fn folder(name: &str, files: &[(&str, &[u8])]) -> PathBuf {
     let folder = scratch().join(name);
-    let _ = fs::remove_dir_all(&folder);
     for (name, bytes) in files {
         let path = folder.join(name);
         let around = path.parent().expect("files lie in the folder");
@@ -228,6 +227,7 @@ pub fn model_folder(data: &[u8]) -> bool {
         "vae/config.json",
         "vae/diffusion_pytorch_model.safetensors",
     ];
+    let _ = fs::remove_dir_all(scratch().join("model"));
     let at = folder("model", &[("transformer/config.json", b"")]);
     let text = String::from_utf8_lossy(data);
     for section in text.split("== ").skip(1) {

@@ -99,7 +99,7 @@ impl Seeds {
         for _ in 0..places {
             self.change(&mut bytes, rng);
         }
-        if self.has_headers && rng.next_u32() % 2 == 0 {
+        if self.has_headers && rng.next_u32().is_multiple_of(2) {
             with_length(&mut bytes);
         }
         bytes.truncate(LARGEST);
@@ -135,7 +135,11 @@ impl Seeds {
             8 => number(bytes, at, rng),
             _ => {
                 let word = WORDS[below(rng, WORDS.len())];
-                let end = if rng.next_u32() % 2 == 0 { at } else { end };
+                let end = if rng.next_u32().is_multiple_of(2) {
+                    at
+                } else {
+                    end
+                };
                 bytes.splice(at..end, word.iter().copied());
             }
         }
@@ -176,7 +180,7 @@ fn extreme(bytes: &mut [u8], at: usize, rng: &mut ChaCha8Rng) {
     ];
     let value = values[below(rng, values.len())].to_le_bytes();
     field.copy_from_slice(&value[..width]);
-    if rng.next_u32() % 4 == 0 {
+    if rng.next_u32().is_multiple_of(4) {
         field.reverse();
     }
 }
