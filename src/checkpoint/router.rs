@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crate::containers::{self, CheckpointError};
+use crate::containers::{self, CheckpointError, TensorSource};
 
 /// A released router: a `[N]` row of logits a step, index 0 the **least** noisy step, as stored.
 #[derive(Debug, Clone, PartialEq)]
@@ -18,11 +18,19 @@ impl ReleasedRouter {
     /// # Errors
     /// [`CheckpointError`]: not a router file, or one with gaps or rows of unequal length.
     pub fn read(path: &Path) -> Result<Self, CheckpointError> {
+        Self::of(containers::open(path)?)
+    }
+
+    /// The same of a file that is open.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub fn of(mut source: TensorSource) -> Result<Self, CheckpointError> {
+        let path = source.path().to_path_buf();
         let bad = |problem: String| CheckpointError::Settings {
-            path: path.into(),
+            path: path.clone(),
             problem,
         };
-        let mut source = containers::open(path)?;
         let index = |name: &str| -> Option<usize> {
             name.strip_prefix("routers.")
                 .unwrap_or(name)
@@ -69,7 +77,7 @@ impl ReleasedRouter {
             }
             if let Some(position) = row.iter().position(|l| !l.is_finite()) {
                 return Err(CheckpointError::NotFinite {
-                    path: path.into(),
+                    path,
                     name: name.clone(),
                     position,
                 });

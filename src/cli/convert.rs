@@ -7,7 +7,13 @@ use super::{
     error::CliError,
     options::{DtypeArg, ModelArgs},
 };
-use crate::checkpoint::{CheckpointError, ClassNames, SaveOptions, save_model};
+use crate::{
+    checkpoint::{CheckpointError, ClassNames, SaveOptions, save_model},
+    files::read_text_up_to,
+};
+
+/// Largest file of class names that is read.
+const MAX_NAMES: u64 = 64 * 1024 * 1024;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -65,7 +71,7 @@ fn read_class_names(path: &Path) -> Result<ClassNames, CheckpointError> {
         path: path.into(),
         problem,
     };
-    let text = std::fs::read_to_string(path).map_err(|source| CheckpointError::Io {
+    let text = read_text_up_to(path, MAX_NAMES).map_err(|source| CheckpointError::Io {
         action: "read",
         path: path.into(),
         source,

@@ -151,6 +151,7 @@ impl CliError {
                 | TrainingError::Resume { .. }
                 | TrainingError::Exists { .. }
                 | TrainingError::OtherRun { .. }
+                | TrainingError::Busy { .. }
                 | TrainingError::NothingToResume { .. },
             )
             | Self::Open(OpenError::Checkpoint(
@@ -224,6 +225,7 @@ fn of_training(error: &TrainingError) -> Option<&'static str> {
             Some("; pass --resume to go on with it, or choose another --out")
         }
         TrainingError::OtherRun { .. } => Some("; choose another --out"),
+        TrainingError::Busy { .. } => Some("; wait until it ends, or choose another --out"),
         TrainingError::NothingToResume { .. } => Some("; leave --resume away to start one"),
         TrainingError::Diverged { .. } => Some(" (--lr)"),
         TrainingError::Data(DataError::Temporary { .. }) => Some(" (--data-memory)"),

@@ -13,6 +13,7 @@ use std::{
 };
 
 use super::{Context, error::CliError};
+use crate::files;
 
 /// How long a command that has nothing to lose may take to stop by itself.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -29,7 +30,7 @@ pub(super) fn catch(context: &Context, looked_at: bool) {
         let mut first = first.lock().unwrap_or_else(PoisonError::into_inner);
         let again = first.get_or_insert_with(Instant::now).elapsed() > Duration::from_millis(500);
         if again || !looked_at {
-            std::process::exit(CliError::Interrupted.exit_code().into());
+            files::exit(CliError::Interrupted.exit_code().into());
         }
         if !before {
             let at_stake = at_stake.clone();
@@ -50,7 +51,7 @@ fn lose_patience(at_stake: &AtomicBool, quiet: bool) {
     let mut stderr = std::io::stderr();
     if !at_stake.load(Ordering::Relaxed) {
         let _ = writeln!(stderr, "error: {}", CliError::Interrupted);
-        std::process::exit(CliError::Interrupted.exit_code().into());
+        files::exit(CliError::Interrupted.exit_code().into());
     }
     if !quiet {
         let _ = writeln!(

@@ -16,7 +16,9 @@ use super::{
 };
 
 /// The format's own limit on a header.
-const MAX_HEADER: u64 = 100 * 1024 * 1024;
+const MAX_HEADER: u64 = 100_000_000;
+/// Tensors of a file at most; the largest published models have some thousands.
+pub(super) const MAX_TENSORS: usize = 1 << 16;
 
 /// A checked header: tensors with absolute byte offsets, in file order, and the free-form metadata.
 #[derive(Debug)]
@@ -79,6 +81,10 @@ impl<'de> Deserialize<'de> for RawHeader {
                 let mut seen = std::collections::HashSet::new();
                 let mut entries = Vec::new();
                 while let Some(key) = map.next_key::<String>()? {
+                    if entries.len() == MAX_TENSORS {
+                        let problem = format!("it names more than {MAX_TENSORS} tensors");
+                        return Err(de::Error::custom(problem));
+                    }
                     if !seen.insert(key.clone()) {
                         return Err(de::Error::custom(format!("tensor `{key}` appears twice")));
                     }
@@ -98,7 +104,7 @@ impl<'de> Deserialize<'de> for RawHeader {
 
 /// Reads and checks the header of a file of `file_len` bytes.
 ///
-/// Every tensor must lie inside the file, be as long as its shape says, and overlap no other.
+/// Every tensor must lie inside the file and be as long as its shape says; together they are all of its data, none of it twice.
 pub(super) fn read_header(
     path: &Path,
     file: &mut impl Read,
@@ -136,6 +142,10 @@ pub(super) fn read_header(
     }
     let mut json = vec![0; length as usize];
     file.read_exact(&mut json).map_err(io)?;
+    // Readers differ in what they make of white space before it.
+    if json.first() != Some(&b'{') {
+        return Err(damaged("its header is no JSON object".into()));
+    }
     let raw: RawHeader = serde_json::from_slice(&json)
         .map_err(|e| damaged(format!("its header is not valid: {e}")))?;
 
@@ -202,8 +212,22 @@ pub(super) fn read_header(
                 entry.name
             )));
         }
+        if *offset > free_from {
+            return Err(damaged(format!(
+                "bytes {} to {} of its data, before tensor `{}`, belong to no tensor",
+                free_from - data_start,
+                offset - data_start,
+                entry.name
+            )));
+        }
         free_from = offset + entry.bytes() as u64;
         last.clone_from(&entry.name);
+    }
+    if free_from != file_len {
+        return Err(damaged(format!(
+            "the last {} bytes of its data belong to no tensor",
+            file_len - free_from
+        )));
     }
     Ok(header)
 }

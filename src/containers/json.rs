@@ -1,8 +1,9 @@
 //! JSON documents beside weights, as Python writes them.
 
-use std::{fs::File, io::Read, path::Path};
+use std::path::Path;
 
 use super::error::CheckpointError;
+use crate::files::read_text_up_to;
 
 const MAX_JSON: u64 = 64 * 1024 * 1024;
 
@@ -11,16 +12,11 @@ const MAX_JSON: u64 = 64 * 1024 * 1024;
 /// # Errors
 /// [`CheckpointError`]: unreadable, or no JSON.
 pub(crate) fn read_json(path: &Path) -> Result<serde_json::Value, CheckpointError> {
-    let io = |action, source| CheckpointError::Io {
-        action,
+    let text = read_text_up_to(path, MAX_JSON).map_err(|source| CheckpointError::Io {
+        action: "open",
         path: path.into(),
         source,
-    };
-    let file = File::open(path).map_err(|source| io("open", source))?;
-    let mut text = String::new();
-    file.take(MAX_JSON)
-        .read_to_string(&mut text)
-        .map_err(|source| io("read", source))?;
+    })?;
     let strict = serde_json::from_str(&text);
     strict.or_else(|error| {
         serde_json::from_str(&without_infinities(&text)).map_err(|_| CheckpointError::Config {

@@ -40,6 +40,9 @@ pub struct Pickle {
     root: ValueId,
 }
 
+/// Values of a pickle at most. A byte can make one, and each takes more than a byte.
+const MAX_VALUES: usize = 1 << 22;
+
 /// Names a checkpoint may mention. `argparse.Namespace` holds the settings of a training run and stays opaque.
 const ALLOWED: [&str; 11] = [
     "collections.OrderedDict",
@@ -177,6 +180,11 @@ impl Machine<'_> {
         loop {
             let start = self.at;
             let [opcode] = self.take::<1>()?;
+            if self.values.len() > MAX_VALUES {
+                return Err(Problem::Refused(format!(
+                    "its pickle holds more than {MAX_VALUES} values"
+                )));
+            }
             match opcode {
                 0x80 => {
                     let [version] = self.take::<1>()?;

@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     fmt,
     fs::File,
-    io::{Read, Seek, SeekFrom},
+    io::{Cursor, Read, Seek, SeekFrom},
     path::{Path, PathBuf},
 };
 
@@ -17,6 +17,7 @@ use super::{
     torch::TorchFile,
     weight_file::{WeightFile, read_shard_names},
 };
+use crate::files;
 
 /// Element type of a stored tensor.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -122,7 +123,8 @@ pub struct TensorSource {
     config: Option<PathBuf>,
 }
 
-trait ReadSeek: Read + Seek + Send {}
+/// What a container is read from.
+pub(super) trait ReadSeek: Read + Seek + Send {}
 impl<T: Read + Seek + Send> ReadSeek for T {}
 
 enum Reader {
@@ -147,7 +149,7 @@ pub fn open(path: &Path) -> Result<TensorSource, CheckpointError> {
         let folder = if inner.is_dir() { &*inner } else { path };
         return open_folder(path, folder, None);
     }
-    let mut file = File::open(path).map_err(|source| io("open", path, source))?;
+    let mut file = files::open(path).map_err(|source| io("open", path, source))?;
     let mut magic = [0; 9];
     let got = read_up_to(&mut file, &mut magic).map_err(|source| io("read", path, source))?;
     let unknown = |found: &str| CheckpointError::UnknownFormat {
@@ -227,18 +229,20 @@ fn open_folder(
 }
 
 fn open_torch(path: &Path, files: Vec<PathBuf>) -> Result<TensorSource, CheckpointError> {
+    let archives: Result<_, _> = files.iter().map(|file| TorchFile::open(file)).collect();
+    read_torch(path, archives?)
+}
+
+fn read_torch(path: &Path, archives: Vec<TorchFile>) -> Result<TensorSource, CheckpointError> {
     let mut entries = BTreeMap::new();
-    let mut archives = Vec::new();
-    for (index, file_path) in files.iter().enumerate() {
-        let torch = TorchFile::open(file_path)?;
+    for (index, torch) in archives.iter().enumerate() {
         for entry in torch.state_dict()? {
             let place = Place {
                 file: index,
                 offset: 0,
             };
-            insert(&mut entries, file_path, entry, place)?;
+            insert(&mut entries, torch.path(), entry, place)?;
         }
-        archives.push(torch);
     }
     Ok(TensorSource {
         path: path.into(),
@@ -272,7 +276,7 @@ fn insert(
 fn open_safetensors(path: &Path, files: Vec<PathBuf>) -> Result<TensorSource, CheckpointError> {
     let mut readers = Vec::new();
     for file_path in files {
-        let file = File::open(&file_path).map_err(|source| io("open", &file_path, source))?;
+        let file = files::open(&file_path).map_err(|source| io("open", &file_path, source))?;
         let length = file
             .metadata()
             .map_err(|source| io("open", &file_path, source))?
@@ -282,14 +286,23 @@ fn open_safetensors(path: &Path, files: Vec<PathBuf>) -> Result<TensorSource, Ch
     read_safetensors(path, readers)
 }
 
-/// Opens a safetensors file that is in memory; `name` stands for it in messages.
+/// Opens a safetensors file or a PyTorch archive that is in memory; `name` stands for it in messages.
+///
+/// # Errors
+/// As [`open`].
 pub fn open_bytes(
     name: &Path,
     bytes: impl AsRef<[u8]> + Send + 'static,
 ) -> Result<TensorSource, CheckpointError> {
-    let length = bytes.as_ref().len() as u64;
-    let reader: Box<dyn ReadSeek> = Box::new(std::io::Cursor::new(bytes));
-    read_safetensors(name, vec![(name.into(), length, reader)])
+    let held = bytes.as_ref();
+    let length = held.len() as u64;
+    // Any eight bytes can be the length of a safetensors header.
+    let is_archive = held.starts_with(b"PK") && held.get(8) != Some(&b'{');
+    let reader: Box<dyn ReadSeek> = Box::new(Cursor::new(bytes));
+    match is_archive {
+        true => read_torch(name, vec![TorchFile::read(name, reader)?]),
+        false => read_safetensors(name, vec![(name.into(), length, reader)]),
+    }
 }
 
 fn read_safetensors(

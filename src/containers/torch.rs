@@ -2,7 +2,6 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    fs::File,
     io::{BufReader, Read},
     path::{Path, PathBuf},
 };
@@ -12,19 +11,26 @@ use zip::{CompressionMethod, ZipArchive};
 use super::{
     error::CheckpointError,
     pickle::{Pickle, Problem, Value, ValueId},
-    source::{Dtype, TensorEntry},
+    source::{Dtype, ReadSeek, TensorEntry},
 };
+use crate::files;
 
 const MAX_PICKLE: u64 = 64 * 1024 * 1024;
+/// Dimensions of a tensor at most, as in PyTorch.
+const MAX_DIMENSIONS: usize = 64;
+/// Entries of dicts that are looked through at most: a dict may stand in itself, or in another a million times.
+const MAX_ENTRIES: usize = 1 << 18;
 /// Keys under which training programs wrap the weights, best first.
 const WRAPPERS: [&str; 3] = ["ema", "model", "state_dict"];
 /// Prefixes that parallel and compiling wrappers put before every name.
 const PREFIXES: [&str; 2] = ["module.", "_orig_mod."];
 
+type Archive = ZipArchive<BufReader<Box<dyn ReadSeek>>>;
+
 /// An open archive and its unpickled directory.
 pub struct TorchFile {
     path: PathBuf,
-    archive: ZipArchive<BufReader<File>>,
+    archive: Archive,
     root: String,
     pickle: Pickle,
     tensors: HashMap<String, StoredTensor>,
@@ -43,16 +49,20 @@ struct StoredTensor {
 impl TorchFile {
     /// Opens an archive and reads its pickle; tensors stay on disk.
     pub fn open(path: &Path) -> Result<Self, CheckpointError> {
+        let file = files::open(path).map_err(|source| CheckpointError::Io {
+            action: "open",
+            path: path.into(),
+            source,
+        })?;
+        Self::read(path, Box::new(file))
+    }
+
+    /// The same of an archive that is open; `path` stands for it in messages.
+    pub(super) fn read(path: &Path, file: Box<dyn ReadSeek>) -> Result<Self, CheckpointError> {
         let damaged = |problem: String| CheckpointError::Damaged {
             path: path.into(),
             problem,
         };
-        let io = |action, source| CheckpointError::Io {
-            action,
-            path: path.into(),
-            source,
-        };
-        let file = File::open(path).map_err(|e| io("open", e))?;
         let mut archive = ZipArchive::new(BufReader::new(file)).map_err(|e| {
             damaged(format!(
                 "it starts as a zip archive but has no valid directory ({e}); was it cut off?"
@@ -95,6 +105,11 @@ impl TorchFile {
         };
         file.find_tensors()?;
         Ok(file)
+    }
+
+    /// Where it lies.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
     }
 
     /// The tensors of the state dict.
@@ -158,7 +173,8 @@ impl TorchFile {
             }
         }
         let mut found: BTreeMap<String, StoredTensor> = BTreeMap::new();
-        self.collect(dict, "", 0, &mut found)?;
+        let mut left = MAX_ENTRIES;
+        self.collect(dict, "", 0, &mut found, &mut left)?;
         for prefix in PREFIXES {
             if !found.is_empty() && found.keys().all(|name| name.starts_with(prefix)) {
                 found = found
@@ -178,8 +194,15 @@ impl TorchFile {
         prefix: &str,
         depth: usize,
         found: &mut BTreeMap<String, StoredTensor>,
+        left: &mut usize,
     ) -> Result<(), CheckpointError> {
         for &(key, value) in self.pickle.entries(dict).unwrap_or_default() {
+            *left = left
+                .checked_sub(1)
+                .ok_or_else(|| CheckpointError::Refused {
+                    path: self.path.clone(),
+                    problem: format!("its dicts have more than {MAX_ENTRIES} entries"),
+                })?;
             let Some(key) = self.pickle.str(key) else {
                 continue;
             };
@@ -187,7 +210,7 @@ impl TorchFile {
             if let Some(tensor) = self.tensor(&name, value)? {
                 found.insert(name, tensor);
             } else if depth == 0 && self.pickle.entries(value).is_some() {
-                self.collect(value, &format!("{name}."), depth + 1, found)?;
+                self.collect(value, &format!("{name}."), depth + 1, found, left)?;
             }
         }
         Ok(())
@@ -248,6 +271,13 @@ impl TorchFile {
         let sizes = |id: &ValueId| -> Option<Vec<usize>> {
             self.pickle.items(*id)?.iter().map(&size).collect()
         };
+        let long = |id: &ValueId| {
+            let items = self.pickle.items(*id);
+            items.is_some_and(|items| items.len() > MAX_DIMENSIONS)
+        };
+        if long(shape) || long(strides) {
+            return Err(bad(&format!("more than {MAX_DIMENSIONS} dimensions")));
+        }
         let tensor = StoredTensor {
             storage: self
                 .pickle
@@ -347,7 +377,7 @@ impl StoredTensor {
 /// `limit` bounds the allocation whatever the directory claims; a compressed member is refused,
 /// since PyTorch stores and never compresses.
 fn read_member(
-    archive: &mut ZipArchive<BufReader<File>>,
+    archive: &mut Archive,
     path: &Path,
     name: &str,
     limit: u64,

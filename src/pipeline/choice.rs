@@ -39,6 +39,8 @@ pub fn choose_schedule(
     info: &ModelInfo,
     settings: &Settings,
 ) -> Result<Chosen, PolicyError> {
+    // A table has a row a step: how many there may be is known before it is made.
+    settings.trajectory()?;
     let chosen = |reuse, name, policy: &str, origin| Chosen {
         reuse,
         settings: *settings,

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::PolicyError;
 use crate::{
-    files::write_bytes_atomically,
+    files::{read_text_up_to, write_bytes_atomically},
     graph::SiteKind,
     schedule::{ModelIdentity, RunSettings, ScheduleError},
 };
@@ -18,6 +18,8 @@ use crate::{
 pub const CALIBRATION_FORMAT: u32 = 1;
 /// The folder that calibrations are looked for in, where the program runs.
 pub const CALIBRATIONS: &str = "harmonica-calibrations";
+/// Largest file that is read: rows of a thousand steps and images are smaller.
+const MAX_BYTES: u64 = 256 * 1024 * 1024;
 /// How the name of a calibration ends.
 const SUFFIX: &str = ".calibration.json";
 
@@ -130,12 +132,20 @@ impl Calibration {
     /// # Errors
     /// [`ScheduleError::Io`], [`PolicyError::NoCalibration`].
     pub fn read(path: &Path) -> Result<Self, PolicyError> {
-        let text = std::fs::read_to_string(path).map_err(|source| unreadable(path, source))?;
+        let text = read_text_up_to(path, MAX_BYTES).map_err(|source| unreadable(path, source))?;
+        Self::parse(&text, path)
+    }
+
+    /// Validates a file's text; `path` stands for it in messages.
+    ///
+    /// # Errors
+    /// [`PolicyError::NoCalibration`].
+    pub fn parse(text: &str, path: &Path) -> Result<Self, PolicyError> {
         let bad = |problem: String| PolicyError::NoCalibration {
             path: path.into(),
             problem,
         };
-        let calibration: Self = serde_json::from_str(&text).map_err(|e| bad(e.to_string()))?;
+        let calibration: Self = serde_json::from_str(text).map_err(|e| bad(e.to_string()))?;
         calibration.check().map_err(bad)?;
         Ok(calibration)
     }

@@ -130,7 +130,11 @@ pub fn text_of_png(bytes: &[u8], keyword: &str) -> Result<Option<String>, String
     let Some(chunk) = chunks.iter().find(|chunk| chunk.keyword == keyword) else {
         return Ok(None);
     };
-    chunk.get_text().map(Some).map_err(|e| e.to_string())
+    // A compressed text may be a thousand times as long as its chunk.
+    let mut chunk = chunk.clone();
+    let limited = chunk.decompress_text_with_limit(MAX_TEXT);
+    let text = limited.and_then(|()| chunk.get_text());
+    text.map(Some).map_err(|e| e.to_string())
 }
 
 /// Writes a picture, whole or not at all.

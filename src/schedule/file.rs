@@ -10,7 +10,10 @@ use super::{
     reads::{self, StepReads},
     router::check_tau,
 };
-use crate::{files::write_bytes_atomically, graph::Graph};
+use crate::{
+    files::{read_text_up_to, write_bytes_atomically},
+    graph::Graph,
+};
 
 /// Version of the files that are written: 2 knows the model by its graph, weights of reads, branches that are reused together, and
 /// forecasts.
@@ -222,7 +225,7 @@ impl ScheduleFile {
                 problem,
             });
         }
-        let text = std::fs::read_to_string(path).map_err(io)?;
+        let text = read_text_up_to(path, MAX_BYTES).map_err(io)?;
         Self::parse(&text, path)
     }
 

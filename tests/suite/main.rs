@@ -1,6 +1,7 @@
 //! Promises of the library and the command, kept against golden values of an independent
 //! implementation (`tests/golden/make.py`, `make_train.py`, `make_text.py`, `make_rivals.py`, `make_quant.py`) and against each other on two devices.
 
+mod allocations;
 mod bad_input;
 mod cached_golden;
 mod caching;
@@ -14,8 +15,10 @@ mod doctor;
 mod embedding;
 mod forecast;
 mod forward;
+mod fuzz;
 mod habits;
 mod header;
+mod hostile;
 mod hub;
 mod hub_server;
 mod kernels;
@@ -32,6 +35,7 @@ mod rivals_golden;
 mod run_time;
 mod sampling;
 mod schedules;
+mod signals;
 mod solver;
 mod text;
 mod training;

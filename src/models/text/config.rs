@@ -4,7 +4,10 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::containers::CheckpointError;
+use crate::{containers::CheckpointError, files::read_text_up_to};
+
+/// Largest file that is read.
+const MAX_BYTES: u64 = 1024 * 1024;
 
 /// The MLP of a block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -77,7 +80,7 @@ impl T5Config {
             path: path.into(),
             problem,
         };
-        let text = std::fs::read_to_string(path).map_err(|source| CheckpointError::Io {
+        let text = read_text_up_to(path, MAX_BYTES).map_err(|source| CheckpointError::Io {
             action: "read",
             path: path.into(),
             source,

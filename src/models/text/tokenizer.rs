@@ -18,6 +18,10 @@ use super::{
     TextError,
     spiece::{PieceKind, Spiece},
 };
+use crate::files::read_up_to;
+
+/// Largest file that is read; those of T5 have some megabytes.
+const MAX_BYTES: u64 = 256 * 1024 * 1024;
 
 /// Splits texts into the tokens of an encoder.
 #[derive(Debug)]
@@ -56,7 +60,7 @@ impl TextTokenizer {
                 expected: "tokenizer.json or spiece.model",
             });
         };
-        let tokenizer = guarded(&path, || load(&std::fs::read(&path)?))?;
+        let tokenizer = guarded(&path, || load(&read_up_to(&path, MAX_BYTES)?))?;
         Ok(Self { tokenizer, path })
     }
 

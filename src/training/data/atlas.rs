@@ -6,9 +6,14 @@ use image::imageops::crop_imm;
 use serde::Deserialize;
 
 use super::{Collector, DataError, DataOptions, Dataset, center_crop, folder::decode};
+use crate::files::read_text_up_to;
 
 /// The file that makes a folder an atlas.
 pub(super) const INDEX: &str = "classes.json";
+/// Largest index that is read.
+const MAX_BYTES: u64 = 64 * 1024 * 1024;
+/// Pixels a side of a tile at most.
+const MAX_TILE: u32 = 1 << 14;
 
 /// `{"tile": 32, "columns": 16, "classes": [{"id": 0, "name": "cat", "tiles": 79}, …]}`; class `cat` is `cat.png`.
 #[derive(Deserialize)]
@@ -37,12 +42,18 @@ pub(super) fn read(
         path: file.clone(),
         problem,
     };
-    let text = std::fs::read_to_string(&file).map_err(DataError::io(&file))?;
+    let text = read_text_up_to(&file, MAX_BYTES).map_err(DataError::io(&file))?;
     let mut index: Index = serde_json::from_str(&text).map_err(|e| bad(e.to_string()))?;
     if index.tile == 0 || index.columns == 0 || index.classes.is_empty() {
         return Err(bad(
             "expected `tile` and `columns` of at least 1, and `classes`".into(),
         ));
+    }
+    if index.tile > MAX_TILE {
+        return Err(bad(format!(
+            "its tiles have {} pixels a side, expected at most {MAX_TILE}",
+            index.tile
+        )));
     }
     index.classes.sort_by_key(|class| class.id);
     for (place, class) in index.classes.iter().enumerate() {

@@ -1,17 +1,23 @@
 //! Folders of picture files.
 
 use std::{
+    io::BufReader,
     ops::ControlFlow,
     path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
 };
 
 use image::{DynamicImage, ImageDecoder, ImageReader, Limits, Rgb, RgbImage};
 use rayon::prelude::*;
 
 use super::{Collector, DEFAULT_IMAGE_SIZE, DataError, DataOptions, Dataset, center_crop};
+use crate::files;
 
 /// Pictures decoded at a time, over all threads.
 const AT_A_TIME: usize = 128;
+/// Bytes of pixels from which on a picture is decoded while no other such is: every thread has one in hand.
+const LARGE: u64 = 64 << 20;
+static ALONE: Mutex<()> = Mutex::new(());
 /// Longer side over shorter side of a picture.
 const MAX_ASPECT: u32 = 64;
 
@@ -131,14 +137,19 @@ fn name_of(path: &Path) -> String {
 
 /// A file as RGB, upright as its EXIF data say, transparent parts on white; or why not.
 pub(super) fn decode(path: &Path) -> Result<RgbImage, String> {
-    let read = || -> image::ImageResult<DynamicImage> {
+    let mut alone = None;
+    let mut read = || -> image::ImageResult<DynamicImage> {
+        let file = BufReader::new(files::open(path)?);
         // By content: extensions lie.
-        let reader = ImageReader::open(path)?.with_guessed_format()?;
+        let reader = ImageReader::new(file).with_guessed_format()?;
         let mut decoder = reader.into_decoder()?;
         // A header may promise more pixels than there is memory for.
         let mut limits = Limits::default();
         limits.reserve(decoder.total_bytes())?;
         decoder.set_limits(limits)?;
+        if decoder.total_bytes() > LARGE {
+            alone = Some(ALONE.lock().unwrap_or_else(PoisonError::into_inner));
+        }
         let orientation = decoder.orientation()?;
         let mut image = DynamicImage::from_decoder(decoder)?;
         image.apply_orientation(orientation);
@@ -159,9 +170,9 @@ pub(super) fn decode(path: &Path) -> Result<RgbImage, String> {
         ));
     }
     if !image.color().has_alpha() {
-        return Ok(image.to_rgb8());
+        return Ok(image.into_rgb8());
     }
-    let image = image.to_rgba8();
+    let image = image.into_rgba8();
     Ok(RgbImage::from_fn(image.width(), image.height(), |x, y| {
         let [r, g, b, a] = image.get_pixel(x, y).0;
         let on_white = |v: u8| {

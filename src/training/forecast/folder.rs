@@ -3,7 +3,7 @@
 //! The folder holds `ladder.json` (everything to go on from), a `*.schedule.json` a speed, `train.jsonl` (a line a move that was
 //! tried) and `router.png`, a picture of the schedule nearest to twice the speed.
 
-use std::{ops::ControlFlow, path::PathBuf};
+use std::{fs::File, ops::ControlFlow, path::PathBuf};
 
 use super::{
     fit::{Draws, Fit, Purpose, Stop},
@@ -22,7 +22,10 @@ use crate::{
     schedule::{Measured, PolicyRecord, ScheduleFile},
     training::{
         router::{Budget, RunFolder},
-        run::{DeviceWatch, LADDER_STATE, Log, TrainingError, check_folder, guarded_telling},
+        run::{
+            DeviceWatch, LADDER_STATE, Log, TrainingError, check_folder, guarded_telling,
+            hold_folder,
+        },
     },
 };
 
@@ -67,6 +70,9 @@ pub struct LadderRun<'m> {
     options: LadderOptions,
     saved: Saved,
     log: Log<Tried>,
+    /// Keeps other processes out of the folder.
+    #[expect(dead_code, reason = "holding it is its use")]
+    held: Option<File>,
     watch: DeviceWatch,
 }
 
@@ -95,6 +101,7 @@ impl<'m> LadderRun<'m> {
         }
         let folder = options.folder.path();
         let there = check_folder(folder, LADDER_STATE, options.resume)?;
+        let held = hold_folder(folder)?;
         let prompts = options.prompts.identity();
         let mut saved = Saved::new(info, &run, options.settings.clone(), prompts)?;
         if there {
@@ -114,6 +121,7 @@ impl<'m> LadderRun<'m> {
             options,
             saved,
             log,
+            held,
             watch: DeviceWatch::default(),
         };
         run.save()?;

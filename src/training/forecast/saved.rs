@@ -13,7 +13,7 @@ use super::{
 use crate::{
     checkpoint::{Kept, ModelInfo},
     diffusion::DiffusionError,
-    files::write_bytes_atomically,
+    files::{read_text_up_to, write_bytes_atomically},
     metrics::{mean_and_error, median},
     sampler::{Settings, model_identity, run_settings},
     schedule::{ModelIdentity, RunSettings},
@@ -25,6 +25,8 @@ use crate::{
 
 /// Version of `ladder.json`.
 const FORMAT: u32 = 1;
+/// Largest state that is read.
+const MAX_BYTES: u64 = 64 * 1024 * 1024;
 
 /// How a schedule fared on draws that nothing was fitted to.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -168,7 +170,7 @@ impl Saved {
     /// # Errors
     /// [`TrainingError::Io`]; [`TrainingError::State`] for one that is damaged, or of another format.
     pub fn read(path: &Path) -> Result<Self, TrainingError> {
-        let text = std::fs::read_to_string(path).map_err(|source| TrainingError::Io {
+        let text = read_text_up_to(path, MAX_BYTES).map_err(|source| TrainingError::Io {
             action: "read",
             path: path.into(),
             source,

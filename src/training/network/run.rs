@@ -6,6 +6,7 @@
 //! length is given in minutes, the learning rate follows the clock and may differ in its last digits.
 
 use std::{
+    fs::File,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -32,7 +33,7 @@ use crate::{
     },
     report::{Tile, columns_for, draw_curves, grid, image_from_values, write_png},
     sampler::{Request, Sampler, Settings},
-    training::run::{DeviceWatch, TrainingError, guarded},
+    training::run::{DeviceWatch, TrainingError, guarded, hold_folder},
 };
 
 /// Denoising steps and guidance of the sample grids: enough to judge by.
@@ -87,6 +88,9 @@ pub struct PretrainRun<'d> {
     last: Option<PretrainStep>,
     watch: DeviceWatch,
     ended: bool,
+    /// Keeps other processes out of the folder.
+    #[expect(dead_code, reason = "holding it is its use")]
+    held: Option<File>,
 }
 
 impl<'d> PretrainRun<'d> {
@@ -114,7 +118,9 @@ impl<'d> PretrainRun<'d> {
         }
         let folder = &options.folder;
         let checkpoint = folder.checkpoint();
-        let (learner, seconds_before) = if folder.check(options.resume)? {
+        let there = folder.check(options.resume)?;
+        let held = hold_folder(&folder.path)?;
+        let (learner, seconds_before) = if there {
             let saved = SavedRun::read(&checkpoint)?;
             saved.check_same(folder, start.config(), data.identity(), &settings)?;
             let (saved, learner) = SavedRun::load(&checkpoint, settings, device)?;
@@ -138,6 +144,7 @@ impl<'d> PretrainRun<'d> {
             last: None,
             watch: DeviceWatch::default(),
             ended: false,
+            held,
         };
         // A place that cannot be written is found out before the work, not after it.
         run.save()?;

@@ -5,6 +5,7 @@
 //! is cut back to the checkpoint.
 
 use std::{
+    fs::File,
     ops::ControlFlow,
     path::{Path, PathBuf},
 };
@@ -23,7 +24,7 @@ use crate::{
     report::{Curves, draw_schedule},
     sampler::{Settings, model_identity, run_settings},
     schedule::{PolicyRecord, ScheduleFile},
-    training::run::{DeviceWatch, Log, ROUTER_STATE, TrainingError, check_folder},
+    training::run::{DeviceWatch, Log, ROUTER_STATE, TrainingError, check_folder, hold_folder},
 };
 
 /// Where the files of a run lie.
@@ -103,6 +104,9 @@ pub struct RouterRun<'m> {
     logs: Vec<Log<Iteration>>,
     identities: Identities,
     watch: DeviceWatch,
+    /// Keeps other processes out of the folder.
+    #[expect(dead_code, reason = "holding it is its use")]
+    held: Option<File>,
 }
 
 /// What a [`RouterRun`] is made from.
@@ -175,6 +179,7 @@ impl<'m> RouterRun<'m> {
             prompts: prompts.identity(),
         };
         let there = check_folder(&folder.path, ROUTER_STATE, resume)?;
+        let held = hold_folder(&folder.path)?;
         let mut kept = (targets.clone(), max_cache);
         let (sdt, history) = match there {
             false => (Sdt::new(model, run, settings, prompts, replay)?, Vec::new()),
@@ -206,6 +211,7 @@ impl<'m> RouterRun<'m> {
             history,
             identities,
             watch: DeviceWatch::default(),
+            held,
         };
         run.save()?;
         Ok(run)

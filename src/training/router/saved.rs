@@ -139,9 +139,10 @@ pub(super) fn load_state(
     };
     let saved: Saved = read_metadata(&source, |saved: &Saved| saved.format, FORMAT)?;
     let (steps, branches) = (saved.run.steps, saved.model.graph.branches());
+    let size = steps.saturating_mul(branches);
     let mut tensor = |name: &str| -> Result<Vec<f32>, TrainingError> {
         let values = source.read_f32(name)?;
-        if values.len() != steps * branches {
+        if values.len() != size {
             return Err(damaged(format!(
                 "`{name}` holds {} numbers, expected {steps}·{branches}",
                 values.len()

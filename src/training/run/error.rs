@@ -51,6 +51,9 @@ pub enum TrainingError {
         path: std::path::PathBuf,
         file: &'static str,
     },
+    /// Another process that writes the same files.
+    #[error("{} is being trained in by another process", path.display())]
+    Busy { path: std::path::PathBuf },
     /// Nothing to resume.
     #[error("{} holds no run to resume: there is no {file}", path.display())]
     NothingToResume {

@@ -7,13 +7,15 @@ mod error;
 mod log;
 mod metadata;
 
-use std::path::Path;
+use std::{fs::File, io::ErrorKind, path::Path};
 
 pub(super) use device::{DeviceWatch, guarded, guarded_telling};
 pub(super) use draws::{Drawn, check_draws, check_pool};
 pub use error::TrainingError;
 pub(super) use log::Log;
 pub(super) use metadata::{Difference, difference, read_metadata};
+
+use crate::files::lock_folder;
 
 /// Name of a router's training state.
 pub(super) const ROUTER_STATE: &str = "router.safetensors";
@@ -43,4 +45,19 @@ pub(super) fn check_folder(
         (false, true) => Err(TrainingError::NothingToResume { path, file: state }),
         (there, _) => Ok(there),
     }
+}
+
+/// Keeps other processes from training in a folder, which is made, while the result lives.
+///
+/// # Errors
+/// [`TrainingError::Busy`]; [`TrainingError::Io`].
+pub(super) fn hold_folder(path: &Path) -> Result<Option<File>, TrainingError> {
+    lock_folder(path).map_err(|source| match source.kind() {
+        ErrorKind::WouldBlock => TrainingError::Busy { path: path.into() },
+        _ => TrainingError::Io {
+            action: "write",
+            path: path.into(),
+            source,
+        },
+    })
 }
