@@ -16,7 +16,7 @@ pub use texts::{read_texts, texts_named};
 use std::path::Path;
 
 use crate::{
-    checkpoint::{LoadOptions, ModelInfo, ModelSpec, Residence, load_model_in},
+    checkpoint::{LoadOptions, ModelInfo, ModelSpec, Residence, load_model_onto},
     device::Engine,
     diffusion::Guidance,
     models::{Model, Prompts, vae::Tiling},
@@ -72,7 +72,7 @@ impl Pipeline {
         options: LoadOptions,
         residence: Residence,
     ) -> Result<Self, OpenError> {
-        let (model, info) = load_model_in(spec, options, residence, engine.device())?;
+        let (model, info) = load_model_onto(engine, spec, options, residence)?;
         // Weights are uploaded in the background; runs answer for what comes after.
         if let Some(fault) = engine.fault() {
             return Err(SampleError::from(fault).into());

@@ -13,11 +13,14 @@ mod docs;
 mod embedding;
 mod forecast;
 mod forward;
+mod gpu_faults;
 mod header;
 mod hub;
 mod hub_server;
 mod kernels;
 mod large_model;
+#[cfg(all(feature = "capi", target_os = "linux"))]
+mod misuse;
 mod pictures;
 mod pixart;
 mod pretrain;
