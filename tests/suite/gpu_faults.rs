@@ -81,13 +81,13 @@ fn a_model_with_a_tensor_beyond_the_devices_buffers_is_refused_when_it_is_loaded
             assert!(said.contains(part), "{said} lacks {part}");
         }
     }
-    // Nobody's weights were read for that: those of this size would take minutes.
+    // Lavapipe binds 128 MiB. No weight is made for that: those of this model would take a while.
     let out = harmonica(&[
         "sample",
         "--device",
         "vulkan",
         "--model",
-        "random:DiT-S/2@1048576",
+        "random:DiT-XL/2@65536",
         "--steps",
         "1",
         "--count",
@@ -96,7 +96,7 @@ fn a_model_with_a_tensor_beyond_the_devices_buffers_is_refused_when_it_is_loaded
     let said = String::from_utf8_lossy(&out.stderr);
     assert_eq!(out.status.code(), Some(1), "{said}");
     assert!(
-        said.contains("tensor `pos_embed` takes 1610612736 bytes in f32")
+        said.contains("tensor `pos_embed` takes 301989888 bytes in f32")
             && said.contains("use another device, such as the CPU (--device cpu)"),
         "{said}"
     );
@@ -318,17 +318,19 @@ fn a_second_driver_draws_what_the_cpu_draws() {
         given("pixart-ms"),
         given("text-prompts.safetensors"),
     );
-    let models: [(&str, &[&str]); 3] = [
-        ("DiT", &["--model", &dit, "--steps", "6", "-n", "3"]),
+    // What was measured with SwiftShader: 3.0e-7, 4.7e-7 and, where two steps exaggerate, 6.6e-4.
+    let models: [(&str, f64, &[&str]); 3] = [
+        ("DiT", 1.5e-6, &["--model", &dit, "--steps", "6", "-n", "3"]),
         (
             "PixArt",
+            2e-6,
             &[
                 "--model", &pixart, "--texts", &texts, "--steps", "6", "-n", "2",
             ],
         ),
-        ("the bundled model", &["--steps", "2", "-n", "1"]),
+        ("the bundled model", 2.5e-3, &["--steps", "2", "-n", "1"]),
     ];
-    for (what, model) in models {
+    for (what, bound, model) in models {
         for schedule in ["none", "fora:2"] {
             let drawn = |device: &str, tensors: &str| {
                 let (out, tensors) = (path("x.png"), path(tensors));
@@ -342,7 +344,7 @@ fn a_second_driver_draws_what_the_cpu_draws() {
             let (cpu, gpu) = (drawn("cpu", "cpu.st"), drawn("vulkan", "gpu.st"));
             let largest = cpu.iter().fold(0.0, |most: f32, v| most.max(v.abs()));
             let error = max_abs_error(&cpu, &gpu) / largest;
-            within(format!("{}, {what}, {schedule}", names[0]), error, 1e-3);
+            within(format!("{}, {what}, {schedule}", names[0]), error, bound);
         }
     }
 }
