@@ -145,7 +145,7 @@ mod tests {
                     // SAFETY: `room` bytes after `start` lie within the array, and nothing else touches them.
                     let mut out =
                         unsafe { OutSlice::new(memory.as_mut_ptr().add(start), room, "x") }
-                            .unwrap_or_else(|e| panic!("{e}"));
+                            .unwrap();
                     out.set(first, &[1; 9][..count]);
                     let expected: Vec<u8> = (0..12)
                         .map(|at| {

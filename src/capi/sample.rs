@@ -83,7 +83,7 @@ impl hm_settings {
         let unknown = |name: &str, value: u32, most: u32| {
             Failure::Argument(format!("settings.{name} is {value}, expected 0 to {most}"))
         };
-        Ok(Settings {
+        let settings = Settings {
             steps: self.steps as usize,
             spacing: Spacing::Even,
             solver: match self.solver {
@@ -109,7 +109,9 @@ impl hm_settings {
                 1 => true,
                 other => return Err(unknown("clip_x0", other, 1)),
             },
-        })
+        };
+        settings.trajectory()?;
+        Ok(settings)
     }
 }
 

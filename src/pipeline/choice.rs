@@ -39,6 +39,8 @@ pub fn choose_schedule(
     info: &ModelInfo,
     settings: &Settings,
 ) -> Result<Chosen, PolicyError> {
+    // A table of impossible steps may be beyond any memory.
+    settings.trajectory()?;
     let chosen = |reuse, name, policy: &str, origin| Chosen {
         reuse,
         settings: *settings,

@@ -222,7 +222,8 @@ static void absurd_numbers(const place *p) {
     bad.steps = steps[i];
     ENDS(HM_INVALID_ARGUMENT, hm_sample(p->model, &bad, NULL, &label, 1, values,
                                         p->size, NULL, NULL));
-    CHECK(hm_schedule_open(p->model, &bad, "fora:2", &schedule) != HM_OK);
+    ENDS(HM_INVALID_ARGUMENT,
+         hm_schedule_open(p->model, &bad, "fora:2", &schedule));
     uint8_t table[4] = {1, 1, 1, 1};
     ENDS(HM_SCHEDULE, hm_schedule_from_table(p->model, table, 4, steps[i],
                                              &schedule));

@@ -211,7 +211,7 @@ fn ten_lost_devices_lose_no_image() {
             assert_eq!(Some(&resumed), expected.as_ref(), "after loss {loss}");
         }
         let fresh = sampler.sample(request()).unwrap();
-        assert_eq!(&fresh, expected.get_or_insert(fresh.clone()));
+        assert_eq!(fresh, *expected.get_or_insert_with(|| fresh.clone()));
         if loss < 10 {
             // At every moment of a run in turn: before it, in it, after its last step.
             let mut run = sampler.run(request()).unwrap();

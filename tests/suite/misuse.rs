@@ -144,7 +144,8 @@ fn run_here(object: &str, device: &str, cycles: &str) -> c_int {
         }
         let main = libc::dlsym(library, c"misuse".as_ptr());
         assert!(!main.is_null());
-        let main: extern "C" fn(c_int, *mut *mut c_char) -> c_int = std::mem::transmute(main);
+        type Main = extern "C" fn(c_int, *mut *mut c_char) -> c_int;
+        let main = std::mem::transmute::<*mut c_void, Main>(main);
         main(pointers.len() as c_int, pointers.as_mut_ptr())
     }
 }
