@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Sets up what the tests need, and runs them. `--all` adds formatting, lints and documentation.
+# Sets up what the tests need, and runs them. `--all` adds formatting, lints, documentation, and a second Vulkan driver where
+# there is one: HARMONICA_SECOND_DRIVER names its .json; without it SwiftShader's of Debian's package chromium-common is looked for.
 set -euo pipefail
 cd "$(dirname "$0")"
 
@@ -37,4 +38,14 @@ $run cargo test --release --locked --features capi
 if [ "${1:-}" = --all ]; then
   # What builds with burn's native shader compilers run instead of the shaders.
   $run cargo test --release --locked --features composed --test suite -- caching:: sampling::
+  second=${HARMONICA_SECOND_DRIVER:-/usr/lib/chromium/vk_swiftshader_icd.json}
+  if [ -f "$second" ]; then
+    HARMONICA_SECOND_DRIVER=$second $run cargo test --release --locked --features capi --test suite -- --ignored a_second_driver
+    VK_DRIVER_FILES=$second VK_ICD_FILENAMES=$second \
+      $run cargo test --release --locked --features capi --test suite -- kernels:: forward:: embedding::
+  elif [ -n "${HARMONICA_SECOND_DRIVER:-}" ]; then
+    need "there is no $second, which HARMONICA_SECOND_DRIVER names"
+  else
+    echo "test.sh: a second Vulkan driver was NOT TRIED: there is no $second (Debian: apt-get install chromium-common)" >&2
+  fi
 fi

@@ -2,7 +2,7 @@
 //! endurance runs on devices of this program's own, with figures; fails where an image differs.
 //!
 //! ```sh
-//! cargo run --release --example soak                     # 1000 runs, 200 cancellations, 20 losses
+//! cargo run --release --example soak                     # 1000 runs, 200 cancellations, 100 losses
 //! cargo run --release --example soak -- 100 20 2
 //! ```
 
@@ -113,7 +113,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         .map(|n| n.parse())
         .collect::<Result<_, _>>()?;
     let number = |i: usize, default: usize| numbers.get(i).copied().unwrap_or(default);
-    let (runs, cancellations, losses) = (number(0, 1000), number(1, 200), number(2, 20));
+    let (runs, cancellations, losses) = (number(0, 1000), number(1, 200), number(2, 100));
     let mut random = ChaCha8Rng::seed_from_u64(0);
 
     let host = Host::new()?;

@@ -6,14 +6,20 @@
  * tells a callback of every step. examples/c/main.c is a whole program.
  *
  * Errors: every function that can fail returns an hm_status; the text of the last failure on a thread is hm_last_error().
- * A fault inside the library is HM_INTERNAL: nothing is thrown or aborted.
+ * A fault inside the library is HM_INTERNAL: nothing is thrown or aborted. After a failure nothing was written through the
+ * pointers that were handed in, but by hm_sample.
  *
- * Threads: any function may be called on any thread, and a handle may be used by several threads at once; it must not be
- * freed while another call uses it. Callbacks run on the thread that called hm_sample. Polling from few threads is cheaper
- * than from many: a GPU keeps buffers for each.
+ * Threads: any function may be called on any thread, and a handle may be used by several threads at once, and freed while
+ * they use it: what it stands for goes with the last call. Callbacks run on the thread that called hm_sample. Polling from
+ * few threads is cheaper than from many: a GPU keeps buffers for each. The child of a fork() must not call the library.
  *
- * Ownership: what comes out of a ** argument is freed by the _free function of its type, in any order. Strings belong to
- * the handle that told them; all text is UTF-8. Null is allowed only where it says so, and is refused otherwise.
+ * Ownership: what comes out of a ** argument is freed by the _free function of its type, in any order: a model outlives its
+ * engine, a schedule its model. Strings belong to the handle that told them and go with it; all text is UTF-8.
+ *
+ * Misuse: handles are numbers, not addresses. One that was freed or is of another type is refused as an invalid argument, and
+ * freed a second time it changes nothing. So is null where it is not allowed, and a pointer that is not aligned. What
+ * cannot be found out, and is undefined: other pointers that do not lead to what a function expects, and lengths beyond
+ * what lies there.
  */
 #ifndef HARMONICA_H
 #define HARMONICA_H
@@ -147,7 +153,8 @@ typedef struct hm_progress {
   uint32_t steps;
 } hm_progress;
 
-/* Told of every step; anything but 0 cancels the call. Must return, not jump or throw. */
+/* Told of every step; anything but 0 cancels the call. May call any function, and free any handle. Must return: longjmp and
+ * exceptions out of it are undefined. */
 typedef int32_t (*hm_progress_fn)(void *user, const hm_progress *progress);
 
 /* HM_ABI_VERSION of the library. */
@@ -156,7 +163,8 @@ uint32_t hm_abi_version(void);
 /* The library's version, such as "0.1.0". */
 const char *hm_version(void);
 
-/* The text of the last failure on this thread, empty if there was none. Valid until the next failure on this thread. */
+/* The text of the last failure on this thread, empty if there was none. Valid until the next failure on this thread, and no
+ * longer than the thread. */
 const char *hm_last_error(void);
 
 /* Opens a device: "auto", "cpu", "vulkan", "metal", "dx12", "gl", or an index as harmonica devices lists them.
@@ -164,77 +172,63 @@ const char *hm_last_error(void);
  * device is a string; engine may be written to. */
 hm_status hm_engine_open(const char *device, hm_engine **engine);
 
-/* The adapter's name. Null for a null engine.
- * Expects:
- * engine is null or open. */
+/* The adapter's name. Null for a null engine. */
 const char *hm_engine_device(const hm_engine *engine);
 
-/* "vulkan", "metal", "dx12", "gl" or "cpu". Null for a null engine.
- * Expects:
- * engine is null or open. */
+/* "vulkan", "metal", "dx12", "gl" or "cpu". Null for a null engine. */
 const char *hm_engine_backend(const hm_engine *engine);
 
-/* A line for the user where "auto" found no GPU, otherwise null.
- * Expects:
- * engine is null or open. */
+/* A line for the user where "auto" found no GPU, otherwise null. */
 const char *hm_engine_notice(const hm_engine *engine);
 
-/* Frees an engine; null is nothing. Its models go on, and the device is closed with the last of them.
- * Expects:
- * engine is null, or came from hm_engine_open and is not used again. */
+/* Frees an engine; null is nothing. Its models go on, and the device is closed with the last of them. */
 void hm_engine_free(hm_engine *engine);
 
 /* Loads a model onto an engine's device: a .pt or .safetensors file, a diffusers folder, "bundled", or
  * "random:DiT-S/2@256". heads is the number of attention heads where a bare .pt cannot tell, otherwise 0.
  * Expects:
- * engine is open, spec is a string, model may be written to. */
+ * spec is a string, model may be written to. */
 hm_status hm_model_load(const hm_engine *engine, const char *spec, uint32_t heads, hm_model **model);
 
 /* What the model draws.
  * Expects:
- * model is loaded, info may be written to. */
+ * info may be written to. */
 hm_status hm_model_get_info(const hm_model *model, hm_model_info *info);
 
-/* The name of a class; null where it has none.
- * Expects:
- * model is null or loaded. */
+/* The name of a class; null where it has none. */
 const char *hm_model_class_name(const hm_model *model, uint32_t label);
 
 /* A class by its name, in any case, or its number as text.
  * Expects:
- * model is loaded, name is a string, label may be written to. */
+ * name is a string, label may be written to. */
 hm_status hm_model_class_by_name(const hm_model *model, const char *name, uint32_t *label);
 
-/* Unloads a model; null is nothing.
- * Expects:
- * model is null, or came from hm_model_load and is not used again. */
+/* Unloads a model; null is nothing. */
 void hm_model_free(hm_model *model);
 
 /* A schedule for a model and settings: a .schedule.json file or a folder of them, a policy as harmonica sample --schedule takes
  * it, such as none or fora:2, or learned[:SPEED]: of those that come with the bundled model the one of that MACs ratio.
  * Policies that need a calibration look for it in the folder harmonica-calibrations where the program runs.
  * Expects:
- * model is loaded, settings points to settings, spec is a string, schedule may be written to. */
+ * settings points to settings, spec is a string, schedule may be written to. */
 hm_status hm_schedule_open(const hm_model *model, const hm_settings *settings, const char *spec, hm_schedule **schedule);
 
 /* A schedule from a table: steps rows of branches bytes, non-zero for compute. The first row must compute everything.
  * Expects:
- * model is loaded, compute points to length bytes, schedule may be written to. */
+ * compute points to length bytes, schedule may be written to. */
 hm_status hm_schedule_from_table(const hm_model *model, const uint8_t *compute, size_t length, uint32_t steps, hm_schedule **schedule);
 
 /* What the schedule costs and saves.
  * Expects:
- * schedule is open, figures may be written to. */
+ * figures may be written to. */
 hm_status hm_schedule_get_figures(const hm_schedule *schedule, hm_figures *figures);
 
-/* Frees a schedule; null is nothing.
- * Expects:
- * schedule is null, or came from one of the functions above and is not used again. */
+/* Frees a schedule; null is nothing. */
 void hm_schedule_free(hm_schedule *schedule);
 
 /* The usual settings of a model: 20 DDIM steps, guidance 3 for the bundled model and 1.5 for others, seed 0.
  * Expects:
- * model is loaded, settings may be written to. */
+ * settings may be written to. */
 hm_status hm_settings_init(const hm_model *model, hm_settings *settings);
 
 /* Samples count images, one for each label, on the calling thread.
@@ -242,18 +236,18 @@ hm_status hm_settings_init(const hm_model *model, hm_settings *settings);
  * classes is the null label. Without a schedule everything is computed. progress may be null. After
  * a failure or cancellation values holds the batches that were finished before it.
  * Expects:
- * model is loaded, settings points to settings, schedule is null or open, labels points to count labels,
- * values to length floats that only this call touches while it runs; progress may be called with user. */
+ * settings points to settings, labels to count labels, values to length floats that only this call touches while
+ * it runs; progress may be called with user. */
 hm_status hm_sample(const hm_model *model, const hm_settings *settings, const hm_schedule *schedule, const uint32_t *labels, size_t count, float *values, size_t length, hm_progress_fn progress, void *user);
 
 /* One image [channels, height, width] as height · width RGB pixels of 3 bytes. Latents become a rough preview.
  * Expects:
- * model is loaded, image points to length floats, rgb to rgb_length bytes that only this call touches. */
+ * image points to length floats, rgb to rgb_length bytes that only this call touches. */
 hm_status hm_rgb8(const hm_model *model, const float *image, size_t length, uint8_t *rgb, size_t rgb_length);
 
 /* Writes images [n, channels, height, width] as one PNG, side by side and below each other.
  * Expects:
- * model is loaded, values points to length floats, path is a string. */
+ * values points to length floats, path is a string. */
 hm_status hm_write_png(const hm_model *model, const float *values, size_t length, const char *path);
 
 #ifdef __cplusplus

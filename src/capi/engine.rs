@@ -3,13 +3,13 @@
 use std::{
     ffi::{CString, c_char},
     ops::Deref,
-    ptr,
     sync::Arc,
 };
 
 use super::{
     arguments::{self, Out},
-    error::{Failure, guard, guard_free, guard_text, hm_status},
+    error::{guard, guard_text, hm_status},
+    handles::{Handle, Handles},
 };
 use crate::device::Engine;
 
@@ -64,62 +64,44 @@ pub unsafe extern "C" fn hm_engine_open(
             notice: choice.notice.as_deref().map(string),
             engine: Arc::new(OpenEngine(choice.engine)),
         };
-        out.set(Box::into_raw(Box::new(opened)));
+        out.set(opened.open());
         Ok(())
     })
 }
 
 /// The adapter's name. Null for a null engine.
-///
-/// # Safety
-/// `engine` is null or open.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn hm_engine_device(engine: *const hm_engine) -> *const c_char {
-    // SAFETY: the caller's promise.
-    guard_text(|| unsafe { engine.as_ref() }.map_or(ptr::null(), |e| e.device.as_ptr()))
+pub extern "C" fn hm_engine_device(engine: *const hm_engine) -> *const c_char {
+    guard_text(|| Ok(hm_engine::optional(engine)?.map(|e| e.device.as_ptr())))
 }
 
 /// "vulkan", "metal", "dx12", "gl" or "cpu". Null for a null engine.
-///
-/// # Safety
-/// `engine` is null or open.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn hm_engine_backend(engine: *const hm_engine) -> *const c_char {
-    // SAFETY: the caller's promise.
-    guard_text(|| unsafe { engine.as_ref() }.map_or(ptr::null(), |e| e.backend.as_ptr()))
+pub extern "C" fn hm_engine_backend(engine: *const hm_engine) -> *const c_char {
+    guard_text(|| Ok(hm_engine::optional(engine)?.map(|e| e.backend.as_ptr())))
 }
 
 /// A line for the user where "auto" found no GPU, otherwise null.
-///
-/// # Safety
-/// `engine` is null or open.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn hm_engine_notice(engine: *const hm_engine) -> *const c_char {
+pub extern "C" fn hm_engine_notice(engine: *const hm_engine) -> *const c_char {
     guard_text(|| {
-        // SAFETY: the caller's promise.
-        unsafe { engine.as_ref() }
-            .and_then(|e| e.notice.as_ref())
-            .map_or(ptr::null(), |text| text.as_ptr())
+        let engine = hm_engine::optional(engine)?;
+        Ok(engine.and_then(|e| e.notice.as_ref().map(|text| text.as_ptr())))
     })
 }
 
 /// Frees an engine; null is nothing. Its models go on, and the device is closed with the last of them.
-///
-/// # Safety
-/// `engine` is null, or came from [`hm_engine_open`] and is not used again.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn hm_engine_free(engine: *mut hm_engine) {
-    if !engine.is_null() {
-        // SAFETY: a box of `hm_engine_open`, given back once.
-        guard_free(|| drop(unsafe { Box::from_raw(engine) }));
-    }
+pub extern "C" fn hm_engine_free(engine: *mut hm_engine) {
+    hm_engine::free(engine);
 }
 
-impl hm_engine {
-    /// # Safety
-    /// As [`arguments::shared`].
-    pub(super) unsafe fn from_pointer<'a>(engine: *const Self) -> Result<&'a Self, Failure> {
-        // SAFETY: the caller's promise.
-        unsafe { arguments::shared(engine, "engine") }
+static ENGINES: Handles<hm_engine> = Handles::new();
+
+impl Handle for hm_engine {
+    const NAME: &'static str = "engine";
+
+    fn handles() -> &'static Handles<Self> {
+        &ENGINES
     }
 }

@@ -126,23 +126,24 @@ pub(super) fn guard(call: impl FnOnce() -> Result<(), Failure>) -> hm_status {
     }
 }
 
-/// Runs a call that tells a pointer; null if it panics.
-pub(super) fn guard_text(call: impl FnOnce() -> *const c_char) -> *const c_char {
-    catch_unwind(AssertUnwindSafe(call)).unwrap_or(ptr::null())
+/// Runs a call that tells a text that may be missing; null if there is none, or the call fails.
+pub(super) fn guard_text(
+    call: impl FnOnce() -> Result<Option<*const c_char>, Failure>,
+) -> *const c_char {
+    let mut told = None;
+    guard(|| {
+        told = call()?;
+        Ok(())
+    });
+    told.unwrap_or(ptr::null())
 }
 
-/// Drops what a handle owns; a panic of a driver on the way out ends here.
-pub(super) fn guard_free(call: impl FnOnce()) {
-    let _ = catch_unwind(AssertUnwindSafe(call));
-}
-
-/// The text of the last failure on this thread, empty if there was none. Valid until the next failure on this thread.
+/// The text of the last failure on this thread, empty if there was none. Valid until the next failure on this thread, and no
+/// longer than the thread.
 #[unsafe(no_mangle)]
 pub extern "C" fn hm_last_error() -> *const c_char {
-    guard_text(|| {
-        LAST.try_with(|last| last.try_borrow().map_or(ptr::null(), |text| text.as_ptr()))
-            .unwrap_or(ptr::null())
-    })
+    let text = LAST.try_with(|last| last.try_borrow().ok().map(|text| text.as_ptr()));
+    text.ok().flatten().unwrap_or(c"".as_ptr())
 }
 
 #[cfg(test)]

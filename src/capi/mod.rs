@@ -9,14 +9,15 @@
 //! thread and tells a callback of every step. Every function that can fail returns a [`hm_status`] and leaves
 //! a text in [`hm_last_error`].
 //!
-//! **Threads.** Any function may be called on any thread, and a handle may be used by several threads at once; only freeing
-//! one while another call still uses it is the caller's fault. Callbacks run on the thread that called
-//! [`hm_sample`]. The text of the last error belongs to the thread it happened on.
+//! **Threads.** Any function may be called on any thread, and a handle may be used by several threads at once, and freed
+//! while they use it. Callbacks run on the thread that called [`hm_sample`]. The text of the last error belongs to the thread
+//! it happened on.
 //!
 //! **Panics** end at the boundary, as [`hm_status::HM_INTERNAL`].
 //!
 //! **Ownership.** What a function hands out through a `**` argument is freed by the `_free` function of its type, in any
-//! order: a model keeps what it needs of its engine. Strings belong to the handle that told them.
+//! order: a model keeps what it needs of its engine. Handles are numbers, which nothing follows as a pointer: what was freed,
+//! or is a handle of another type, is an error. Strings belong to the handle that told them.
 #![allow(unsafe_code, reason = "C hands in pointers")]
 #![allow(
     non_camel_case_types,
@@ -26,6 +27,7 @@
 mod arguments;
 mod engine;
 mod error;
+mod handles;
 mod model;
 mod sample;
 mod schedule;

@@ -2,14 +2,14 @@
 
 use std::{
     ffi::{CString, c_char},
-    ptr,
     sync::Arc,
 };
 
 use super::{
     arguments::{self, Out},
     engine::{OpenEngine, hm_engine},
-    error::{Failure, guard, guard_free, guard_text, hm_status},
+    error::{Failure, guard, guard_text, hm_status},
+    handles::{Handle, Handles},
 };
 use crate::{
     checkpoint::{LoadOptions, ModelSpec},
@@ -45,7 +45,7 @@ pub struct hm_model_info {
 /// "random:DiT-S/2@256". `heads` is the number of attention heads where a bare .pt cannot tell, otherwise 0.
 ///
 /// # Safety
-/// `engine` is open, `spec` is a string, `model` may be written to.
+/// `spec` is a string, `model` may be written to.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn hm_model_load(
     engine: *const hm_engine,
@@ -56,8 +56,7 @@ pub unsafe extern "C" fn hm_model_load(
     guard(|| {
         // SAFETY: the caller's promise.
         let out = unsafe { Out::new(model, "model") }?;
-        // SAFETY: the caller's promise.
-        let engine = unsafe { hm_engine::from_pointer(engine) }?;
+        let engine = hm_engine::of(engine)?;
         // SAFETY: the caller's promise.
         let spec: ModelSpec = unsafe { arguments::text(spec, "spec") }?.parse()?;
         let options = LoadOptions {
@@ -76,7 +75,7 @@ pub unsafe extern "C" fn hm_model_load(
             class_names,
             engine: engine.engine.clone(),
         };
-        out.set(Box::into_raw(Box::new(loaded)));
+        out.set(loaded.open());
         Ok(())
     })
 }
@@ -84,7 +83,7 @@ pub unsafe extern "C" fn hm_model_load(
 /// What the model draws.
 ///
 /// # Safety
-/// `model` is loaded, `info` may be written to.
+/// `info` may be written to.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn hm_model_get_info(
     model: *const hm_model,
@@ -93,11 +92,8 @@ pub unsafe extern "C" fn hm_model_get_info(
     guard(|| {
         // SAFETY: the caller's promise.
         let out = unsafe { Out::new(info, "info") }?;
-        // SAFETY: the caller's promise.
-        let outline = &unsafe { hm_model::from_pointer(model) }?
-            .pipeline
-            .info
-            .outline;
+        let model = hm_model::of(model)?;
+        let outline = &model.pipeline.info.outline;
         let [channels, height, width] = outline.latents.shape().map(|n| n as u32);
         out.set(hm_model_info {
             channels,
@@ -113,23 +109,18 @@ pub unsafe extern "C" fn hm_model_get_info(
 }
 
 /// The name of a class; null where it has none.
-///
-/// # Safety
-/// `model` is null or loaded.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn hm_model_class_name(model: *const hm_model, label: u32) -> *const c_char {
+pub extern "C" fn hm_model_class_name(model: *const hm_model, label: u32) -> *const c_char {
     guard_text(|| {
-        // SAFETY: the caller's promise.
-        unsafe { model.as_ref() }
-            .and_then(|m| m.class_names.get(label as usize))
-            .map_or(ptr::null(), |name| name.as_ptr())
+        let model = hm_model::optional(model)?;
+        Ok(model.and_then(|m| m.class_names.get(label as usize).map(|name| name.as_ptr())))
     })
 }
 
 /// A class by its name, in any case, or its number as text.
 ///
 /// # Safety
-/// `model` is loaded, `name` is a string, `label` may be written to.
+/// `name` is a string, `label` may be written to.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn hm_model_class_by_name(
     model: *const hm_model,
@@ -139,8 +130,8 @@ pub unsafe extern "C" fn hm_model_class_by_name(
     guard(|| {
         // SAFETY: the caller's promise.
         let out = unsafe { Out::new(label, "label") }?;
-        // SAFETY: the caller's promise.
-        let info = &unsafe { hm_model::from_pointer(model) }?.pipeline.info;
+        let model = hm_model::of(model)?;
+        let info = &model.pipeline.info;
         // SAFETY: the caller's promise.
         let name = unsafe { arguments::text(name, "name") }?;
         let found = info.class_by_name(name).ok_or_else(|| {
@@ -155,15 +146,9 @@ pub unsafe extern "C" fn hm_model_class_by_name(
 }
 
 /// Unloads a model; null is nothing.
-///
-/// # Safety
-/// `model` is null, or came from [`hm_model_load`] and is not used again.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn hm_model_free(model: *mut hm_model) {
-    if !model.is_null() {
-        // SAFETY: a box of `hm_model_load`, given back once.
-        guard_free(|| drop(unsafe { Box::from_raw(model) }));
-    }
+pub extern "C" fn hm_model_free(model: *mut hm_model) {
+    hm_model::free(model);
 }
 
 impl hm_model {
@@ -171,11 +156,14 @@ impl hm_model {
     pub(super) fn image_shape(&self) -> [usize; 3] {
         self.pipeline.info.outline.latents.shape()
     }
+}
 
-    /// # Safety
-    /// As [`arguments::shared`].
-    pub(super) unsafe fn from_pointer<'a>(model: *const Self) -> Result<&'a Self, Failure> {
-        // SAFETY: the caller's promise.
-        unsafe { arguments::shared(model, "model") }
+static MODELS: Handles<hm_model> = Handles::new();
+
+impl Handle for hm_model {
+    const NAME: &'static str = "model";
+
+    fn handles() -> &'static Handles<Self> {
+        &MODELS
     }
 }

@@ -8,6 +8,7 @@ use std::{
 use super::{
     arguments::{self, Out, OutSlice},
     error::{Failure, guard, hm_status},
+    handles::Handle,
     model::hm_model,
     schedule::hm_schedule,
 };
@@ -72,7 +73,8 @@ pub struct hm_progress {
     pub steps: u32,
 }
 
-/// Told of every step; anything but 0 cancels the call. Must return, not jump or throw.
+/// Told of every step; anything but 0 cancels the call. May call any function, and free any handle. Must return: longjmp and
+/// exceptions out of it are undefined.
 pub type hm_progress_fn =
     Option<unsafe extern "C" fn(user: *mut c_void, progress: *const hm_progress) -> i32>;
 
@@ -81,7 +83,7 @@ impl hm_settings {
         let unknown = |name: &str, value: u32, most: u32| {
             Failure::Argument(format!("settings.{name} is {value}, expected 0 to {most}"))
         };
-        Ok(Settings {
+        let settings = Settings {
             steps: self.steps as usize,
             spacing: Spacing::Even,
             solver: match self.solver {
@@ -107,14 +109,16 @@ impl hm_settings {
                 1 => true,
                 other => return Err(unknown("clip_x0", other, 1)),
             },
-        })
+        };
+        settings.trajectory()?;
+        Ok(settings)
     }
 }
 
 /// The usual settings of a model: 20 DDIM steps, guidance 3 for the bundled model and 1.5 for others, seed 0.
 ///
 /// # Safety
-/// `model` is loaded, `settings` may be written to.
+/// `settings` may be written to.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn hm_settings_init(
     model: *const hm_model,
@@ -123,8 +127,8 @@ pub unsafe extern "C" fn hm_settings_init(
     guard(|| {
         // SAFETY: the caller's promise.
         let out = unsafe { Out::new(settings, "settings") }?;
-        // SAFETY: the caller's promise.
-        let info = &unsafe { hm_model::from_pointer(model) }?.pipeline.info;
+        let model = hm_model::of(model)?;
+        let info = &model.pipeline.info;
         out.set(hm_settings {
             steps: 20,
             batch: 0,
@@ -146,8 +150,8 @@ pub unsafe extern "C" fn hm_settings_init(
 /// a failure or cancellation `values` holds the batches that were finished before it.
 ///
 /// # Safety
-/// `model` is loaded, `settings` points to settings, `schedule` is null or open, `labels` points to `count` labels,
-/// `values` to `length` floats that only this call touches while it runs; `progress` may be called with `user`.
+/// `settings` points to settings, `labels` to `count` labels, `values` to `length` floats that only this call touches while
+/// it runs; `progress` may be called with `user`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn hm_sample(
     model: *const hm_model,
@@ -161,12 +165,10 @@ pub unsafe extern "C" fn hm_sample(
     user: *mut c_void,
 ) -> hm_status {
     guard(|| {
+        let model = hm_model::of(model)?;
         // SAFETY: the caller's promise.
-        let model = unsafe { hm_model::from_pointer(model) }?;
-        // SAFETY: the caller's promise.
-        let given = unsafe { arguments::shared(settings, "settings") }?;
-        // SAFETY: the caller's promise.
-        let schedule = unsafe { hm_schedule::reuse(schedule) }?;
+        let given = unsafe { arguments::copied(settings, "settings") }?;
+        let schedule = hm_schedule::reuse(schedule)?;
         // SAFETY: the caller's promise.
         let labels = unsafe { arguments::slice(labels, count, "labels") }?;
         // SAFETY: the caller's promise.
@@ -223,7 +225,7 @@ pub unsafe extern "C" fn hm_sample(
 /// One image `[channels, height, width]` as `height · width` RGB pixels of 3 bytes. Latents become a rough preview.
 ///
 /// # Safety
-/// `model` is loaded, `image` points to `length` floats, `rgb` to `rgb_length` bytes that only this call touches.
+/// `image` points to `length` floats, `rgb` to `rgb_length` bytes that only this call touches.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn hm_rgb8(
     model: *const hm_model,
@@ -233,8 +235,7 @@ pub unsafe extern "C" fn hm_rgb8(
     rgb_length: usize,
 ) -> hm_status {
     guard(|| {
-        // SAFETY: the caller's promise.
-        let shape = unsafe { hm_model::from_pointer(model) }?.image_shape();
+        let shape = hm_model::of(model)?.image_shape();
         // SAFETY: the caller's promise.
         let values = unsafe { arguments::slice(image, length, "image") }?;
         // SAFETY: the caller's promise.
@@ -249,7 +250,7 @@ pub unsafe extern "C" fn hm_rgb8(
 /// Writes images `[n, channels, height, width]` as one PNG, side by side and below each other.
 ///
 /// # Safety
-/// `model` is loaded, `values` points to `length` floats, `path` is a string.
+/// `values` points to `length` floats, `path` is a string.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn hm_write_png(
     model: *const hm_model,
@@ -258,8 +259,7 @@ pub unsafe extern "C" fn hm_write_png(
     path: *const c_char,
 ) -> hm_status {
     guard(|| {
-        // SAFETY: the caller's promise.
-        let shape = unsafe { hm_model::from_pointer(model) }?.image_shape();
+        let shape = hm_model::of(model)?.image_shape();
         // SAFETY: the caller's promise.
         let values = unsafe { arguments::slice(values, length, "values") }?;
         // SAFETY: the caller's promise.

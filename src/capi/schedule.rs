@@ -4,7 +4,8 @@ use std::ffi::c_char;
 
 use super::{
     arguments::{self, Out},
-    error::{Failure, guard, guard_free, hm_status},
+    error::{Failure, guard, hm_status},
+    handles::{Handle, Handles},
     model::hm_model,
     sample::hm_settings,
 };
@@ -42,7 +43,7 @@ pub struct hm_figures {
 /// Policies that need a calibration look for it in the folder `harmonica-calibrations` where the program runs.
 ///
 /// # Safety
-/// `model` is loaded, `settings` points to settings, `spec` is a string, `schedule` may be written to.
+/// `settings` points to settings, `spec` is a string, `schedule` may be written to.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn hm_schedule_open(
     model: *const hm_model,
@@ -53,10 +54,9 @@ pub unsafe extern "C" fn hm_schedule_open(
     guard(|| {
         // SAFETY: the caller's promise.
         let out = unsafe { Out::new(schedule, "schedule") }?;
+        let model = hm_model::of(model)?;
         // SAFETY: the caller's promise.
-        let model = unsafe { hm_model::from_pointer(model) }?;
-        // SAFETY: the caller's promise.
-        let settings = unsafe { arguments::shared(settings, "settings") }?.to_settings()?;
+        let settings = unsafe { arguments::copied(settings, "settings") }?.to_settings()?;
         // SAFETY: the caller's promise.
         let spec = unsafe { arguments::text(spec, "spec") }?;
         let info = &model.pipeline.info;
@@ -67,7 +67,7 @@ pub unsafe extern "C" fn hm_schedule_open(
                 chosen.settings.steps, chosen.settings.solver
             )));
         }
-        out.set(hm_schedule::new(chosen.reuse, model));
+        out.set(hm_schedule::new(chosen.reuse, &model).open());
         Ok(())
     })
 }
@@ -75,7 +75,7 @@ pub unsafe extern "C" fn hm_schedule_open(
 /// A schedule from a table: `steps` rows of `branches` bytes, non-zero for compute. The first row must compute everything.
 ///
 /// # Safety
-/// `model` is loaded, `compute` points to `length` bytes, `schedule` may be written to.
+/// `compute` points to `length` bytes, `schedule` may be written to.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn hm_schedule_from_table(
     model: *const hm_model,
@@ -87,8 +87,7 @@ pub unsafe extern "C" fn hm_schedule_from_table(
     guard(|| {
         // SAFETY: the caller's promise.
         let out = unsafe { Out::new(schedule, "schedule") }?;
-        // SAFETY: the caller's promise.
-        let model = unsafe { hm_model::from_pointer(model) }?;
+        let model = hm_model::of(model)?;
         // SAFETY: the caller's promise.
         let compute = unsafe { arguments::slice(compute, length, "compute") }?;
         let table = Schedule::new(
@@ -96,7 +95,7 @@ pub unsafe extern "C" fn hm_schedule_from_table(
             model.pipeline.info.outline.graph.branches(),
             compute.iter().map(|c| *c != 0).collect(),
         )?;
-        out.set(hm_schedule::new(table.into(), model));
+        out.set(hm_schedule::new(table.into(), &model).open());
         Ok(())
     })
 }
@@ -104,7 +103,7 @@ pub unsafe extern "C" fn hm_schedule_from_table(
 /// What the schedule costs and saves.
 ///
 /// # Safety
-/// `schedule` is open, `figures` may be written to.
+/// `figures` may be written to.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn hm_schedule_get_figures(
     schedule: *const hm_schedule,
@@ -113,8 +112,8 @@ pub unsafe extern "C" fn hm_schedule_get_figures(
     guard(|| {
         // SAFETY: the caller's promise.
         let out = unsafe { Out::new(figures, "figures") }?;
-        // SAFETY: the caller's promise.
-        let hm_schedule { reuse, figures } = unsafe { arguments::shared(schedule, "schedule") }?;
+        let schedule = hm_schedule::of(schedule)?;
+        let hm_schedule { reuse, figures } = &*schedule;
         out.set(hm_figures {
             steps: reuse.steps() as u32,
             branches: reuse.branches() as u32,
@@ -129,30 +128,30 @@ pub unsafe extern "C" fn hm_schedule_get_figures(
 }
 
 /// Frees a schedule; null is nothing.
-///
-/// # Safety
-/// `schedule` is null, or came from one of the functions above and is not used again.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn hm_schedule_free(schedule: *mut hm_schedule) {
-    if !schedule.is_null() {
-        // SAFETY: a box of `hm_schedule::new`, given back once.
-        guard_free(|| drop(unsafe { Box::from_raw(schedule) }));
+pub extern "C" fn hm_schedule_free(schedule: *mut hm_schedule) {
+    hm_schedule::free(schedule);
+}
+
+static SCHEDULES: Handles<hm_schedule> = Handles::new();
+
+impl Handle for hm_schedule {
+    const NAME: &'static str = "schedule";
+
+    fn handles() -> &'static Handles<Self> {
+        &SCHEDULES
     }
 }
 
 impl hm_schedule {
-    fn new(reuse: Reuse, model: &hm_model) -> *mut Self {
+    fn new(reuse: Reuse, model: &hm_model) -> Self {
         let graph = &model.pipeline.info.outline.graph;
         let figures = Plan::of(&reuse, graph).accounting();
-        Box::into_raw(Box::new(Self { reuse, figures }))
+        Self { reuse, figures }
     }
 
-    /// What a schedule reuses that may be absent.
-    ///
-    /// # Safety
-    /// `schedule` is null or open.
-    pub(super) unsafe fn reuse(schedule: *const Self) -> Result<Option<Reuse>, Failure> {
-        // SAFETY: the caller's promise.
-        Ok(unsafe { schedule.as_ref() }.map(|s| s.reuse.clone()))
+    /// What a schedule that may be absent reuses.
+    pub(super) fn reuse(schedule: *const Self) -> Result<Option<Reuse>, Failure> {
+        Ok(Self::optional(schedule)?.map(|s| s.reuse.clone()))
     }
 }

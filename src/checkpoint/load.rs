@@ -13,6 +13,7 @@ use super::{
 };
 use crate::{
     containers::CheckpointError,
+    device::Engine,
     diffusion::{NoiseSchedule, Process},
     layers::{Affine, Weight, WeightData},
     models::{
@@ -47,6 +48,31 @@ pub fn load_model_in(
 ) -> Result<(Model, ModelInfo), CheckpointError> {
     let mut weights = Weights::open(spec, options)?;
     build(&mut weights, spec, residence, device)
+}
+
+/// The same onto an engine's device, refusing a tensor that none of its buffers can hold before any weight is read.
+///
+/// # Errors
+/// As [`load_model_in`].
+pub fn load_model_onto(
+    engine: &Engine,
+    spec: &ModelSpec,
+    options: LoadOptions,
+    residence: Residence,
+) -> Result<(Model, ModelInfo), CheckpointError> {
+    let mut weights = Weights::open(spec, options)?;
+    let tensors = weights.expected().into_iter();
+    let sizes = tensors.map(|tensor| {
+        let bytes = tensor.device_bytes();
+        (tensor.name, bytes)
+    });
+    ResidenceError::check_buffers(sizes, engine.report().max_buffer_bytes).map_err(|source| {
+        CheckpointError::Residence {
+            path: spec.to_string().into(),
+            source,
+        }
+    })?;
+    build(&mut weights, spec, residence, engine.device())
 }
 
 /// Everything about a model but its weights, which are read for their fingerprint alone.

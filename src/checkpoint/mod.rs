@@ -26,7 +26,8 @@ pub use fingerprint::Fingerprint;
 pub use folder::{FolderPart, MODEL_INDEX, Part, PipelineFolder};
 pub use hub::{HubName, hub_cache, hub_home};
 pub use load::{
-    fresh_state, load_model, load_model_in, load_state, model_info, model_outline, random_model,
+    fresh_state, load_model, load_model_in, load_model_onto, load_state, model_info, model_outline,
+    random_model,
 };
 pub use opened::{Opened, open_model};
 pub use residence::{Kept, Residence, ResidenceError, Resident};

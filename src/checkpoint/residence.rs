@@ -75,9 +75,38 @@ pub enum ResidenceError {
     /// The device computes with nothing narrower than f32.
     #[error("this device has no f16; keep the weights in f32")]
     NoF16,
+    /// No buffer of the device holds a tensor as products take it, however its weights are kept.
+    #[error(
+        "tensor `{name}` takes {bytes} bytes in f32, as products use it, and the largest buffer of this device has {limit}: use another device, such as the CPU"
+    )]
+    Buffer {
+        name: String,
+        bytes: u64,
+        limit: u64,
+    },
+    /// No buffer of the device holds a picture on its way through the autoencoder.
+    #[error(
+        "decoding takes a buffer of {bytes} bytes, and the largest of this device has {limit}: decode in smaller tiles, or on another device, such as the CPU"
+    )]
+    Decoding { bytes: u64, limit: u64 },
     /// A weight beyond what f16 holds.
     #[error("tensor `{name}` holds {value}, which is beyond f16; keep the weights in f32")]
     Overflow { name: String, value: f32 },
+}
+
+impl ResidenceError {
+    /// Refuses tensors, of so many bytes in f32, beyond a device's largest buffer; a device may have no such limit.
+    pub(crate) fn check_buffers(
+        tensors: impl IntoIterator<Item = (String, u64)>,
+        limit: Option<u64>,
+    ) -> Result<(), Self> {
+        let Some(limit) = limit else { return Ok(()) };
+        let largest = tensors.into_iter().max_by_key(|(_, bytes)| *bytes);
+        match largest {
+            Some((name, bytes)) if bytes > limit => Err(Self::Buffer { name, bytes, limit }),
+            _ => Ok(()),
+        }
+    }
 }
 
 impl Residence {
@@ -251,6 +280,18 @@ mod tests {
         let (limit, least) = (5679, 5680);
         assert_eq!(error, ResidenceError::Limit { limit, least });
         assert!(plan(Kept::F32, 5680).is_ok());
+    }
+
+    #[test]
+    fn a_buffer_holds_what_is_no_larger() {
+        let sizes = || [("a", 100), ("b", 400), ("c", 300)].map(|(n, bytes)| (n.to_owned(), bytes));
+        let check = |limit| ResidenceError::check_buffers(sizes(), limit);
+        assert_eq!((check(None), check(Some(400))), (Ok(()), Ok(())));
+        let (name, bytes, limit) = ("b".to_owned(), 400, 399);
+        assert_eq!(
+            check(Some(399)),
+            Err(ResidenceError::Buffer { name, bytes, limit })
+        );
     }
 
     #[test]

@@ -2,8 +2,8 @@
 
 use super::{misplaced, pull::PullError};
 use crate::{
-    checkpoint::CheckpointError,
-    device::DeviceError,
+    checkpoint::{CheckpointError, ResidenceError},
+    device::{DeviceError, DeviceFault},
     diffusion::DiffusionError,
     models::{text::TextError, vae::VaeError},
     pipeline::OpenError,
@@ -108,6 +108,7 @@ impl CliError {
             Self::Sample(error)
             | Self::Open(OpenError::Sample(error))
             | Self::Training(TrainingError::Sample(error)) => of_sample(error),
+            Self::Text(TextError::Checkpoint(error)) => of_checkpoint(error),
             Self::Text(TextError::NotThere { .. }) => {
                 Some("; --text-encoder DIR names another folder, with text_encoder/ and tokenizer/")
             }
@@ -177,6 +178,11 @@ fn of_checkpoint(error: &CheckpointError) -> Option<&'static str> {
     match error {
         CheckpointError::HeadsNeeded { .. } => Some("; pass --heads N"),
         CheckpointError::SizeNeeded { .. } => Some("; pass --input-size HEIGHTxWIDTH"),
+        CheckpointError::Residence { source, .. } => match source {
+            ResidenceError::Buffer { .. } => Some(" (--device cpu)"),
+            ResidenceError::Decoding { .. } => Some(" (--vae-tile N, or --device cpu)"),
+            _ => None,
+        },
         _ => None,
     }
 }
@@ -214,6 +220,9 @@ fn of_sample(error: &SampleError) -> Option<&'static str> {
         SampleError::Diffusion(error) => of_diffusion(error),
         SampleError::Schedule(error) => of_schedule(error),
         SampleError::NoImages => Some(": pass --count of at least 1"),
+        SampleError::Device(DeviceFault::OutOfMemory { .. } | DeviceFault::TooLarge { .. }) => {
+            Some(" (--batch)")
+        }
         SampleError::Batch => Some(": pass --batch of at least 1, or none to have it chosen"),
         _ => None,
     }

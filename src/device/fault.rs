@@ -133,12 +133,12 @@ pub(crate) async fn caught<T>(work: impl Future<Output = T>) -> Result<T, Box<dy
     .await
 }
 
-/// The innermost line of cubecl's report, without headings and backtrace.
+/// The innermost line of cubecl's report, without headings and the backtrace, or the word that there is none.
 fn first_cause(report: &str) -> String {
     report
         .lines()
         .map(str::trim)
-        .take_while(|line| !line.starts_with("Backtrace"))
+        .take_while(|line| !line.starts_with("Backtrace") && *line != "No backtrace available")
         .filter(|line| !line.is_empty() && *line != "Caused by:")
         .last()
         .unwrap_or("no reason given")
@@ -289,15 +289,16 @@ mod tests {
                 reason: "Destroyed:".into()
             }
         );
-        let large = ExecutionError::with_context(
-            "An IO error happened\nCaused by:\n  can't allocate buffer of size: 99\nBacktrace:\n  0: x",
-        );
-        assert_eq!(
-            DeviceFault::from_execution(&large),
-            DeviceFault::TooLarge {
-                message: "can't allocate buffer of size: 99".into()
-            }
-        );
+        for trace in ["Backtrace:\n  0: x", "No backtrace available"] {
+            let report = format!(
+                "An IO error happened\nCaused by:\n  can't allocate buffer of size: 99\n{trace}"
+            );
+            let message = "can't allocate buffer of size: 99".into();
+            assert_eq!(
+                DeviceFault::from_execution(&ExecutionError::with_context(&report)),
+                DeviceFault::TooLarge { message }
+            );
+        }
         let other = ExecutionError::with_context("the fusion server failed to run a task");
         assert!(matches!(
             DeviceFault::from_execution(&other),

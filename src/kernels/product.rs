@@ -176,6 +176,53 @@ mod tests {
     }
 
     #[test]
+    fn every_number_of_a_product_is_written_and_none_beyond() {
+        const CANARY: f32 = -7.5;
+        let counts = [0, 1, 2, 3, 5, 17];
+        // Small whole numbers, whose products are exact in any order, at addresses of no particular alignment.
+        let numbers: Vec<f32> = (0..17 * 17 + 3)
+            .map(|i| (i * 7 % 11) as f32 - 5.0)
+            .collect();
+        let mut whole = vec![CANARY; 17 * 17 + 8];
+        for case in 0..counts.len().pow(3) * 4 {
+            let [rows, depth, columns] = [4, 24, 144].map(|by| counts[case / by % 6]);
+            let (a_turned, b_turned) = (case & 1 > 0, case & 2 > 0);
+            let of = |start: usize, count: usize| &numbers[start..start + count];
+            let (a, b) = (of(1, rows * depth), of(3, depth * columns));
+            let matrix = |values, [rows, columns]: [usize; 2], turned| Matrix {
+                values,
+                shape: [rows, columns],
+                strides: if turned { [1, rows] } else { [columns, 1] },
+            };
+            let (a, b) = (
+                matrix(a, [rows, depth], a_turned),
+                matrix(b, [depth, columns], b_turned),
+            );
+            let at = |m: &Matrix, i: usize, j: usize| m.values[i * m.strides[0] + j * m.strides[1]];
+            let expected: Vec<f32> = (0..rows * columns)
+                .map(|i| {
+                    let term = |k| at(&a, i / columns, k) * at(&b, k, i % columns);
+                    (0..depth).map(term).sum()
+                })
+                .collect();
+            assert_eq!(product_cpu(a, b), expected, "{rows} {depth} {columns}");
+            let place = 1 + case % 5..1 + case % 5 + rows * columns;
+            // What lay there is not read where it is to be replaced.
+            whole[place.clone()].fill(f32::NAN);
+            product_onto(&mut whole[place.clone()], a, b, false);
+            assert_eq!(whole[place.clone()], expected, "{rows} {depth} {columns}");
+            product_onto(&mut whole[place.clone()], a, b, true);
+            let twice: Vec<f32> = expected.iter().map(|v| 2.0 * v).collect();
+            assert_eq!(whole[place.clone()], twice, "{rows} {depth} {columns}");
+            whole[place].fill(CANARY);
+            assert!(
+                whole.iter().all(|v| *v == CANARY),
+                "{rows} {depth} {columns}"
+            );
+        }
+    }
+
+    #[test]
     fn products_are_sums_in_any_order_of_memory() {
         for [rows, depth, columns] in [[1, 1, 1], [3, 5, 7], [64, 192, 33], [130, 70, 129]] {
             let wave = |count: usize, by: f32| -> Vec<f32> {

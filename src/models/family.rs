@@ -238,6 +238,11 @@ impl TensorSpec {
     pub fn numbers(&self) -> usize {
         self.shape.iter().product()
     }
+
+    /// Bytes of the buffer that a device uses it from: f32, whatever it is kept in.
+    pub fn device_bytes(&self) -> u64 {
+        4 * self.numbers() as u64
+    }
 }
 
 /// A trained tensor as the network keeps it.

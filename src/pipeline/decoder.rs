@@ -5,7 +5,7 @@ use std::path::Path;
 use image::RgbImage;
 
 use crate::{
-    checkpoint::{CheckpointError, ModelInfo},
+    checkpoint::{CheckpointError, ModelInfo, ResidenceError},
     device::Engine,
     models::vae::{Tiling, Vae, VaeError},
     report::image_from_values,
@@ -25,7 +25,8 @@ impl Decoder {
     /// The autoencoder at `path` (see [`Vae::open_decoder`]), for the latents of a model.
     ///
     /// # Errors
-    /// [`CheckpointError`], also where model and autoencoder do not belong together.
+    /// [`CheckpointError`], also where model and autoencoder do not belong together, or a buffer would be larger than the
+    /// device has.
     pub fn open(
         path: &Path,
         tiling: Tiling,
@@ -56,7 +57,14 @@ impl Decoder {
                 "it holds an encoder alone; expected a decoder".into(),
             ));
         }
-        Ok(Self::Vae(Box::new(vae), tiling))
+        let bytes = Vae::outline(path)?.largest_buffer(model.latents.size, tiling);
+        match engine.report().max_buffer_bytes {
+            Some(limit) if bytes > limit => Err(CheckpointError::Residence {
+                path: path.into(),
+                source: ResidenceError::Decoding { bytes, limit },
+            }),
+            _ => Ok(Self::Vae(Box::new(vae), tiling)),
+        }
     }
 
     /// The picture of one image `[C, H, W]`. `go_on` is asked before every tile of a large one.

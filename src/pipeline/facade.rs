@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::{Chosen, Decoder, choose_schedule, usual_settings};
 use crate::{
-    checkpoint::{LoadOptions, ModelInfo, ModelSpec, Residence, load_model_in},
+    checkpoint::{LoadOptions, ModelInfo, ModelSpec, Residence, load_model_onto},
     device::Engine,
     models::{Model, Prompts, vae::Tiling},
     policy::PolicyError,
@@ -56,7 +56,7 @@ impl Pipeline {
         options: LoadOptions,
         residence: Residence,
     ) -> Result<Self, OpenError> {
-        let (model, info) = load_model_in(spec, options, residence, engine.device())?;
+        let (model, info) = load_model_onto(engine, spec, options, residence)?;
         // Weights are uploaded in the background; runs answer for what comes after.
         if let Some(fault) = engine.fault() {
             return Err(SampleError::from(fault).into());

@@ -5,6 +5,7 @@ use crate::{
     checkpoint::{CheckpointError, ModelInfo, Residence, ResidenceError},
     device::Engine,
     models::{
+        TensorSpec,
         text::T5Encoder,
         vae::{Tiling, VaeOutline},
     },
@@ -36,7 +37,7 @@ pub struct MemoryPart {
     pub host_bytes: u64,
     /// Bytes of its largest buffer.
     pub largest_buffer: u64,
-    /// The flag of `harmonica sample` that makes that buffer smaller.
+    /// The flag of `harmonica sample` that makes that buffer smaller, or does without it.
     pub smaller: &'static str,
 }
 
@@ -70,13 +71,13 @@ impl Memory {
         let tensors = info.architecture.tensors();
         let resident = request.residence.resident(&tensors, engine.device());
         let resident = resident.map_err(refused)?;
-        let largest = tensors.iter().map(|tensor| 4 * tensor.numbers() as u64);
+        let largest = tensors.iter().map(TensorSpec::device_bytes);
         let weights = MemoryPart {
             what: "weights",
             device_bytes: resident.device_bytes,
             host_bytes: resident.host_bytes,
             largest_buffer: largest.max().unwrap_or(0),
-            smaller: "--dtype f16",
+            smaller: "another --device, such as cpu",
         };
         let copies = if settings.guidance.is_active() { 2 } else { 1 };
         let elements = (copies * batch) as u64;
@@ -125,12 +126,12 @@ impl Memory {
             )
         });
         let text = request.text_encoder.map(|encoder| {
-            let [whole, at_a_time] = encoder.bytes();
+            let [_, at_a_time] = encoder.bytes();
             MemoryPart {
                 what: "text encoder",
                 device_bytes: at_a_time,
                 host_bytes: 0,
-                largest_buffer: at_a_time.min(whole),
+                largest_buffer: encoder.largest_matrix().1,
                 smaller: "--texts with texts that were encoded elsewhere",
             }
         });

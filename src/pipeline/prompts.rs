@@ -10,7 +10,9 @@ use std::{
 
 use super::Pipeline;
 use crate::{
-    checkpoint::{METADATA_KEY, ModelInfo, write_tensors_with_metadata},
+    checkpoint::{
+        CheckpointError, METADATA_KEY, ModelInfo, ResidenceError, write_tensors_with_metadata,
+    },
     containers,
     device::{DeviceFault, Watch},
     models::{
@@ -143,6 +145,13 @@ impl Pipeline {
         if missing.is_empty() {
             return Ok(done);
         }
+        let limit = self.engine.report().max_buffer_bytes;
+        ResidenceError::check_buffers([encoder.largest_matrix()], limit).map_err(|source| {
+            CheckpointError::Residence {
+                path: encoder.folder().into(),
+                source,
+            }
+        })?;
         let watch = Watch::new(&self.engine);
         let blocks = encoder.config().num_layers;
         let device = self.engine.device();

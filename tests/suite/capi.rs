@@ -44,11 +44,9 @@ impl Opened {
 
 impl Drop for Opened {
     fn drop(&mut self) {
-        // SAFETY: opened above, freed once; the engine first, which a model must survive.
-        unsafe {
-            hm_engine_free(self.0);
-            hm_model_free(self.1);
-        }
+        // The engine first, which a model must survive.
+        hm_engine_free(self.0);
+        hm_model_free(self.1);
     }
 }
 

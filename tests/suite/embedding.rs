@@ -18,10 +18,10 @@ use harmonica::{
     sampler::{Event, Request, SampleError, Sampler, Settings},
 };
 
-struct Host {
-    device: wgpu::Device,
+pub struct Host {
+    pub device: wgpu::Device,
     queue: wgpu::Queue,
-    engine: Engine,
+    pub engine: Engine,
 }
 
 fn adapter() -> (wgpu::Instance, wgpu::Adapter) {
@@ -34,7 +34,7 @@ fn adapter() -> (wgpu::Instance, wgpu::Adapter) {
 }
 
 impl Host {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let (instance, adapter) = adapter();
         let (device, queue) =
             pollster::block_on(adapter.request_device(&device_descriptor(&adapter))).unwrap();
@@ -76,7 +76,7 @@ fn values(count: usize) -> Vec<f32> {
     (0..count).map(|i| (i as f32 * 0.37).sin() * 1.25).collect()
 }
 
-fn small_model(engine: &Engine) -> (Model, Settings) {
+pub fn small_model(engine: &Engine) -> (Model, Settings) {
     let config = DitConfig {
         input_size: [8, 8],
         patch: 2,
@@ -100,7 +100,7 @@ fn small_model(engine: &Engine) -> (Model, Settings) {
     (model, settings)
 }
 
-fn request() -> Request {
+pub fn request() -> Request {
     Request {
         conditions: Condition::classes(&[1, 2]),
         seed: 3,

@@ -24,14 +24,20 @@ const HEAD: &str = r#"/* harmonica: Diffusion Transformers with learned feature 
  * tells a callback of every step. examples/c/main.c is a whole program.
  *
  * Errors: every function that can fail returns an hm_status; the text of the last failure on a thread is hm_last_error().
- * A fault inside the library is HM_INTERNAL: nothing is thrown or aborted.
+ * A fault inside the library is HM_INTERNAL: nothing is thrown or aborted. After a failure nothing was written through the
+ * pointers that were handed in, but by hm_sample.
  *
- * Threads: any function may be called on any thread, and a handle may be used by several threads at once; it must not be
- * freed while another call uses it. Callbacks run on the thread that called hm_sample. Polling from few threads is cheaper
- * than from many: a GPU keeps buffers for each.
+ * Threads: any function may be called on any thread, and a handle may be used by several threads at once, and freed while
+ * they use it: what it stands for goes with the last call. Callbacks run on the thread that called hm_sample. Polling from
+ * few threads is cheaper than from many: a GPU keeps buffers for each. The child of a fork() must not call the library.
  *
- * Ownership: what comes out of a ** argument is freed by the _free function of its type, in any order. Strings belong to
- * the handle that told them; all text is UTF-8. Null is allowed only where it says so, and is refused otherwise.
+ * Ownership: what comes out of a ** argument is freed by the _free function of its type, in any order: a model outlives its
+ * engine, a schedule its model. Strings belong to the handle that told them and go with it; all text is UTF-8.
+ *
+ * Misuse: handles are numbers, not addresses. One that was freed or is of another type is refused as an invalid argument, and
+ * freed a second time it changes nothing. So is null where it is not allowed, and a pointer that is not aligned. What
+ * cannot be found out, and is undefined: other pointers that do not lead to what a function expects, and lengths beyond
+ * what lies there.
  */
 #ifndef HARMONICA_H
 #define HARMONICA_H

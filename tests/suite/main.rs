@@ -16,6 +16,7 @@ mod embedding;
 mod forecast;
 mod forward;
 mod fuzz;
+mod gpu_faults;
 mod habits;
 mod header;
 mod hostile;
@@ -23,6 +24,8 @@ mod hub;
 mod hub_server;
 mod kernels;
 mod large_model;
+#[cfg(all(feature = "capi", target_os = "linux"))]
+mod misuse;
 mod newcomer;
 mod pictures;
 mod pixart;

@@ -97,6 +97,15 @@ impl T5Encoder {
         [whole, table.max(block)]
     }
 
+    /// The largest of the matrices that it multiplies by, and its bytes in f32; the embedding table stays on the host.
+    pub fn largest_matrix(&self) -> (String, u64) {
+        let bytes = |shape: &[usize]| 4 * shape.iter().product::<usize>() as u64;
+        let tensors = self.tensors().into_iter();
+        let in_blocks = tensors.filter(|(name, _)| name.starts_with("encoder.block."));
+        let sizes = in_blocks.map(|(name, shape)| (name, bytes(&shape)));
+        sizes.max_by_key(|(_, bytes)| *bytes).unwrap_or_default()
+    }
+
     /// Name and shape of every tensor of the encoder.
     fn tensors(&self) -> Vec<(String, Vec<usize>)> {
         let c = &self.config;
