@@ -14,7 +14,7 @@ use super::{
     to_js, told, train,
 };
 use crate::{
-    checkpoint::{LoadOptions, MemoryFile, ModelInfo, ModelSpec, load_model},
+    checkpoint::{LoadOptions, MemoryFile, ModelInfo, ModelSpec, Residence, load_model_onto},
     device::Engine,
     models::Model,
     schedule::speed_of,
@@ -64,7 +64,8 @@ impl WebModel {
     pub(super) async fn load(engine: &Engine, weights: Vec<u8>) -> Result<Self, JsValue> {
         let name = "the model";
         let spec = ModelSpec::Memory(MemoryFile::new(name, weights));
-        let loaded = load_model(&spec, LoadOptions::default(), engine.device());
+        let (options, residence) = (LoadOptions::default(), Residence::default());
+        let loaded = load_model_onto(engine, &spec, options, residence);
         let (model, mut info) = loaded.map_err(told)?;
         // The bytes are on the device now.
         info.source = ModelSpec::Memory(MemoryFile::new(name, []));

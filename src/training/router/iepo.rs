@@ -9,7 +9,7 @@ use std::{fmt, ops::ControlFlow, str::FromStr};
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
-use super::walk::{StepConditions, Treatment, Walk, Walker, scalar};
+use super::walk::{StepConditions, Treatment, Walk, Walker, numbers};
 use crate::{schedule::Router, training::run::TrainingError};
 
 /// What stands for the error in the final image.
@@ -84,13 +84,13 @@ impl StepError {
 
 /// What makes `λ_s` of every step, on one micro-batch at step 0; nothing for step 0, which is never trained. `at` is told
 /// each step and may break off, which gives `None`.
-pub(super) fn lambda(
+pub(super) async fn lambda(
     walker: &mut Walker<'_>,
     proxy: Proxy,
     router: &Router,
     start: &Walk,
     conditions: &StepConditions,
-    at: &mut dyn FnMut(usize) -> ControlFlow<()>,
+    at: &mut impl AsyncFnMut(usize) -> ControlFlow<()>,
 ) -> Result<Option<Vec<StepError>>, TrainingError> {
     let steps = walker.steps.len();
     if proxy == Proxy::None {
@@ -110,7 +110,7 @@ pub(super) fn lambda(
         finals[0] = Some(rest_in_full(walker, main.clone(), 1, conditions));
     }
     for s in 1..steps {
-        if at(s).is_break() {
+        if at(s).await.is_break() {
             return Ok(None);
         }
         // The output at s of the run that branches off, where it is asked for.
@@ -134,7 +134,7 @@ pub(super) fn lambda(
         }
         let output = walker.forward(s, &mut main, conditions, Treatment::Soft(&scores[s]));
         if let Some(flipped) = flipped {
-            output_errors[s] = mean_square(output.clone() - flipped)?;
+            output_errors[s] = mean_square(output.clone() - flipped).await?;
         }
         walker.advance(s, &mut main, output);
         if proxy == Proxy::Progressive && s + 1 < steps {
@@ -154,7 +154,7 @@ pub(super) fn lambda(
         };
         if let (Some(a), Some(b)) = (reference, &finals[s]) {
             errors[s] = StepError {
-                image: mean_square(a.clone() - b.clone())?,
+                image: mean_square(a.clone() - b.clone()).await?,
                 output: output_errors[s],
             };
         }
@@ -179,8 +179,9 @@ fn mean(scores: &[f64]) -> f64 {
     scores.iter().sum::<f64>() / scores.len().max(1) as f64
 }
 
-fn mean_square(difference: Tensor<4>) -> Result<f64, TrainingError> {
-    scalar((difference.clone() * difference).mean())
+async fn mean_square(difference: Tensor<4>) -> Result<f64, TrainingError> {
+    let mean = (difference.clone() * difference).mean();
+    Ok(numbers(vec![mean]).await?[0])
 }
 
 /// `λ` the long way: every trajectory from its start. For tests.
@@ -222,6 +223,7 @@ fn lambda_long(
                 ends.push((walk.x, output));
             }
             if let [(a, Some(x)), (b, Some(y))] = &ends[..] {
+                let mean_square = |difference| pollster::block_on(mean_square(difference));
                 *lambda = mean_square(a.clone() - b.clone())? / mean_square(x.clone() - y.clone())?;
             }
         }
@@ -245,7 +247,7 @@ fn lambda_long(
             Proxy::LeaveOneOut => (run(&|_| true), run(&|k| k != s)),
             _ => (run(&|k| k < s), run(&|k| k <= s)),
         };
-        *lambda = mean_square(a - b)?;
+        *lambda = pollster::block_on(mean_square(a - b))?;
     }
     Ok(lambda)
 }
@@ -274,16 +276,9 @@ mod tests {
             for proxy in [Proxy::LeaveOneOut, Proxy::Progressive, Proxy::Sensitivity] {
                 let start = walker.start(&noise);
                 walker.forwards = 0;
-                let short = lambda(
-                    &mut walker,
-                    proxy,
-                    &router,
-                    &start,
-                    &conditions,
-                    &mut |_| ControlFlow::Continue(()),
-                )
-                .unwrap()
-                .unwrap();
+                let mut each = async |_| ControlFlow::Continue(());
+                let short = lambda(&mut walker, proxy, &router, &start, &conditions, &mut each);
+                let short = pollster::block_on(short).unwrap().unwrap();
                 let passes = std::mem::take(&mut walker.forwards);
                 assert!(
                     passes as f64 <= limit * (steps * steps) as f64,

@@ -13,10 +13,12 @@ use super::{
     student::student_step,
     walk::{StepConditions, Treatment, Walk, Walker},
 };
+#[cfg(not(target_family = "wasm"))]
+use crate::training::run::guarded_telling;
 use crate::{
     graph::Graph,
     models::{Condition, Prompts},
-    training::run::{TrainingError, guarded_telling},
+    training::run::TrainingError,
 };
 
 /// A router in training.
@@ -59,27 +61,41 @@ impl Sdt<'_> {
     ///
     /// # Errors
     /// [`TrainingError::NotFinite`], [`TrainingError::Device`]; the state is that before the pass then.
-    pub fn pass(
+    pub async fn pass_async(
         &mut self,
-        each: &mut dyn FnMut(Progress) -> ControlFlow<()>,
+        each: &mut impl AsyncFnMut(Progress) -> ControlFlow<()>,
     ) -> Result<bool, TrainingError> {
         let mut state = self.state.clone();
-        let finished = guarded_telling(each, |each| self.run_pass(&mut state, each))?;
+        let finished = self.run_pass(&mut state, each).await?;
         if finished {
             self.state = state;
         }
         Ok(finished)
     }
 
-    fn run_pass(
+    /// [`Self::pass_async`], waiting for it; what goes wrong on the device as a panic is an error.
+    ///
+    /// # Errors
+    /// As [`Self::pass_async`].
+    #[cfg(not(target_family = "wasm"))]
+    pub fn pass(
+        &mut self,
+        each: &mut dyn FnMut(Progress) -> ControlFlow<()>,
+    ) -> Result<bool, TrainingError> {
+        guarded_telling(each, |each| {
+            pollster::block_on(self.pass_async(&mut async |progress| each(progress)))
+        })
+    }
+
+    async fn run_pass(
         &mut self,
         state: &mut TrainingState,
-        each: &mut dyn FnMut(Progress) -> ControlFlow<()>,
+        each: &mut impl AsyncFnMut(Progress) -> ControlFlow<()>,
     ) -> Result<bool, TrainingError> {
         let steps = self.walker.steps.len();
         let mut parts = self.parts(state.pass);
         if self.settings.refreshes_lambda(state.pass, steps) {
-            match self.refreshed(state, &parts, each)? {
+            match self.refreshed(state, &parts, each).await? {
                 Some(lambda) => state.lambda = lambda,
                 None => return Ok(false),
             }
@@ -91,8 +107,8 @@ impl Sdt<'_> {
             self.walker.step(0, walk, conditions, Treatment::Full);
         }
         for s in 1..steps {
-            let iteration = self.train(s, state, &mut parts)?;
-            if each(Progress::Trained(iteration)).is_break() {
+            let iteration = self.train(s, state, &mut parts).await?;
+            if each(Progress::Trained(iteration)).await.is_break() {
                 return Ok(false);
             }
         }
@@ -124,11 +140,11 @@ impl Sdt<'_> {
     }
 
     /// `λ` of every step, by IEPO; none where `each` breaks off.
-    fn refreshed(
+    async fn refreshed(
         &mut self,
         state: &TrainingState,
         parts: &[Part],
-        each: &mut dyn FnMut(Progress) -> ControlFlow<()>,
+        each: &mut impl AsyncFnMut(Progress) -> ControlFlow<()>,
     ) -> Result<Option<Vec<f64>>, TrainingError> {
         let mut errors = vec![StepError::default(); self.walker.steps.len()];
         for part in parts {
@@ -138,8 +154,9 @@ impl Sdt<'_> {
                 &state.router,
                 &part.walk,
                 &part.conditions,
-                &mut |step| each(Progress::Lambda { step }),
-            )?;
+                &mut async |step| each(Progress::Lambda { step }).await,
+            )
+            .await?;
             let Some(of_part) = refreshed else {
                 return Ok(None);
             };
@@ -154,7 +171,7 @@ impl Sdt<'_> {
     }
 
     /// The student's step: its error `mse` and `∂mse/∂r` of every branch, means over the batch. Moves it on.
-    fn student(
+    async fn student(
         &mut self,
         s: usize,
         parts: &mut [Part],
@@ -174,7 +191,8 @@ impl Sdt<'_> {
                 conditions,
                 scores,
                 self.settings.gradient_checkpointing,
-            )?;
+            )
+            .await?;
             mse += *share * student.mse;
             gradient
                 .iter_mut()
@@ -187,7 +205,7 @@ impl Sdt<'_> {
     }
 
     /// Trains row `s` of the router on `λ_s·mse + β·Σ_i r_{s,i}`.
-    fn train(
+    async fn train(
         &mut self,
         s: usize,
         state: &mut TrainingState,
@@ -195,7 +213,7 @@ impl Sdt<'_> {
     ) -> Result<Iteration, TrainingError> {
         let pass = state.pass;
         let scores = state.router.scores(s);
-        let (mse, mut gradient) = self.student(s, parts, &scores)?;
+        let (mse, mut gradient) = self.student(s, parts, &scores).await?;
         let lambda = state.lambda[s];
         gradient.iter_mut().for_each(|g| *g *= lambda);
         let steered = self.settings.budget.target().is_some();

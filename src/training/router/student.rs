@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use burn::tensor::Tensor;
 
-use super::walk::{StepConditions, Walk, Walker, scalar};
+use super::walk::{StepConditions, Walk, Walker, numbers};
 use crate::{
     models::{At, output, walk},
     training::run::TrainingError,
@@ -30,7 +30,7 @@ pub(super) struct StudentStep {
 ///
 /// Teacher and student share the patch embedding, the conditioning and branch 0's feature, which no mixing
 /// has touched yet.
-pub(super) fn student_step(
+pub(super) async fn student_step(
     walker: &mut Walker<'_>,
     s: usize,
     walked: &Walk,
@@ -52,7 +52,7 @@ pub(super) fn student_step(
     });
     let teacher = walker.guide(output(model, x, at));
     if checkpoint {
-        return checkpointed(walker, walked, at, tokens, teacher, scores);
+        return checkpointed(walker, walked, at, tokens, teacher, scores).await;
     }
 
     let leaves = leaves(scores, &tokens);
@@ -74,23 +74,19 @@ pub(super) fn student_step(
     let difference = output.clone() - teacher;
     let loss = (difference.clone() * difference).mean();
     let mut gradients = loss.backward();
-    let mut gradient = Vec::with_capacity(branches);
-    for leaf in &leaves {
-        gradient.push(match leaf.grad_remove(&mut gradients) {
-            Some(grad) => scalar(grad)?,
-            None => 0.0,
-        });
-    }
+    let leaves = leaves.iter();
+    let slopes = leaves.map(|leaf| slope(leaf.grad_remove(&mut gradients), &loss));
+    let (mse, gradient) = error_and_slopes(loss.clone().inner(), slopes.collect()).await?;
     Ok(StudentStep {
         output: output.inner(),
-        mse: scalar(loss.inner())?,
+        mse,
         gradient,
         cache,
     })
 }
 
 /// The same by blocks: forward without a graph, then backward one block at a time.
-fn checkpointed(
+async fn checkpointed(
     walker: &Walker<'_>,
     walked: &Walk,
     at: &At,
@@ -131,7 +127,7 @@ fn checkpointed(
     let mut gradients = loss.backward();
     let mut flowing = last.grad_remove(&mut gradients);
 
-    let mut gradient = vec![0.0; scores.len()];
+    let mut slopes = vec![slope(None, &loss); scores.len()];
     for (block, input) in blocks.into_iter().zip(inputs).rev() {
         let Some(grad) = flowing.take() else { break };
         let x = input.autodiff().require_grad();
@@ -143,16 +139,15 @@ fn checkpointed(
         });
         // The block's vector-Jacobian product with the gradient that flows into its output.
         let mut gradients = (out * grad).sum().backward();
-        for (leaf, gradient) in leaves.iter().zip(&mut gradient[first..]) {
-            if let Some(grad) = leaf.grad_remove(&mut gradients) {
-                *gradient = scalar(grad)?;
-            }
+        for (leaf, of_leaf) in leaves.iter().zip(&mut slopes[first..]) {
+            *of_leaf = slope(leaf.grad_remove(&mut gradients), &loss);
         }
         flowing = x.grad_remove(&mut gradients);
     }
+    let (mse, gradient) = error_and_slopes(loss.inner(), slopes).await?;
     Ok(StudentStep {
         output: output.inner(),
-        mse: scalar(loss.inner())?,
+        mse,
         gradient,
         cache,
     })
@@ -174,6 +169,25 @@ fn leaves(scores: &[f64], like: &Tensor<3>) -> Vec<Tensor<3>> {
 /// `f̂ = r·f + (1−r)·f_cached`, the cached feature a constant.
 fn mix(r: &Tensor<3>, fresh: Tensor<3>, stored: Tensor<3>) -> Tensor<3> {
     (fresh - stored.clone()) * r.clone() + stored
+}
+
+/// The gradient of a score as one number on the device, `[1]`; 0 where the loss does not depend on it.
+fn slope(gradient: Option<Tensor<3>>, loss: &Tensor<1>) -> Tensor<1> {
+    match gradient {
+        Some(gradient) => gradient.reshape([1]),
+        None => Tensor::zeros([1], &loss.device()),
+    }
+}
+
+/// The error and its gradient by the scores, in one read-back: each waits for the device.
+async fn error_and_slopes(
+    mse: Tensor<1>,
+    mut slopes: Vec<Tensor<1>>,
+) -> Result<(f64, Vec<f64>), TrainingError> {
+    slopes.push(mse);
+    let mut numbers = numbers(slopes).await?;
+    let mse = numbers.pop().unwrap_or(f64::NAN);
+    Ok((mse, numbers))
 }
 
 #[cfg(test)]
@@ -202,7 +216,15 @@ mod tests {
             walker.step(0, &mut walk, &conditions, Treatment::Full);
             let scores = [0.3, 0.8, 0.05, 0.5];
             let mut at = |scores: &[f64], checkpoint: bool| {
-                student_step(&mut walker, 1, &walk, &conditions, scores, checkpoint).unwrap()
+                pollster::block_on(student_step(
+                    &mut walker,
+                    1,
+                    &walk,
+                    &conditions,
+                    scores,
+                    checkpoint,
+                ))
+                .unwrap()
             };
             let backend = &engine.report().backend;
             for checkpoint in [false, true] {

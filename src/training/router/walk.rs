@@ -3,7 +3,7 @@
 use burn::tensor::{Tensor, TensorData};
 
 use crate::{
-    device::DeviceFault,
+    device::read,
     diffusion::{DiffusionError, Step, solvers::kept_predictions},
     kernels::solver_step_of_images,
     models::{At, Condition, Denoiser, Times, output, walk},
@@ -202,13 +202,8 @@ impl<'m> Walker<'m> {
     }
 }
 
-/// The one number of a tensor.
-///
-/// # Errors
-/// [`TrainingError::Device`].
-pub(super) fn scalar<const D: usize>(value: Tensor<D>) -> Result<f64, TrainingError> {
-    value
-        .try_into_scalar::<f32>()
-        .map(f64::from)
-        .map_err(|e| DeviceFault::failed(e).into())
+/// Numbers that lie on the device as `[1]` each, in one read-back.
+pub(super) async fn numbers(of: Vec<Tensor<1>>) -> Result<Vec<f64>, TrainingError> {
+    let values = read(Tensor::cat(of, 0)).await?;
+    Ok(values.into_iter().map(f64::from).collect())
 }

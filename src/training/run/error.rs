@@ -1,5 +1,7 @@
 //! Why a training ends early.
 
+#[cfg(not(target_family = "wasm"))]
+use crate::training::data::DataError;
 use crate::{
     checkpoint::CheckpointError, device::DeviceFault, diffusion::DiffusionError,
     report::ReportError, sampler::SampleError, schedule::ScheduleError, training::data::DataError,
@@ -18,6 +20,7 @@ pub enum TrainingError {
     Report(#[from] ReportError),
     #[error(transparent)]
     Sample(#[from] SampleError),
+    #[cfg(not(target_family = "wasm"))]
     #[error(transparent)]
     Data(#[from] DataError),
     /// Pictures that the network does not take.

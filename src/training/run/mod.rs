@@ -1,6 +1,7 @@
 //! What trainings of routers and of networks share: why they end, what they know of their device, what they draw, logs that are
 //! cut back, metadata that is compared, and folders that hold one of them.
 
+#[cfg(not(target_family = "wasm"))]
 mod device;
 mod draws;
 mod error;
@@ -9,6 +10,7 @@ mod metadata;
 
 use std::{fs::File, io::ErrorKind, path::Path};
 
+#[cfg(not(target_family = "wasm"))]
 pub(super) use device::{DeviceWatch, guarded, guarded_telling};
 pub(super) use draws::{Drawn, check_draws, check_pool};
 pub use error::TrainingError;
