@@ -4,7 +4,7 @@
 use crate::training::data::DataError;
 use crate::{
     checkpoint::CheckpointError, device::DeviceFault, diffusion::DiffusionError,
-    report::ReportError, sampler::SampleError, schedule::ScheduleError, training::data::DataError,
+    report::ReportError, sampler::SampleError, schedule::ScheduleError,
 };
 
 /// Why training could not start or go on.
