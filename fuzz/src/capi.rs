@@ -103,8 +103,7 @@ pub fn c_interface(data: &[u8]) -> bool {
                 let mut made = ptr::null_mut();
                 // SAFETY: the model stays, the rest is of this frame.
                 if fine(unsafe { hm_schedule_open(model, &settings, spec.as_ptr(), &mut made) }) {
-                    // SAFETY: null or made here, and not used again.
-                    unsafe { hm_schedule_free(std::mem::replace(&mut schedule, made)) };
+                    hm_schedule_free(std::mem::replace(&mut schedule, made));
                     did = true;
                 }
             }
@@ -119,8 +118,7 @@ pub fn c_interface(data: &[u8]) -> bool {
                     hm_schedule_from_table(model, table.as_ptr(), length, steps, &mut made)
                 };
                 if fine(status) {
-                    // SAFETY: null or made here, and not used again.
-                    unsafe { hm_schedule_free(std::mem::replace(&mut schedule, made)) };
+                    hm_schedule_free(std::mem::replace(&mut schedule, made));
                     did = true;
                 }
             }
@@ -177,8 +175,7 @@ pub fn c_interface(data: &[u8]) -> bool {
             }
             11 => {
                 let label = u32::from(input.byte());
-                // SAFETY: the model stays.
-                let name = unsafe { hm_model_class_name(model, label) };
+                let name = hm_model_class_name(model, label);
                 assert_eq!(name.is_null(), label >= 46);
             }
             12 => {
@@ -191,12 +188,9 @@ pub fn c_interface(data: &[u8]) -> bool {
                 assert_eq!(fine(status), (pixels, room) == (IMAGE, IMAGE));
             }
             13 => {
-                // SAFETY: null is nothing; the schedule is null or open, and not used again.
-                unsafe {
-                    hm_schedule_free(std::mem::replace(&mut schedule, ptr::null_mut()));
-                    hm_model_free(ptr::null_mut());
-                    hm_engine_free(ptr::null_mut());
-                }
+                hm_schedule_free(std::mem::replace(&mut schedule, ptr::null_mut()));
+                hm_model_free(ptr::null_mut());
+                hm_engine_free(ptr::null_mut());
             }
             _ => {
                 let mut made: *mut hm_schedule = ptr::null_mut();
@@ -228,7 +222,6 @@ pub fn c_interface(data: &[u8]) -> bool {
             }
         }
     }
-    // SAFETY: null or open, and not used again.
-    unsafe { hm_schedule_free(schedule) };
+    hm_schedule_free(schedule);
     did
 }

@@ -16,7 +16,7 @@ use crate::{
     graph::SiteKind,
     pipeline::chosen_file,
     plan::compile,
-    policy::ScheduleChoice,
+    policy::{Policy, ScheduleChoice},
     report::draw_schedule,
     sampler::{Settings, model_identity, run_settings},
     schedule::{Measured, PolicyRecord, ReleasedKind, Schedule, ScheduleFile, router_from_release},

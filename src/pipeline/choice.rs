@@ -140,7 +140,7 @@ pub fn chosen_file(
                 solver: solver.unwrap_or(settings.solver),
                 ..*settings
             };
-            schedule_file(&Policy::None, info, &settings)
+            schedule_file(&Policy::NONE, info, &settings)
         }
     }
 }

@@ -5,7 +5,7 @@ use std::{ops::ControlFlow, path::Path, process::Command};
 use burn::tensor::Device;
 use harmonica::{
     checkpoint::{
-        CheckpointError, LoadOptions, ModelSpec, Residence, ResidenceError, StoredDtype,
+        CheckpointError, Kept, LoadOptions, ModelSpec, Residence, ResidenceError,
         read_named_tensors,
     },
     device::{Api, DeviceChoice, DeviceFault, DeviceReport, Engine},
@@ -55,10 +55,10 @@ const LARGEST: u64 = 256 * 32 * 4;
 #[test]
 fn a_model_with_a_tensor_beyond_the_devices_buffers_is_refused_when_it_is_loaded() {
     let spec = ModelSpec::Path(golden("diffusers-single"));
-    for dtype in [StoredDtype::F32, StoredDtype::F16] {
+    for kept in [Kept::F32, Kept::F16, Kept::Q8] {
         let open = |limit: u64| {
             let residence = Residence {
-                dtype,
+                kept,
                 max_bytes: None,
             };
             let options = LoadOptions::default();
