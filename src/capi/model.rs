@@ -90,9 +90,9 @@ pub unsafe extern "C" fn hm_model_get_info(
     info: *mut hm_model_info,
 ) -> hm_status {
     guard(|| {
+        let model = hm_model::of(model)?;
         // SAFETY: the caller's promise.
         let out = unsafe { Out::new(info, "info") }?;
-        let model = hm_model::of(model)?;
         let outline = &model.pipeline.info.outline;
         let [channels, height, width] = outline.latents.shape().map(|n| n as u32);
         out.set(hm_model_info {

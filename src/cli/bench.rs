@@ -67,8 +67,7 @@ pub(super) struct Args {
 /// What one run of an entry does.
 struct Profile {
     totals: Totals,
-    /// None where nothing is dispatched: on the CPU.
-    dispatches: Option<u64>,
+    dispatches: u64,
     /// Largest difference to the first uncached run, of rows that reuse nothing.
     off: Option<f32>,
     parts: Vec<(Part, PartTotal)>,
@@ -123,8 +122,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
         });
         let launches = LaunchCount::start();
         draw(sampler.run(once.clone())?, &bar, advance, context)?;
-        let count = launches.finish(engine);
-        let dispatches = (engine.report().backend != "cpu").then_some(count);
+        let dispatches = launches.finish(engine);
         let (_, parts) = sampler.profile(once.clone())?;
         bar.inc((args.batch * sampler.settings().steps) as u64);
         profiles.push(Profile {
@@ -150,7 +148,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
     context.something_is_at_stake();
     let rows = measured.into_iter().zip(&profiles);
     let rows = rows.map(|(measured, profile)| Row {
-        dispatches: profile.dispatches,
+        dispatches: Some(profile.dispatches),
         ..measured.row
     });
     let comparison = Comparison::of(rows.collect());
@@ -225,7 +223,7 @@ fn add_profile(row: &mut Value, entry: &Entry, profile: &Profile, batch: usize) 
 
 /// Milliseconds and dispatches of each part of a run.
 fn parts_table(entries: &[Entry], profiles: &[Profile]) -> Table {
-    let dispatched = profiles.iter().any(|profile| profile.dispatches.is_some());
+    let dispatched = profiles.iter().any(|profile| profile.dispatches > 0);
     let mut header = vec![match dispatched {
         true => "ms (dispatches) by part",
         false => "ms by part",

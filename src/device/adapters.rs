@@ -204,7 +204,7 @@ pub(super) async fn enumerate(apis: wgpu::Backends) -> (wgpu::Instance, Vec<Adap
             let driver = [info.driver, info.driver_info];
             let report = AdapterReport {
                 index: 0,
-                name: info.name,
+                name: named(info.name, api),
                 vendor: adapter_vendor(info.vendor),
                 api,
                 kind,
@@ -242,6 +242,14 @@ pub(super) async fn enumerate(apis: wgpu::Backends) -> (wgpu::Instance, Vec<Adap
         adapter.report.auto = Some(index) == best;
     }
     (instance, found)
+}
+
+/// Browsers tell no name.
+fn named(name: String, api: Api) -> String {
+    match name.is_empty() {
+        true => format!("the GPU by {api}"),
+        false => name,
+    }
 }
 
 #[cfg(not(target_family = "wasm"))]

@@ -12,6 +12,7 @@
 mod add_bias;
 mod attention;
 mod cache_write;
+#[cfg(not(target_family = "wasm"))]
 mod check;
 mod differentiable;
 mod embed_tokens;
@@ -38,6 +39,7 @@ use burn::{
 pub use add_bias::add_bias;
 pub use attention::attention;
 pub use cache_write::{SlotAt, cache_write};
+#[cfg(not(target_family = "wasm"))]
 pub use check::{KernelCheck, KernelFault, check_kernels};
 pub use embed_tokens::embed_tokens;
 pub use gated_residual::gated_residual;

@@ -117,6 +117,11 @@ pub async fn sample(
     let settings: Settings = wishes.settings(loaded)?;
     let named = asked.schedule.as_deref().unwrap_or("none");
     let chosen = schedule::choose(loaded, named, &settings)?;
+    let table = chosen.reuse.table().cloned();
+    let computes_nothing = |s: usize| match &table {
+        Some(table) => !table.row(s).contains(&true),
+        None => false,
+    };
     let sampler = Sampler::reusing(&loaded.model, chosen.settings, chosen.reuse).map_err(told)?;
     let sampler = sampler
         .with_engine(&loaded.engine)
@@ -163,7 +168,7 @@ pub async fn sample(
                     set(&told, "steps", chosen.settings.steps as f64)?;
                     set(&told, "first", first_image as f64)?;
                     set(&told, "images", images as f64)?;
-                    set(&told, "reused", reused)?;
+                    set(&told, "reused", reused || computes_nothing(step))?;
                     if let Some(preview) = &preview {
                         set(&told, "pixels", pictures(preview, shape))?;
                     }

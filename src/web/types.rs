@@ -70,7 +70,7 @@ export interface Step {
   /** The first image of those that are drawn together, and how many they are. */
   first: number;
   images: number;
-  /** Whether it was decided to reuse, where that is decided step by step. */
+  /** Whether it reused: all branches by its schedule, or as was decided at the step. */
   reused: boolean;
   /** RGBA of the clean images as predicted here, with `preview`. */
   pixels?: Uint8ClampedArray[];

@@ -291,7 +291,7 @@ static void no_text(const place *p) {
             hm_write_png(p->model, p->image, p->size, texts[i]));
   }
   CHECK(engine == NULL && model == NULL && schedule == NULL);
-  ENDS(HM_IO, hm_write_png(p->model, p->image, p->size, "/no/such/x.png"));
+  ENDS(HM_IO, hm_write_png(p->model, p->image, p->size, "/dev/null/x.png"));
 
   /* A text of a megabyte is read to its end, and told of whole. */
   const size_t length = 1 << 20;

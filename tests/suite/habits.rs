@@ -153,7 +153,7 @@ fn exit_codes_are_those_of_the_readme() {
         ),
         (1, &["inspect", gone]),
         (1, &["convert", "--model", gone, "--out", out]),
-        (1, &["schedule", "show", gone]),
+        (2, &["schedule", "show", gone]),
         (1, &["schedule", "import", gone, "--out", out]),
         (1, &["sample", "--device", "cpu", "--model", gone]),
         (1, &["bench", "--device", "cpu", "--model", gone]),

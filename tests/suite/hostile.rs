@@ -645,7 +645,7 @@ fn pictures_that_claim_to_be_huge_are_left_out_with_the_reason() {
     let (code, text) = place.run(&format!("{TRAIN} --steps 1 --out {{}}/run"));
     assert_eq!(code, Some(0), "{text}");
     for line in [
-        "1 pictures of [3, 4, 4] in 1 classes, 4 more could not be read",
+        "1 picture of [3, 4, 4] in 1 class, 4 more could not be read",
         "skipped {}/data/huge.jpg: Memory limit exceeded",
         "skipped {}/data/huge.png: Memory limit exceeded",
         "skipped {}/data/huge.webp: Format error decoding WebP: Image too large",

@@ -1,5 +1,7 @@
 // An empty page with the package in it, for checks of the API itself, on the page's own thread.
 
+import { join } from 'node:path';
+
 /** @typedef {import('./run.mjs').Context} Context */
 /** @typedef {import('playwright-core').Page} Page */
 /**
@@ -7,8 +9,8 @@
  * @typedef {object} Inside
  * @property {typeof import('../package/harmonica.js')} api
  * @property {any} exports what `init()` resolved with
- * @property {Uint8Array} weights a copy of the model's file
- * @property {(device?: string) => Promise<{ engine: any, model: any }>} load
+ * @property {Uint8Array} weights a copy of the emoji model's file
+ * @property {(device?: string) => Promise<{ engine: any, model: any }>} load on WebGPU, by software here, a model small enough for it; otherwise the emoji model
  * @property {(action: () => unknown) => Promise<string>} words of the error with which `action` rejects or throws; an error where it does not, or where the words are none
  */
 
@@ -17,16 +19,19 @@
  * @param {{ webgpu?: boolean, before?: () => void }} [options] `before` runs in the page ahead of everything
  * @returns {Promise<Page>}
  */
-export async function openApi({ chromium, url }, { webgpu = true, before } = {}) {
+export async function openApi({ chromium, url, expected }, { webgpu = true, before } = {}) {
   const browser = await chromium.context({ webgpu });
   const page = await browser.newPage();
   if (before) await page.addInitScript(before);
   await page.route('**/blank-for-tests', (route) => route.fulfill({ contentType: 'text/html', body: '<!doctype html><title>blank</title>' }));
+  await page.route('**/tiny.safetensors', (route) => route.fulfill({ path: join(expected, 'tiny.safetensors') }));
   await page.goto(`${url}blank-for-tests`);
   await page.evaluate(async () => {
     const api = await import(/** @type {any} */ ('/package/harmonica.js'));
     const exports = await api.default();
-    const weights = new Uint8Array(await (await fetch('/model.safetensors')).arrayBuffer());
+    const fetched = async (/** @type {string} */ file) => new Uint8Array(await (await fetch(file)).arrayBuffer());
+    const weights = await fetched('/model.safetensors');
+    const tiny = await fetched('/tiny.safetensors');
     Object.assign(globalThis, {
       t: {
         api,
@@ -34,7 +39,7 @@ export async function openApi({ chromium, url }, { webgpu = true, before } = {})
         weights,
         async load(device = 'webgpu') {
           const engine = await api.Engine.open(device);
-          return { engine, model: await engine.loadModel(weights.slice()) };
+          return { engine, model: await engine.loadModel((device === 'webgpu' ? tiny : weights).slice()) };
         },
         async words(/** @type {() => unknown} */ action) {
           let result;

@@ -8,8 +8,8 @@ use crate::{
     device::{DeviceFault, read_back},
     diffusion::{Guidance, GuidedChannels, ImageNoise, Step, StepNoise, Weights},
     kernels::{
-        Before, OutputLayout, Reused, SlotAt, VectorAt, attention, cache_write, embed_tokens,
-        gated_residual, gelu, modulate, product, reuse_span, solver_step,
+        Before, OutputLayout, QuantisedData, Reused, SlotAt, VectorAt, attention, cache_write,
+        dequantise, embed_tokens, gated_residual, gelu, modulate, product, reuse_span, solver_step,
     },
 };
 
@@ -63,6 +63,7 @@ pub(super) fn of_both_forms() -> Vec<Case> {
         of_attention(),
         of_modulate(),
         of_gelu(),
+        of_dequantise(),
         of_embed_tokens(),
         of_gated_residual(),
         of_solver_step(),
@@ -195,6 +196,25 @@ fn of_gelu() -> Case {
             upload(&x, SHAPE, device),
             upload(&bias, [DIM], device),
         ))
+    })
+}
+
+fn of_dequantise() -> Case {
+    // No multiple of the four numbers of a word.
+    let (inputs, outputs) = (29, 73);
+    let values = numbers(1, inputs * outputs);
+    let largest = |output: usize| {
+        let column = values.iter().skip(output).step_by(outputs);
+        column.fold(0.0f32, |most, v| most.max(v.abs()))
+    };
+    let value = |(i, v): (usize, &f32)| {
+        let scale = largest(i % outputs) / 127.0;
+        f64::from((v / scale).round_ties_even()) * f64::from(scale)
+    };
+    let expected = values.iter().enumerate().map(value).collect();
+    let data = QuantisedData::of(&values, [inputs, outputs]);
+    case("dequantise", F32, expected, move |device| {
+        read_back(dequantise(&data.clone().into_device(device)))
     })
 }
 

@@ -165,7 +165,9 @@ impl Comparison {
                 Some(spread(median(&of.seconds), &of.seconds, 3))
             }),
             column("dispatches", Cost, &|_, of| {
-                of.dispatches.map(|count| count.to_string())
+                of.dispatches
+                    .filter(|count| *count > 0)
+                    .map(|count| count.to_string())
             }),
             column("cache MB", Cost, &|_, of| {
                 (of.peak_cache_bytes > 0).then(|| megabytes(of.peak_cache_bytes as f64))
