@@ -52,6 +52,9 @@ impl Api {
             Self::Gl => {
                 "install an OpenGL ES 3.1 driver (Debian and Ubuntu: libegl1 and libgl1-mesa-dri)"
             }
+            Self::WebGpu if cfg!(target_family = "wasm") => {
+                "this browser offers none: update it, or switch WebGPU on"
+            }
             Self::WebGpu => "WebGPU is there in browsers only",
         }
     }

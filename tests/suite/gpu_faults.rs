@@ -299,7 +299,7 @@ fn a_driver_that_is_gone_leaves_the_cpu() {
     }
 }
 
-/// Run by `./test.sh --all` where there is such a driver.
+/// Run by `./test.sh --all` where one is named.
 #[test]
 #[ignore = "needs a second Vulkan driver: HARMONICA_SECOND_DRIVER names its .json"]
 fn a_second_driver_draws_what_the_cpu_draws() {
