@@ -69,7 +69,7 @@ pub enum SampleError {
         shape: [usize; 3],
     },
     /// Nothing to do.
-    #[error("asked for no images")]
+    #[error("asked for no images, expected at least one")]
     NoImages,
     /// Zero images at a time.
     #[error("cannot run batches of 0 images")]
