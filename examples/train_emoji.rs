@@ -28,7 +28,7 @@ use harmonica::{
     sampler::{Request, Sampler, Settings},
     schedule::Schedule,
     training::{
-        Budget, Proxy, RouterRun, RouterRunOptions, RunFolder, SdtSettings,
+        Budget, RouterRun, RouterRunOptions, RunFolder, SdtSettings,
         network::{
             DataOptions, Dataset, Length, Optimizer, PretrainEvent, PretrainFolder,
             PretrainOptions, PretrainRun, PretrainSettings, PretrainStart,
@@ -150,15 +150,7 @@ fn train_router_and_draw(
         folder: router,
         settings: SdtSettings {
             passes,
-            batch: 4,
-            micro_batch: 4,
-            learning_rate: 0.1,
-            tau: 0.1,
-            lambda_every: 200,
-            proxy: Proxy::Sensitivity,
-            budget: Budget::TargetCur(0.4),
-            seed: 0,
-            gradient_checkpointing: false,
+            ..SdtSettings::usual(Budget::TargetCur(0.4))
         },
         more_targets: Vec::new(),
         max_cache: None,

@@ -14,9 +14,9 @@ use harmonica::{
     diffusion::{Guidance, GuidedChannels, Solver, Spacing},
     models::Prompts,
     report::{Tile, grid, image_from_values, write_png},
-    sampler::{Request, Sampler, Settings, batch_for},
+    sampler::{Request, Sampler, Settings},
     schedule::ScheduleFile,
-    training::{Budget, Progress, Proxy, RouterRun, RouterRunOptions, RunFolder, SdtSettings},
+    training::{Budget, Progress, RouterRun, RouterRunOptions, RunFolder, SdtSettings},
 };
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -52,15 +52,9 @@ fn main() -> Result<(), Box<dyn Error>> {
         settings: SdtSettings {
             passes,
             batch,
-            micro_batch: batch_for(&info.outline, true, 256 << 20).min(batch),
-            learning_rate: 0.1,
-            tau: 0.1,
-            lambda_every: 200,
-            proxy: Proxy::Sensitivity,
+            micro_batch: SdtSettings::fitting_micro_batch(&info.outline, true, batch),
             // β is steered until two branch evaluations in five are reused.
-            budget: Budget::TargetCur(0.4),
-            seed: 0,
-            gradient_checkpointing: false,
+            ..SdtSettings::usual(Budget::TargetCur(0.4))
         },
         more_targets: Vec::new(),
         max_cache: None,

@@ -12,8 +12,9 @@ use super::{
         Entry, Measured, check_outputs, in_turn, json_rows, print_rows, say_warnings, write_text,
     },
     options::{CacheArgs, Session, SessionArgs, parse_seed, print_json},
+    pictures::name_of,
     progress::progress,
-    sample::{MAX_COUNT, name_of},
+    sample::MAX_COUNT,
 };
 use crate::{
     pipeline::Decoder,

@@ -10,6 +10,7 @@ macro_rules! out {
 
 mod again;
 mod bench;
+mod class_names;
 mod compare;
 mod completions;
 mod convert;
@@ -23,6 +24,7 @@ mod man;
 mod measure;
 mod misplaced;
 mod options;
+mod pictures;
 mod progress;
 mod pull;
 mod recipe;

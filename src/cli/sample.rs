@@ -1,37 +1,31 @@
 //! `harmonica sample`
 
 use std::{
-    io::Write,
     path::{Path, PathBuf},
     time::Instant,
 };
 
-use image::RgbImage;
 use serde_json::json;
 
 use super::{
     Context,
+    class_names::class_named,
     draw::draw_each,
     dry_run,
     error::CliError,
     measure::check_outputs,
     options::{CacheArgs, ModelArgs, Session, SessionArgs, parse_seed, print_json},
+    pictures::{Out, Pictures},
     progress::progress,
     recipe::Recipe,
     schedules::ScheduleArgs,
-    text::slug,
 };
 use crate::{
-    checkpoint::{
-        self, CheckpointError, Kept, ModelInfo, StoredDtype, synonyms, write_safetensors,
-    },
+    checkpoint::{self, CheckpointError, Kept, ModelInfo, StoredDtype, write_safetensors},
     device::LaunchCount,
     models::Condition,
     pipeline::{Decoder, Pipeline},
-    report::{
-        PictureFormat, PictureText, ReportError, Tile, columns_for, comparison::warnings,
-        encode_picture, grid, write_picture,
-    },
+    report::comparison::warnings,
     sampler::{BATCH_BYTES, Request, Settings},
     words::counted,
 };
@@ -102,170 +96,11 @@ pub(super) struct Args {
     pub(super) cache: CacheArgs,
 }
 
-/// Where pictures go.
-enum Out {
-    /// All in one file: the picture, or a grid.
-    File(PathBuf, PictureFormat),
-    Stdout,
-    /// One PNG each.
-    Folder(PathBuf),
-}
-
-impl Out {
-    fn of(args: &Args) -> Result<Self, CliError> {
-        if args.out == Path::new("-") {
-            return match args.json {
-                true => Err(CliError::Usage(
-                    "--out - writes the picture to stdout, where --json writes too; pass a file"
-                        .into(),
-                )),
-                false => Ok(Self::Stdout),
-            };
-        }
-        match PictureFormat::of(&args.out) {
-            Ok(Some(format)) => Ok(Self::File(args.out.clone(), format)),
-            Ok(None) if args.grid => Err(CliError::Usage(format!(
-                "--grid makes one picture, and {} is a folder; pass a .png, .jpg or .webp",
-                args.out.display()
-            ))),
-            Ok(None) => Ok(Self::Folder(args.out.clone())),
-            Err(ending) => Err(CliError::Usage(format!(
-                "--out {}: .{ending} files are not written; expected .png, .jpg, .webp, or a folder",
-                args.out.display()
-            ))),
-        }
-    }
-
-    /// The first file that will be written, if any.
-    fn first(&self) -> Option<PathBuf> {
-        match self {
-            Self::Stdout => None,
-            Self::File(path, _) => Some(path.clone()),
-            Self::Folder(path) => Some(path.join("image.png")),
-        }
-    }
-}
-
-/// Pictures on their way out.
-struct Pictures<'a> {
-    out: &'a Out,
-    decoder: &'a Decoder,
-    info: &'a ModelInfo,
-    conditions: &'a [Condition],
-    /// How to draw all of them again; none where starting noise came from a file.
-    recipe: Option<Recipe>,
-    /// Those that wait for the rest: a grid is whole or not there.
-    waiting: Vec<RgbImage>,
-    /// Files that are written.
-    files: Vec<PathBuf>,
-    /// What decoding took.
-    seconds: f64,
-}
-
-impl Pictures<'_> {
-    /// Images `first..` of the run.
-    fn take(&mut self, first: usize, values: &[f32], context: &Context) -> Result<(), CliError> {
-        context.something_is_at_stake();
-        let shape = self.info.outline.latents.shape();
-        for (i, image) in values.chunks(shape.iter().product()).enumerate() {
-            let mut go_on = || context.check_interrupt().is_ok();
-            let started = Instant::now();
-            let picture = self.decoder.picture(image, shape, &mut go_on)?;
-            self.seconds += started.elapsed().as_secs_f64();
-            match self.out {
-                Out::Folder(folder) => {
-                    let number = first + i;
-                    let title = name_of(&self.conditions[number], number, self.info);
-                    let path = folder.join(format!(
-                        "{number:05}-{}.png",
-                        file_name(&self.conditions[number], &title)
-                    ));
-                    write_picture(&picture, &path, PictureFormat::Png, &self.texts(number, 1))?;
-                    self.files.push(path);
-                }
-                _ => self.waiting.push(picture),
-            }
-        }
-        Ok(())
-    }
-
-    /// What a PNG of images `first..first + count` says.
-    fn texts(&self, first: usize, count: usize) -> Vec<PictureText> {
-        let Some(recipe) = &self.recipe else {
-            return Vec::new();
-        };
-        let conditions = &self.conditions[first..first + count];
-        let classes = conditions.iter().filter_map(Condition::class);
-        let classes: Vec<_> = classes.map(|class| self.class(class)).collect();
-        let title = match conditions {
-            [one] => name_of(one, first, self.info),
-            several => counted(several.len(), "image"),
-        };
-        let prompts = conditions.iter().filter_map(|condition| match condition {
-            Condition::Text(text) => text.words().map(String::from),
-            Condition::Class(_) => None,
-        });
-        let prompts = prompts.collect();
-        recipe
-            .of_images(first, count, classes, prompts)
-            .texts(&title)
-    }
-
-    /// A class as `--classes` takes it.
-    fn class(&self, class: usize) -> String {
-        let name = self.info.class_name(class);
-        match name.contains(',') || self.info.class_by_name(&name) != Some(class) {
-            true => class.to_string(),
-            false => name,
-        }
-    }
-
-    /// Writes what waits: a picture, or a grid.
-    fn finish(&mut self, as_grid: bool) -> Result<(), CliError> {
-        let (path, format) = match self.out {
-            Out::Folder(_) => return Ok(()),
-            Out::File(path, format) => (Some(path), *format),
-            Out::Stdout => (None, PictureFormat::Png),
-        };
-        let texts = self.texts(0, self.waiting.len());
-        let tiles = std::mem::take(&mut self.waiting).into_iter().enumerate();
-        let mut tiles: Vec<_> = tiles
-            .map(|(i, image)| Tile {
-                image,
-                label: name_of(&self.conditions[i], i, self.info),
-            })
-            .collect();
-        let picture = match tiles.len() {
-            1 if !as_grid => tiles.remove(0).image,
-            count => grid(&tiles, columns_for(count)),
-        };
-        match path {
-            Some(path) => {
-                write_picture(&picture, path, format, &texts)?;
-                self.files.push(path.clone());
-            }
-            None => {
-                let failed = |message: String| {
-                    CliError::Report(ReportError::Draw {
-                        path: "stdout".into(),
-                        message,
-                    })
-                };
-                let bytes = encode_picture(&picture, format, &texts).map_err(failed)?;
-                let mut stdout = std::io::stdout().lock();
-                let written = stdout.write_all(&bytes).and_then(|()| stdout.flush());
-                written.map_err(|e| failed(e.to_string()))?;
-            }
-        }
-        Ok(())
-    }
-}
-
 pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
     if args.dry_run {
         return dry_run::run(&args, context);
     }
-    let out = Out::of(&args)?;
+    let out = Out::of(&args.out, args.grid, args.json)?;
     let Session {
         pipeline,
         settings,
@@ -563,78 +398,6 @@ fn left_out(classes: &[String], count: usize) -> Option<String> {
     ))
 }
 
-fn class_named(name: &str, info: &ModelInfo) -> Result<usize, CliError> {
-    let problem = match info.classes_by_name(name)[..] {
-        [class] => return Ok(class),
-        [] => unknown_class(name, info),
-        ref classes => {
-            let each = |class: &usize| format!("{class} ({})", info.class_names[*class]);
-            let each: Vec<_> = classes.iter().map(each).collect();
-            format!(
-                "`{name}` names several classes: {}; pass a number",
-                each.join(", ")
-            )
-        }
-    };
-    Err(CliError::Usage(problem))
-}
-
-/// More names than these are not listed in a message.
-const MOST_LISTED: usize = 64;
-/// Similarity, from 0 to 1, from which a name may have been meant.
-const NEAR: f64 = 0.7;
-
-fn unknown_class(name: &str, info: &ModelInfo) -> String {
-    let known = match info.classes() {
-        None => "the model draws texts, not classes".into(),
-        Some(classes) if info.class_names.is_empty() => {
-            format!("the model has classes 0 to {}", classes - 1)
-        }
-        Some(classes) => {
-            let near = nearest_names(name, &info.class_names);
-            let last = classes - 1;
-            if !near.is_empty() {
-                format!("did you mean {}?", near.join(" or "))
-            } else if info.class_names.len() <= MOST_LISTED {
-                format!(
-                    "the model has 0 to {last} or {}",
-                    info.class_names.join(", ")
-                )
-            } else {
-                format!(
-                    "the model has 0 to {last}, and names that `harmonica inspect {} --classes` lists",
-                    info.source
-                )
-            }
-        }
-    };
-    format!("unknown class `{name}`: {known}")
-}
-
-/// How much a name is like another: as a whole, or one of its words.
-fn likeness(name: &str, other: &str) -> f64 {
-    let other = other.to_lowercase();
-    let alike = |text: &str| strsim::normalized_damerau_levenshtein(name, text);
-    let words = other.split(|c: char| !c.is_alphanumeric());
-    let of_words = words.map(alike).fold(0.0, f64::max);
-    // A name that is alike as a whole goes before one that merely has such a word.
-    alike(&other).max(0.99 * of_words)
-}
-
-/// The names most like one, at most three, the nearest first.
-fn nearest_names(name: &str, class_names: &[String]) -> Vec<String> {
-    let name = name.trim().to_lowercase();
-    let names = class_names.iter().flat_map(|names| synonyms(names));
-    let mut near: Vec<(f64, &str)> = names
-        .map(|other| (likeness(&name, other), other))
-        .filter(|(likeness, _)| *likeness >= NEAR)
-        .collect();
-    near.sort_by(|a, b| b.0.total_cmp(&a.0));
-    near.dedup_by_key(|(_, other)| *other);
-    let quoted = near.iter().map(|(_, other)| format!("`{other}`"));
-    quoted.take(3).collect()
-}
-
 type Noise = (Vec<f32>, Option<Vec<usize>>);
 
 /// `noise` and `labels` of a file, checked against the model.
@@ -686,23 +449,4 @@ fn read_noise(path: &Path, info: &ModelInfo) -> Result<Noise, CliError> {
         }
     };
     Ok((noise, labels))
-}
-
-/// What image number `i` is called.
-pub(super) fn name_of(condition: &Condition, i: usize, info: &ModelInfo) -> String {
-    match condition {
-        Condition::Class(label) => info.class_name(*label),
-        Condition::Text(text) => match text.words() {
-            Some(words) => words.into(),
-            None => format!("text-{i}"),
-        },
-    }
-}
-
-/// The same as part of a file's name.
-fn file_name(condition: &Condition, title: &str) -> String {
-    match condition {
-        Condition::Class(_) => title.replace(|c: char| !c.is_alphanumeric() && c != '-', "_"),
-        Condition::Text(_) => slug(title),
-    }
 }

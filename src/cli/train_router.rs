@@ -20,7 +20,6 @@ use crate::{
     metrics::peak_memory_bytes,
     models::{Condition, Prompts},
     pipeline::{Pipeline, texts_named},
-    sampler::batch_for,
     schedule::Router,
     training::{
         Budget, Progress, Proxy, Replay, RouterRun, RouterRunOptions, RunFolder, SdtSettings,
@@ -31,8 +30,6 @@ use crate::{
 
 /// Without a target or β: a good part of the work saved at little loss.
 const DEFAULT_TARGET_CUR: f64 = 0.4;
-/// Memory for activations when the micro-batch is chosen by itself; the graph keeps many times a forward pass.
-const MICRO_BATCH_BUDGET: u64 = 256 << 20;
 
 /// The heading of what only the published recipe knows.
 const OWN_FLAGS: &str = "Recipe harmonica";
@@ -298,49 +295,33 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
     let replayed = replay
         .as_ref()
         .map(|r| (r.conditions.len(), r.conditions.first().map_or(0, Vec::len)));
-    let batch = args
-        .batch
-        .or(replayed.map(|r| r.1))
-        .or(before.as_ref().map(|b| b.batch))
-        .unwrap_or(4);
+    // What is not said again stays as it was, or is as usual.
+    let resumed = before.is_some();
+    let known = before.unwrap_or_else(|| SdtSettings::usual(budget));
+    let batch = args.batch.or(replayed.map(|r| r.1)).unwrap_or(known.batch);
     if let Some((_, held)) = replayed.filter(|r| r.1 != batch) {
         return Err(CliError::Usage(format!(
             "--batch contradicts --replay, which holds {held} images a pass"
         )));
     }
-    let fitting =
-        || batch_for(&info.outline, run.guidance.is_active(), MICRO_BATCH_BUDGET).min(batch.max(1));
-    // A fixed β belongs to the published recipe; a steered one to what works best in minutes.
-    let (learning_rate, lambda_every, proxy) = match budget {
-        Budget::Beta(_) => (0.01, 500, Proxy::LeaveOneOut),
-        _ => (0.1, 200, Proxy::Sensitivity),
+    let micro_batch = match resumed {
+        true => known.micro_batch,
+        false => SdtSettings::fitting_micro_batch(&info.outline, run.guidance.is_active(), batch),
     };
-    let b = before.as_ref();
     let settings = SdtSettings {
         passes: args
             .passes
             .or(replayed.map(|r| r.0))
-            .or(b.map(|b| b.passes))
-            .unwrap_or(80),
+            .unwrap_or(known.passes),
         batch,
-        micro_batch: args
-            .micro_batch
-            .or(b.map(|b| b.micro_batch))
-            .unwrap_or_else(fitting),
-        learning_rate: args
-            .lr
-            .or(b.map(|b| b.learning_rate))
-            .unwrap_or(learning_rate),
-        tau: args.tau.or(b.map(|b| b.tau)).unwrap_or(0.1),
-        lambda_every: args
-            .lambda_every
-            .or(b.map(|b| b.lambda_every))
-            .unwrap_or(lambda_every),
-        proxy: args.proxy.or(b.map(|b| b.proxy)).unwrap_or(proxy),
+        micro_batch: args.micro_batch.unwrap_or(micro_batch),
+        learning_rate: args.lr.unwrap_or(known.learning_rate),
+        tau: args.tau.unwrap_or(known.tau),
+        lambda_every: args.lambda_every.unwrap_or(known.lambda_every),
+        proxy: args.proxy.unwrap_or(known.proxy),
         budget,
-        seed: args.seed.or(b.map(|b| b.seed)).unwrap_or(0),
-        gradient_checkpointing: args.gradient_checkpointing
-            || b.is_some_and(|b| b.gradient_checkpointing),
+        seed: args.seed.unwrap_or(known.seed),
+        gradient_checkpointing: args.gradient_checkpointing || known.gradient_checkpointing,
     };
     let options = RouterRunOptions {
         folder,

@@ -4,12 +4,12 @@ use std::path::Path;
 
 use crate::{
     checkpoint::{ModelInfo, ModelSpec},
-    diffusion::DiffusionError,
+    diffusion::{DiffusionError, Solver},
     policy::{CALIBRATIONS, Calibration, Origin, Policy, PolicyError, ScheduleChoice},
     sampler::{Settings, model_identity, run_settings},
     schedule::{
         ModelIdentity, PolicyRecord, Reuse, RunSettings, Schedule, ScheduleError, ScheduleFile,
-        USUAL_SPEED, best_at, bundled_schedules, nearest, speed_of,
+        bundled_schedules, learned_at, speed_of,
     },
 };
 
@@ -26,6 +26,31 @@ pub struct Chosen {
     pub origin: Origin,
     /// Why a schedule that was forced does not fit, or in what it was made for something else.
     pub misfit: Option<String>,
+}
+
+impl Chosen {
+    /// The table of a file, for a run that it fits but for the `misfit`.
+    ///
+    /// # Errors
+    /// [`ScheduleError`] for a table that is none.
+    pub fn of_file(
+        file: &ScheduleFile,
+        name: String,
+        misfit: Option<String>,
+        settings: &Settings,
+    ) -> Result<Self, ScheduleError> {
+        Ok(Self {
+            reuse: file.schedule()?.into(),
+            settings: *settings,
+            name,
+            policy: file.policy.name.clone(),
+            origin: match file.is_learned() {
+                true => Origin::Learned,
+                false => Origin::Policy,
+            },
+            misfit,
+        })
+    }
 }
 
 /// The schedule that a choice means for a model and run. `force`: a file that was made for another model or run, if its
@@ -56,11 +81,7 @@ pub fn choose_schedule(
             Ok(chosen(reuse, name, &case_of, policy.origin()))
         }
         ScheduleChoice::Steps { steps, solver } => {
-            let settings = Settings {
-                steps: *steps,
-                solver: solver.unwrap_or(settings.solver),
-                ..*settings
-            };
+            let settings = in_steps(settings, *steps, *solver);
             settings.trajectory()?;
             let table = Schedule::full(*steps, info.outline.graph.branches())?;
             let (name, case_of) = match solver {
@@ -82,15 +103,8 @@ pub fn choose_schedule(
                 Some(folder) => format!("{} at {:.2}×", folder.display(), speed_of(&file)),
                 None => format!("learned:{:.2}", speed_of(&file)),
             };
-            Ok(Chosen {
-                misfit: made_otherwise(&file, &run, settings),
-                ..chosen(
-                    file.schedule()?.into(),
-                    name,
-                    &file.policy.name,
-                    origin_of(&file),
-                )
-            })
+            let misfit = made_otherwise(&file, &run, settings);
+            Ok(Chosen::of_file(&file, name, misfit, settings)?)
         }
         ScheduleChoice::File(path) => {
             let file = ScheduleFile::read(path)?;
@@ -105,15 +119,8 @@ pub fn choose_schedule(
                     made_otherwise(&file, &run, settings)
                 }
             };
-            Ok(Chosen {
-                misfit,
-                ..chosen(
-                    file.schedule()?.into(),
-                    path.display().to_string(),
-                    &file.policy.name,
-                    origin_of(&file),
-                )
-            })
+            let name = path.display().to_string();
+            Ok(Chosen::of_file(&file, name, misfit, settings)?)
         }
     }
 }
@@ -135,13 +142,17 @@ pub fn chosen_file(
             learned_file(*speed, folder.as_deref(), info, &run)
         }
         ScheduleChoice::Steps { steps, solver } => {
-            let settings = Settings {
-                steps: *steps,
-                solver: solver.unwrap_or(settings.solver),
-                ..*settings
-            };
-            schedule_file(&Policy::NONE, info, &settings)
+            schedule_file(&Policy::NONE, info, &in_steps(settings, *steps, *solver))
         }
+    }
+}
+
+/// The same run in another number of steps, by another solver where one is named.
+fn in_steps(settings: &Settings, steps: usize, solver: Option<Solver>) -> Settings {
+    Settings {
+        steps,
+        solver: solver.unwrap_or(settings.solver),
+        ..*settings
     }
 }
 
@@ -157,21 +168,12 @@ fn learned_file(
         None => bundled_schedules(&model, run),
         Some(folder) => schedules_in(folder, &model, run)?,
     };
-    let found = match speed {
-        Some(speed) => best_at(&files, speed),
-        None => best_at(&files, USUAL_SPEED).or_else(|| nearest(&files, USUAL_SPEED)),
-    };
-    found.cloned().ok_or_else(|| PolicyError::NotLearned {
-        speed,
-        available: listed(files.iter().map(speed_of).collect(), folder),
-    })
-}
-
-fn origin_of(file: &ScheduleFile) -> Origin {
-    match file.is_learned() {
-        true => Origin::Learned,
-        false => Origin::Policy,
-    }
+    learned_at(&files, speed)
+        .cloned()
+        .ok_or_else(|| PolicyError::NotLearned {
+            speed,
+            available: listed(files.iter().map(speed_of).collect(), folder),
+        })
 }
 
 /// What of a folder fits.

@@ -56,9 +56,15 @@ fn bundled() -> impl Iterator<Item = ScheduleFile> {
 /// The learned schedule for this model and run, if the library has one: the best of about the usual speed, or the nearest to it.
 pub fn bundled_schedule(model: &ModelIdentity, run: &RunSettings) -> Option<ScheduleFile> {
     let files = bundled_schedules(model, run);
-    best_at(&files, USUAL_SPEED)
-        .or_else(|| nearest(&files, USUAL_SPEED))
-        .cloned()
+    learned_at(&files, None).cloned()
+}
+
+/// Of the files, the best of about `speed` (see [`best_at`]); where none is named, of about the usual speed, or else the nearest to it.
+pub fn learned_at(files: &[ScheduleFile], speed: Option<f64>) -> Option<&ScheduleFile> {
+    match speed {
+        Some(speed) => best_at(files, speed),
+        None => best_at(files, USUAL_SPEED).or_else(|| nearest(files, USUAL_SPEED)),
+    }
 }
 
 /// Of the files whose MACs ratio is about `speed`, within [`SPEED_RANGE`], or that were made for it: of each policy the nearest, and

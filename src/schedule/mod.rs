@@ -15,7 +15,7 @@ mod table;
 
 pub use bundled::{
     SPEED_RANGE, USUAL_SPEED, best_at, bundled_schedule, bundled_schedules, bundled_schedules_of,
-    nearest, speed_of,
+    learned_at, nearest, speed_of,
 };
 pub use file::{FORMAT, GuidanceRecord, Measured, PolicyRecord, RunSettings, ScheduleFile};
 pub use forecast::{FORECAST_DEPTH, Forecast, ForecastRecord};

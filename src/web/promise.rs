@@ -10,7 +10,6 @@ use web_sys::MessageChannel;
 thread_local! {
     /// How to reject the promises that are open, by number.
     static OPEN: RefCell<BTreeMap<u64, Function>> = const { RefCell::new(BTreeMap::new()) };
-    static NEXT: RefCell<u64> = const { RefCell::new(0) };
 }
 
 /// A promise of what `work` comes to.
@@ -18,11 +17,11 @@ pub fn promise(work: impl Future<Output = Result<JsValue, JsValue>> + 'static) -
     let mut work = Some(work);
     Promise::new(&mut |resolve, reject| {
         let Some(work) = work.take() else { return };
-        let number = NEXT.with_borrow_mut(|next| {
-            *next += 1;
-            *next
+        let number = OPEN.with_borrow_mut(|open| {
+            let number = open.last_key_value().map_or(0, |(last, _)| last + 1);
+            open.insert(number, reject.clone());
+            number
         });
-        OPEN.with_borrow_mut(|open| open.insert(number, reject.clone()));
         spawn_local(async move {
             let done = work.await;
             OPEN.with_borrow_mut(|open| open.remove(&number));

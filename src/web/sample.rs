@@ -1,11 +1,11 @@
 //! Drawing images for a page.
 
 use js_sys::{Array, Float32Array, Function, Object, Uint8ClampedArray};
-use serde::{Deserialize, de::IgnoredAny};
+use serde::Deserialize;
 use wasm_bindgen::{JsCast, prelude::*};
 use web_sys::AbortSignal;
 
-use super::{from_js, model::Loaded, promise::turn, schedule, set, settings::Wishes, told};
+use super::{model::Loaded, promise::turn, schedule, set, settings, told};
 use crate::{
     device::read,
     models::Condition,
@@ -27,19 +27,6 @@ struct Asked {
     schedule: Option<String>,
     #[serde(default)]
     preview: bool,
-    /// Looked at where it is, not in a copy.
-    #[serde(default, rename = "signal")]
-    _signal: Option<IgnoredAny>,
-    #[serde(default)]
-    steps: Option<usize>,
-    #[serde(default)]
-    solver: Option<String>,
-    #[serde(default)]
-    spacing: Option<String>,
-    #[serde(default)]
-    guidance: Option<f64>,
-    #[serde(default)]
-    clip: Option<bool>,
 }
 
 /// Whether somebody has had enough.
@@ -106,17 +93,10 @@ pub async fn sample(
     each: Option<Function>,
 ) -> Result<JsValue, JsValue> {
     let listener = Listener::new(each, &request);
-    let asked: Asked = from_js("the request", &request)?;
-    let wishes = Wishes {
-        steps: asked.steps,
-        solver: asked.solver,
-        spacing: asked.spacing,
-        guidance: asked.guidance,
-        clip: asked.clip,
-    };
-    let settings: Settings = wishes.settings(loaded)?;
+    let (wishes, asked): (_, Asked) = settings::asked(&request)?;
+    let run: Settings = wishes.settings(loaded)?;
     let named = asked.schedule.as_deref().unwrap_or("none");
-    let chosen = schedule::choose(loaded, named, &settings)?;
+    let chosen = schedule::choose(loaded, named, &run)?;
     let table = chosen.reuse.table().cloned();
     let computes_nothing = |s: usize| match &table {
         Some(table) => !table.row(s).contains(&true),

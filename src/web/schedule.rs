@@ -14,7 +14,7 @@ use crate::{
     sampler::{Settings, model_identity, run_settings},
     schedule::{
         Forecast, Measured, ModelIdentity, PolicyRecord, Reuse, RunSettings, Schedule,
-        ScheduleFile, USUAL_SPEED, best_at, bundled_schedules_of, nearest, speed_of,
+        ScheduleFile, bundled_schedules_of, learned_at, speed_of,
     },
 };
 
@@ -124,10 +124,10 @@ fn parse(text: &str) -> Result<ScheduleFile, JsValue> {
 pub fn choose(loaded: &Loaded, text: &str, settings: &Settings) -> Result<Chosen, JsValue> {
     let (info, known) = (&loaded.info, loaded.known.borrow());
     if text.trim_start().starts_with('{') {
-        return of_file("edited".into(), parse(text)?, info, settings);
+        return of_file("edited".into(), &parse(text)?, info, settings);
     }
     if let Some(known) = known.iter().find(|known| known.name == text) {
-        return of_file(known.name.clone(), known.file.clone(), info, settings);
+        return of_file(known.name.clone(), &known.file, info, settings);
     }
     let choice: ScheduleChoice = text.parse().map_err(told)?;
     match choice {
@@ -141,11 +141,7 @@ pub fn choose(loaded: &Loaded, text: &str, settings: &Settings) -> Result<Chosen
                 .filter(|file| file.is_learned() && file.check_fits(&model, &run).is_ok())
                 .cloned()
                 .collect();
-            let found = match speed {
-                Some(speed) => best_at(&fitting, speed),
-                None => best_at(&fitting, USUAL_SPEED).or_else(|| nearest(&fitting, USUAL_SPEED)),
-            };
-            let file = found.ok_or_else(|| {
+            let file = learned_at(&fitting, speed).ok_or_else(|| {
                 let speeds = fitting.iter().map(|file| format!("{:.2}×", speed_of(file)));
                 let speeds: Vec<String> = speeds.collect();
                 told(format_args!(
@@ -154,7 +150,7 @@ pub fn choose(loaded: &Loaded, text: &str, settings: &Settings) -> Result<Chosen
                 ))
             })?;
             let name = format!("learned:{:.2}", speed_of(file));
-            of_file(name, file.clone(), info, settings)
+            of_file(name, file, info, settings)
         }
         ScheduleChoice::File(_) | ScheduleChoice::Learned { .. } => Err(told(format_args!(
             "there is no schedule `{text}`: expected none, a policy such as fora:2, learned or learned:SPEED, the name of a schedule that was added, or the text of a schedule file"
@@ -173,23 +169,13 @@ fn identities(
 
 fn of_file(
     name: String,
-    file: ScheduleFile,
+    file: &ScheduleFile,
     info: &ModelInfo,
     settings: &Settings,
 ) -> Result<Chosen, JsValue> {
     let (model, run) = identities(info, settings)?;
     file.check_fits(&model, &run).map_err(told)?;
-    Ok(Chosen {
-        reuse: file.schedule().map_err(told)?.into(),
-        settings: *settings,
-        name,
-        policy: file.policy.name.clone(),
-        origin: match file.is_learned() {
-            true => Origin::Learned,
-            false => Origin::Policy,
-        },
-        misfit: None,
-    })
+    Chosen::of_file(file, name, None, settings).map_err(told)
 }
 
 /// A file of what was chosen, and its name.

@@ -1,9 +1,10 @@
 //! How a page asks for a run.
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde_json::{Map, Value};
 use wasm_bindgen::JsValue;
 
-use super::{model::Loaded, told};
+use super::{from_js, model::Loaded, told};
 use crate::{
     checkpoint::ModelInfo, diffusion::Guidance, pipeline::usual_settings, sampler::Settings,
 };
@@ -24,7 +25,22 @@ pub struct Wishes {
     pub clip: Option<bool>,
 }
 
+/// What a request says of its run, and the rest of what it says. Its signal is looked at where it is, not in a copy.
+pub fn asked<T: DeserializeOwned>(request: &JsValue) -> Result<(Wishes, T), JsValue> {
+    let mut rest: Map<String, Value> = from_js("the request", request)?;
+    rest.remove("signal");
+    let wishes = Wishes::NAMES.into_iter();
+    let wishes: Map<String, Value> = wishes.filter_map(|name| rest.remove_entry(name)).collect();
+    let wrong = |error| told(format_args!("the request: {error}"));
+    Ok((
+        serde_json::from_value(wishes.into()).map_err(wrong)?,
+        serde_json::from_value(rest.into()).map_err(wrong)?,
+    ))
+}
+
 impl Wishes {
+    const NAMES: [&str; 5] = ["steps", "solver", "spacing", "guidance", "clip"];
+
     /// The usual ones of a model.
     pub fn usual(loaded: &Loaded) -> Self {
         let usual = usual_run(loaded);

@@ -103,6 +103,35 @@ pub fn harmonica_json(arguments: &[&str]) -> serde_json::Value {
     serde_json::from_slice(&out.stdout).unwrap()
 }
 
+/// Two images of the bundled model in four steps, and the run's report.
+pub fn sample_bundled(
+    folder: &Path,
+    device: &str,
+    schedule: &str,
+    more: &[&str],
+) -> (Vec<f32>, serde_json::Value) {
+    let (picture, tensors) = (folder.join("x.png"), folder.join("x.safetensors"));
+    let run = [
+        "sample",
+        "--device",
+        device,
+        "--steps",
+        "4",
+        "--schedule",
+        schedule,
+        "-n",
+        "2",
+        "--json",
+        "--out",
+        picture.to_str().unwrap(),
+        "--save-tensors",
+        tensors.to_str().unwrap(),
+    ];
+    let report = harmonica_json(&[&run[..], more].concat());
+    let images = checkpoint::read_named_tensors(&tensors, &["samples"]).unwrap();
+    (images.into_iter().next().unwrap().1, report)
+}
+
 /// Runs a command to its end although it is killed ten times on the way, each time after it has got so many lines of its log
 /// further than it was, in moments that differ. `arguments`: of a run that goes on or, while there is no `checkpoint`,
 /// begins.

@@ -1,8 +1,6 @@
 //! Weights of a byte a number, against golden values of numpy and PyTorch (`tests/golden/make_quant.py`) and against themselves:
 //! wherever they lie, the same numbers.
 
-use std::path::Path;
-
 use burn::tensor::{Device, Tensor, TensorData};
 use harmonica::{
     checkpoint::{
@@ -16,7 +14,9 @@ use harmonica::{
 use serde_json::Value;
 
 use crate::{
-    common::{engines, golden, harmonica, harmonica_json, integers, tensor, within},
+    common::{
+        engines, golden, harmonica, harmonica_json, integers, sample_bundled, tensor, within,
+    },
     pixart::texts,
 };
 
@@ -257,30 +257,6 @@ fn networks_whose_bytes_wait_compute_the_same_bits() {
     }
 }
 
-/// Images of a quick run of the bundled model, and its report.
-fn sample(folder: &Path, device: &str, schedule: &str, more: &[&str]) -> (Vec<f32>, Value) {
-    let (picture, tensors) = (folder.join("x.png"), folder.join("x.safetensors"));
-    let run = [
-        "sample",
-        "--device",
-        device,
-        "--steps",
-        "4",
-        "--schedule",
-        schedule,
-        "-n",
-        "2",
-        "--json",
-        "--out",
-        picture.to_str().unwrap(),
-        "--save-tensors",
-        tensors.to_str().unwrap(),
-    ];
-    let report = harmonica_json(&[&run[..], more].concat());
-    let images = read_named_tensors(&tensors, &["samples"]).unwrap();
-    (images.into_iter().next().unwrap().1, report)
-}
-
 #[test]
 fn bytes_are_counted_exactly_and_a_quarter_is_sent() {
     let folder = tempfile::tempdir().unwrap();
@@ -290,10 +266,10 @@ fn bytes_are_counted_exactly_and_a_quarter_is_sent() {
     let of = |report: &Value, key: &str| report[key].as_u64().unwrap();
     for device in ["cpu", "vulkan"] {
         let quant = ["--quant", "q8"];
-        let (here, report) = sample(folder.path(), device, "none", &quant);
+        let (here, report) = sample_bundled(folder.path(), device, "none", &quant);
         assert_eq!(of(&report, "weights_device_bytes"), in_bytes + others);
         assert_eq!(of(&report, "weights_host_bytes"), 0);
-        let (full, report_f32) = sample(folder.path(), device, "none", &[]);
+        let (full, report_f32) = sample_bundled(folder.path(), device, "none", &[]);
         assert_ne!(here, full);
         assert_eq!(report["fingerprint"], report_f32["fingerprint"]);
         assert_eq!([&report["weights"], &report_f32["weights"]], ["q8", "f32"]);
@@ -301,7 +277,7 @@ fn bytes_are_counted_exactly_and_a_quarter_is_sent() {
         let sent = |kept: Kept, more: &[&str]| {
             let limit = least(kept, &tensors).to_string();
             let limited = [more, &["--max-memory", &limit]].concat();
-            let (_, report) = sample(folder.path(), device, "steps:1", &limited);
+            let (_, report) = sample_bundled(folder.path(), device, "steps:1", &limited);
             assert_eq!(of(&report, "weights_device_bytes"), others);
             assert_eq!(of(&report, "sent_bytes"), of(&report, "weights_host_bytes"));
             of(&report, "sent_bytes")
@@ -313,9 +289,12 @@ fn bytes_are_counted_exactly_and_a_quarter_is_sent() {
         // The same images, also where most is reused.
         let limit = least(Kept::Q8, &tensors).to_string();
         let limited = [&quant[..], &["--max-memory", &limit]].concat();
-        assert_eq!(sample(folder.path(), device, "none", &limited).0, here);
-        let (reusing, _) = sample(folder.path(), device, "fora:2", &quant);
-        let (both, _) = sample(folder.path(), device, "fora:2", &limited);
+        assert_eq!(
+            sample_bundled(folder.path(), device, "none", &limited).0,
+            here
+        );
+        let (reusing, _) = sample_bundled(folder.path(), device, "fora:2", &quant);
+        let (both, _) = sample_bundled(folder.path(), device, "fora:2", &limited);
         assert_eq!(reusing, both);
     }
 }
@@ -337,7 +316,7 @@ fn a_dry_run_counts_the_bytes_that_a_run_keeps() {
             "--json",
         ];
         let dry = harmonica_json(&[&dry[..], &flags].concat());
-        let (_, run) = sample(folder.path(), "cpu", "none", &flags);
+        let (_, run) = sample_bundled(folder.path(), "cpu", "none", &flags);
         let weights = &dry["memory"]["parts"][0];
         assert_eq!(weights["what"], "weights");
         assert_eq!(dry["weights"], "q8");

@@ -1,55 +1,20 @@
 //! Weights that wait on the host, and weights in half precision: the same pictures, less memory.
 
-use std::path::Path;
-
 use harmonica::{
-    checkpoint::{Kept, LoadOptions, ModelSpec, Residence, load_model_in, read_named_tensors},
+    checkpoint::{Kept, LoadOptions, ModelSpec, Residence, load_model_in},
     metrics::max_abs_error,
 };
 use serde_json::Value;
 
 use crate::common::{
-    engines, forward, golden, harmonica, harmonica_json, integers, tensor, within,
+    engines, forward, golden, harmonica, harmonica_json, integers, sample_bundled, tensor, within,
 };
-
-const STEPS: &str = "4";
-
-/// Images of a quick run, and its report.
-fn sample(folder: &Path, device: &str, schedule: &str, more: &[&str]) -> (Vec<f32>, Value) {
-    let (picture, tensors) = (folder.join("x.png"), folder.join("x.safetensors"));
-    let run = [
-        "sample",
-        "--device",
-        device,
-        "--steps",
-        STEPS,
-        "--schedule",
-        schedule,
-        "-n",
-        "2",
-        "--json",
-    ];
-    let out = [
-        "--out",
-        picture.to_str().unwrap(),
-        "--save-tensors",
-        tensors.to_str().unwrap(),
-    ];
-    let report = harmonica_json(&[&run[..], &out, more].concat());
-    (
-        read_named_tensors(&tensors, &["samples"])
-            .unwrap()
-            .remove(0)
-            .1,
-        report,
-    )
-}
 
 #[test]
 fn weights_that_wait_draw_the_same_pictures() {
     let folder = tempfile::tempdir().unwrap();
     for device in ["cpu", "vulkan"] {
-        let (all_here, report) = sample(folder.path(), device, "none", &[]);
+        let (all_here, report) = sample_bundled(folder.path(), device, "none", &[]);
         let whole = report["weights_device_bytes"].as_u64().unwrap();
         assert_eq!(
             (&report["weights_host_bytes"], &report["sent_bytes"]),
@@ -57,20 +22,20 @@ fn weights_that_wait_draw_the_same_pictures() {
         );
         let quarter = (whole / 4).to_string();
         let limited = ["--max-memory", &*quarter];
-        let (waiting, report) = sample(folder.path(), device, "none", &limited);
+        let (waiting, report) = sample_bundled(folder.path(), device, "none", &limited);
         assert_eq!(all_here, waiting);
         let at = |key: &str| report[key].as_u64().unwrap();
         assert!(at("weights_device_bytes") <= whole / 4);
         assert_eq!(at("weights_device_bytes") + at("weights_host_bytes"), whole);
-        let (reusing, _) = sample(folder.path(), device, "fora:2", &[]);
-        let (both, report_reusing) = sample(folder.path(), device, "fora:2", &limited);
+        let (reusing, _) = sample_bundled(folder.path(), device, "fora:2", &[]);
+        let (both, report_reusing) = sample_bundled(folder.path(), device, "fora:2", &limited);
         assert_eq!(reusing, both);
         // Half of the steps reuse everything, and send nothing: as much is sent as in half as many steps.
-        let (_, half) = sample(folder.path(), device, "steps:2", &limited);
+        let (_, half) = sample_bundled(folder.path(), device, "steps:2", &limited);
         let sent = |report: &Value| report["sent_bytes"].as_u64().unwrap();
         assert_eq!(sent(&report_reusing), sent(&half));
         // Every step sends all that a step needs of what waits; vectors of adaLN are made once.
-        let (_, one) = sample(folder.path(), device, "steps:1", &limited);
+        let (_, one) = sample_bundled(folder.path(), device, "steps:1", &limited);
         let a_step = sent(&half) - sent(&one);
         assert_eq!(sent(&report), sent(&one) + 3 * a_step);
         assert!(a_step > 0 && a_step < at("weights_host_bytes"));
@@ -81,15 +46,16 @@ fn weights_that_wait_draw_the_same_pictures() {
 fn half_precision_takes_half_and_costs_little() {
     let folder = tempfile::tempdir().unwrap();
     for device in ["cpu", "vulkan"] {
-        let (full, report) = sample(folder.path(), device, "none", &[]);
-        let (half, report_half) = sample(folder.path(), device, "none", &["--dtype", "f16"]);
+        let (full, report) = sample_bundled(folder.path(), device, "none", &[]);
+        let (half, report_half) =
+            sample_bundled(folder.path(), device, "none", &["--dtype", "f16"]);
         let bytes = |report: &Value| report["weights_device_bytes"].as_f64().unwrap();
         let share = bytes(&report_half) / bytes(&report);
         assert!(share < 0.56, "{share}");
         // The bundled weights are f16 to begin with.
         assert_eq!(full, half);
         let quarter = (bytes(&report_half) / 4.0).to_string();
-        let (waiting, _) = sample(
+        let (waiting, _) = sample_bundled(
             folder.path(),
             device,
             "none",

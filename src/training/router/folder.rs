@@ -22,8 +22,8 @@ use crate::{
     graph::Graph,
     models::{Model, Prompts},
     report::{Curves, draw_schedule},
-    sampler::{Settings, model_identity, run_settings},
-    schedule::{PolicyRecord, ScheduleFile},
+    sampler::Settings,
+    schedule::ScheduleFile,
     training::run::{DeviceWatch, Log, ROUTER_STATE, TrainingError, check_folder, hold_folder},
 };
 
@@ -286,43 +286,17 @@ impl<'m> RouterRun<'m> {
     /// # Errors
     /// [`TrainingError`].
     pub fn schedules(&self) -> Result<Vec<(PathBuf, ScheduleFile)>, TrainingError> {
-        let graph = &self.info.outline.graph;
-        let (state, settings) = (self.sdt.state(), self.sdt.settings());
         let several = self.targets.len() > 1;
+        let max_slots = max_slots(self.max_cache, &self.info.outline.graph);
         self.targets
             .iter()
             .map(|target| {
-                let (schedule, threshold) = target.final_schedule(
-                    &state.router,
-                    settings.tau,
-                    graph,
-                    &state.steering.values,
-                    max_slots(self.max_cache, graph),
-                )?;
-                let mut parameters = serde_json::to_value(target).unwrap_or_default();
-                if let Some(share) = self.max_cache {
+                let mut file = self.sdt.schedule_file(*target, max_slots, self.info)?;
+                if let (Some(share), Some(parameters)) =
+                    (self.max_cache, &mut file.policy.parameters)
+                {
                     parameters["max-cache"] = share.into();
                 }
-                let mut training = serde_json::to_value(settings).unwrap_or_default();
-                training["passes_done"] = state.pass.into();
-                training["final_beta"] = state.beta.into();
-                training["weights"] = self.info.resident.kept.to_string().into();
-                let policy = PolicyRecord {
-                    name: "harmonica".into(),
-                    parameters: Some(parameters),
-                };
-                let (model, run) = (
-                    model_identity(self.info),
-                    run_settings(self.info, &self.run)?,
-                );
-                let rows = 0..state.router.steps();
-                let file = ScheduleFile {
-                    threshold,
-                    logits: Some(rows.map(|s| state.router.row(s).to_vec()).collect()),
-                    lambda: Some(state.lambda.clone()),
-                    training: Some(training),
-                    ..ScheduleFile::of(&schedule, policy, model, run)
-                };
                 Ok((self.folder.schedule(*target, self.max_cache, several), file))
             })
             .collect()

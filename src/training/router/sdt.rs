@@ -7,7 +7,7 @@
 use std::ops::ControlFlow;
 
 use super::{
-    Iteration, Progress, Replay, SdtSettings, TrainingState,
+    Budget, Iteration, Progress, Replay, SdtSettings, TrainingState,
     adamw::unit_of,
     iepo::{self, StepError},
     student::student_step,
@@ -16,8 +16,11 @@ use super::{
 #[cfg(not(target_family = "wasm"))]
 use crate::training::run::guarded_telling;
 use crate::{
+    checkpoint::ModelInfo,
     graph::Graph,
     models::{Condition, Prompts},
+    sampler::{model_identity, run_settings},
+    schedule::{PolicyRecord, ScheduleFile},
     training::run::TrainingError,
 };
 
@@ -53,6 +56,46 @@ impl Sdt<'_> {
     /// Whether all passes are done.
     pub fn is_done(&self) -> bool {
         self.state.pass >= self.settings.passes
+    }
+
+    /// The schedule that the router stands for now at a target, with no more than `max_slots` features kept at a time.
+    ///
+    /// # Errors
+    /// [`TrainingError`] for a threshold out of range.
+    pub fn schedule_file(
+        &self,
+        target: Budget,
+        max_slots: usize,
+        info: &ModelInfo,
+    ) -> Result<ScheduleFile, TrainingError> {
+        let (state, settings) = (&self.state, &self.settings);
+        let (schedule, threshold) = target.final_schedule(
+            &state.router,
+            settings.tau,
+            &self.graph,
+            &state.steering.values,
+            max_slots,
+        )?;
+        let mut training = serde_json::to_value(settings).unwrap_or_default();
+        training["passes_done"] = state.pass.into();
+        training["final_beta"] = state.beta.into();
+        training["weights"] = info.resident.kept.to_string().into();
+        let policy = PolicyRecord {
+            name: "harmonica".into(),
+            parameters: Some(serde_json::to_value(target).unwrap_or_default()),
+        };
+        let (model, run) = (
+            model_identity(info),
+            run_settings(info, &self.walker.settings)?,
+        );
+        let rows = 0..state.router.steps();
+        Ok(ScheduleFile {
+            threshold,
+            logits: Some(rows.map(|s| state.router.row(s).to_vec()).collect()),
+            lambda: Some(state.lambda.clone()),
+            training: Some(training),
+            ..ScheduleFile::of(&schedule, policy, model, run)
+        })
     }
 
     /// Runs one pass; `each` sees every trained step and may break, which undoes the pass.

@@ -3,7 +3,10 @@
 use serde::{Deserialize, Serialize};
 
 use super::{Budget, Proxy};
-use crate::training::run::TrainingError;
+use crate::{models::Outline, sampler::batch_for, training::run::TrainingError};
+
+/// Memory for activations where the micro-batch is chosen by itself; the graph keeps many times a forward pass.
+const MICRO_BATCH_BYTES: u64 = 256 << 20;
 
 /// Every setting of SDT and IEPO.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -29,6 +32,31 @@ pub struct SdtSettings {
 }
 
 impl SdtSettings {
+    /// What is usual for a budget: a fixed β belongs to the published recipe; a steered one to what works best in minutes.
+    pub fn usual(budget: Budget) -> Self {
+        let (learning_rate, lambda_every, proxy) = match budget {
+            Budget::Beta(_) => (0.01, 500, Proxy::LeaveOneOut),
+            _ => (0.1, 200, Proxy::Sensitivity),
+        };
+        Self {
+            passes: 80,
+            batch: 4,
+            micro_batch: 4,
+            learning_rate,
+            tau: 0.1,
+            lambda_every,
+            proxy,
+            budget,
+            seed: 0,
+            gradient_checkpointing: false,
+        }
+    }
+
+    /// Images of a batch that the graph of a network has room for at a time.
+    pub fn fitting_micro_batch(outline: &Outline, guided: bool, batch: usize) -> usize {
+        batch_for(outline, guided, MICRO_BATCH_BYTES).min(batch.max(1))
+    }
+
     /// # Errors
     /// [`TrainingError::Setting`] for the first setting out of range.
     pub fn check(&self) -> Result<(), TrainingError> {
