@@ -36,7 +36,7 @@ enum Lying {
 pub enum Weight {
     /// In the type that products take.
     Whole(Tensor<2>),
-    /// In half precision, widened for each use.
+    /// In half precision, as matrix units take it; widened for each use where there are none.
     Half(Tensor<2>),
     /// In bytes, widened for each use.
     Quantised(Box<Quantised>),
@@ -130,7 +130,7 @@ impl Affine {
 pub fn product<const D: usize>(layer: &Affine, x: Tensor<D>) -> Tensor<D> {
     match &*layer.weight() {
         Weight::Whole(weight) => kernels::product(x, weight.clone()),
-        Weight::Half(weight) => kernels::product(x, weight.clone().cast(DType::F32)),
+        Weight::Half(weight) => kernels::half_product(x, weight.clone()),
         Weight::Quantised(matrix) => kernels::quantised_product(x, matrix),
     }
 }

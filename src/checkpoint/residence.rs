@@ -14,7 +14,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::{kernels::QuantisedData, layers::WeightData, models::TensorSpec};
 
-/// In what the matrices of blocks are kept; products are in f32 in any case.
+/// In what the matrices of blocks are kept. Products are in f32, but for those of f16 on devices with matrix units
+/// ([`crate::kernels::Hardware`]).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Kept {

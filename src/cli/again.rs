@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::options::{DtypeArg, QuantArg, SessionArgs};
+use super::options::{KeptArg, QuantArg, SessionArgs};
 
 /// The flags that name model, device and run of a command once more, each with a blank before it; without `--steps`, which is
 /// said in any case.
@@ -24,8 +24,10 @@ pub(super) fn same_run(session: &SessionArgs) -> String {
     let encoder = model.text.text_encoder.as_ref();
     flags.maybe("text-encoder", encoder.map(|path| path.display()));
     flags.maybe("size", model.text.size.map(|[w, h]| format!("{w}x{h}")));
-    if session.residence.dtype == DtypeArg::F16 {
-        flags.add("dtype", "f16");
+    match session.residence.dtype {
+        KeptArg::F32 => {}
+        KeptArg::F16 => flags.add("dtype", "f16"),
+        KeptArg::Auto => flags.add("dtype", "auto"),
     }
     if session.residence.quant == Some(QuantArg::Q8) {
         flags.add("quant", "q8");

@@ -44,6 +44,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
         "workgroup",
         "f16",
         "subgroups",
+        "matrix units",
     ]);
     for adapter in &found {
         table.add_row(row(adapter));
@@ -62,6 +63,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
         "",
         "",
         "",
+        "",
     ]);
     out!("{table}");
     context.say("→ is what --device auto takes; software adapters run only when asked for");
@@ -73,7 +75,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
     Ok(())
 }
 
-fn row(a: &AdapterReport) -> [String; 12] {
+fn row(a: &AdapterReport) -> [String; 13] {
     let yes = |flag: bool| if flag { "yes" } else { "no" }.to_owned();
     [
         if a.auto { "→" } else { "" }.into(),
@@ -88,5 +90,6 @@ fn row(a: &AdapterReport) -> [String; 12] {
         format!("{} · {} KiB", a.max_workgroup, a.workgroup_bytes / 1024),
         yes(a.f16),
         yes(a.subgroups),
+        yes(a.matrix_units),
     ]
 }

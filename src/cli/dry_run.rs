@@ -21,8 +21,8 @@ use crate::{
 /// Prints it; fails where a buffer is larger than the device has.
 pub(super) fn run(args: &Args, context: &Context) -> Result<(), CliError> {
     let session = &args.session;
-    let residence = session.residence.residence()?;
     let engine = session.device.open(context)?;
+    let residence = session.residence.residence(&engine)?;
     let model = &session.model;
     let info = model_outline(&model.spec()?, model.load_options(context)?)?;
     let settings = session.run.settings(&info)?;

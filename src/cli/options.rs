@@ -97,6 +97,14 @@ impl From<DtypeArg> for StoredDtype {
     }
 }
 
+/// In what the weights of blocks are kept.
+#[derive(clap::ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum KeptArg {
+    F32,
+    F16,
+    Auto,
+}
+
 /// Weights in fewer bits than a float has.
 #[derive(clap::ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum QuantArg {
@@ -107,9 +115,11 @@ pub(super) enum QuantArg {
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Device and memory")]
 pub(super) struct ResidenceArgs {
-    /// How the weights of blocks are kept: f32, or f16 in half the memory (products are in f32)
-    #[arg(long, value_name = "f32|f16", value_enum, default_value = "f32")]
-    pub dtype: DtypeArg,
+    /// How the weights of blocks are kept: f32, or f16 in half the memory. A device with matrix units (`harmonica devices`)
+    /// multiplies f16 with f16 by them and sums in f32, several times as fast; others multiply in f32. auto: f16 where there are
+    /// matrix units, else f32
+    #[arg(long, value_name = "f32|f16|auto", value_enum, default_value = "f32")]
+    pub dtype: KeptArg,
     /// Keep the weights of blocks as a byte a number with an f32 scale an output channel, in a quarter of the memory (products
     /// are in f32); instead of --dtype f16
     #[arg(long, value_name = "q8", value_enum)]
@@ -121,19 +131,22 @@ pub(super) struct ResidenceArgs {
 }
 
 impl ResidenceArgs {
-    pub fn residence(&self) -> Result<Residence, CliError> {
+    /// What was asked, on this engine.
+    pub fn residence(&self, engine: &Engine) -> Result<Residence, CliError> {
+        let kept = match (self.dtype, self.quant) {
+            (KeptArg::F16, Some(_)) => {
+                return Err(CliError::Usage(
+                    "--quant q8 keeps the weights of blocks in bytes, --dtype f16 in half precision; pass one of them"
+                        .into(),
+                ));
+            }
+            (_, Some(QuantArg::Q8)) => Kept::Q8,
+            (KeptArg::F16, None) => Kept::F16,
+            (KeptArg::Auto, None) if engine.hardware().matrix_units => Kept::F16,
+            (KeptArg::F32 | KeptArg::Auto, None) => Kept::F32,
+        };
         Ok(Residence {
-            kept: match (self.dtype, self.quant) {
-                (DtypeArg::F32, None) => Kept::F32,
-                (DtypeArg::F16, None) => Kept::F16,
-                (DtypeArg::F32, Some(QuantArg::Q8)) => Kept::Q8,
-                (DtypeArg::F16, Some(QuantArg::Q8)) => {
-                    return Err(CliError::Usage(
-                        "--quant q8 keeps the weights of blocks in bytes, --dtype f16 in half precision; pass one of them"
-                            .into(),
-                    ));
-                }
-            },
+            kept,
             max_bytes: self.max_memory,
         })
     }
@@ -169,7 +182,7 @@ impl ModelArgs {
         context: &Context,
     ) -> Result<Pipeline, CliError> {
         let (spec, options) = (self.spec()?, self.load_options(context)?);
-        let residence = residence.residence()?;
+        let residence = residence.residence(engine)?;
         let pipeline = Pipeline::open_in(engine, &spec, options, residence)?;
         match &self.texts {
             None => self.text.encode(pipeline, context),

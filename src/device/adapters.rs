@@ -141,6 +141,8 @@ pub struct AdapterReport {
     pub workgroup_bytes: u32,
     pub f16: bool,
     pub subgroups: bool,
+    /// Whether it has matrix units that [`crate::kernels::Hardware`] tells of.
+    pub matrix_units: bool,
     /// Whether `auto` takes it.
     pub auto: bool,
 }
@@ -204,6 +206,7 @@ pub(super) async fn enumerate(apis: wgpu::Backends) -> (wgpu::Instance, Vec<Adap
                 wgpu::DeviceType::Cpu => ("software", 4),
             };
             let (limits, features) = (handle.limits(), handle.features());
+            let matrix_units = has_matrix_units(&handle, &info);
             let driver = [info.driver, info.driver_info];
             let report = AdapterReport {
                 index: 0,
@@ -225,6 +228,7 @@ pub(super) async fn enumerate(apis: wgpu::Backends) -> (wgpu::Instance, Vec<Adap
                 workgroup_bytes: limits.max_compute_workgroup_storage_size,
                 f16: features.contains(wgpu::Features::SHADER_F16),
                 subgroups: features.contains(wgpu::Features::SUBGROUP),
+                matrix_units,
                 auto: false,
             };
             Some(Adapter {
@@ -311,6 +315,21 @@ pub fn choose(
     }
 }
 
+/// What a device is made with to use its matrix units.
+pub(super) const MATRIX_FEATURES: wgpu::Features =
+    wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX.union(wgpu::Features::SHADER_F16);
+
+/// Whether an adapter multiplies fragments as `shaders/matrix_product.wgsl` has them. That shader counts on subgroups of 32.
+pub(super) fn has_matrix_units(adapter: &wgpu::Adapter, info: &wgpu::AdapterInfo) -> bool {
+    use wgpu::CooperativeScalarType::{F16, F32};
+    let of_16 = |p: &wgpu::CooperativeMatrixProperties| {
+        [p.m_size, p.n_size, p.k_size] == [16; 3] && (p.ab_type, p.cr_type) == (F16, F32)
+    };
+    adapter.features().contains(MATRIX_FEATURES)
+        && (info.subgroup_min_size, info.subgroup_max_size) == (32, 32)
+        && adapter.cooperative_matrix_properties().iter().any(of_16)
+}
+
 /// Whether an adapter has what the compute kernels need.
 pub(super) fn usable(report: &AdapterReport) -> Result<(), DeviceError> {
     let problem = report.shortfalls().join(", ");
@@ -359,6 +378,7 @@ mod tests {
             max_workgroup: 256,
             workgroup_bytes: 16384,
             f16: false,
+            matrix_units: false,
             subgroups: false,
             auto,
         }

@@ -14,10 +14,11 @@ use serde::Serialize;
 
 use super::{
     AdapterReport, DeviceError, DeviceFault,
-    adapters::{self, DeviceChoice, choose, usable},
+    adapters::{self, DeviceChoice, MATRIX_FEATURES, choose, has_matrix_units, usable},
     fault::{FaultLog, FaultMark},
     sharing::check_device,
 };
+use crate::kernels::Hardware;
 
 /// What an [`Engine`] runs on.
 #[derive(Debug, Clone, Serialize)]
@@ -128,6 +129,11 @@ impl Engine {
                     .min(limits.max_buffer_size),
             ),
         };
+        let hardware = Hardware {
+            software: report.software,
+            matrix_units: device.features().contains(MATRIX_FEATURES)
+                && has_matrix_units(&adapter, &info),
+        };
         let setup = WgpuSetup {
             instance,
             adapter,
@@ -139,6 +145,7 @@ impl Engine {
             .setup(setup.clone())
             .init()
             .map_err(|e| failed(&info.name, e))?;
+        hardware.note(&device);
         let wgpu = Some(OnWgpu::new(setup, &device));
         Ok(Self {
             device,
@@ -196,6 +203,12 @@ impl Engine {
             max_buffer_bytes: Some(adapter.report.max_buffer_bytes),
         };
         let (device, setup) = open_adapter(instance, adapter.handle, &adapter.report).await?;
+        let hardware = Hardware {
+            software: report.software,
+            matrix_units: setup.device.features().contains(MATRIX_FEATURES)
+                && adapter.report.matrix_units,
+        };
+        hardware.note(&device);
         let wgpu = Some(OnWgpu::new(setup, &device));
         tracing::debug!(adapter = %report.device, backend = %report.backend, "opened");
         Ok(Choice {
@@ -216,6 +229,11 @@ impl Engine {
     /// What it runs on.
     pub fn report(&self) -> &DeviceReport {
         &self.report
+    }
+
+    /// What kernels know of the device.
+    pub fn hardware(&self) -> Hardware {
+        Hardware::of_device(&self.device)
     }
 
     /// The wgpu handles beneath; `None` on the CPU and for [`Engine::from_device`].
@@ -316,18 +334,29 @@ impl Engine {
 
 /// A wgpu device on the adapter, registered with burn under an identity of its own.
 #[cfg(not(any(feature = "spirv", feature = "msl")))]
+#[expect(
+    unsafe_code,
+    reason = "wgpu vouches for no feature that it calls an experiment"
+)]
 async fn open_adapter(
     instance: wgpu::Instance,
     adapter: wgpu::Adapter,
     report: &AdapterReport,
 ) -> Result<(Device, WgpuSetup), DeviceError> {
-    let features = adapter
+    let mut features = adapter
         .features()
         .difference(wgpu::Features::MAPPABLE_PRIMARY_BUFFERS)
         .difference(wgpu::Features::all_experimental_mask());
+    let mut experimental_features = wgpu::ExperimentalFeatures::disabled();
+    if report.matrix_units {
+        features |= MATRIX_FEATURES;
+        // SAFETY: the one experiment is used by one shader of ours, on devices that have fragments of its form.
+        experimental_features = unsafe { wgpu::ExperimentalFeatures::enabled() };
+    }
     let descriptor = wgpu::DeviceDescriptor {
         label: Some("harmonica"),
         required_features: features,
+        experimental_features,
         required_limits: adapter.limits(),
         memory_hints: wgpu::MemoryHints::MemoryUsage,
         ..Default::default()

@@ -8,11 +8,11 @@ use burn::tensor::{Shape, Tensor, module::attention as composed};
 use rayon::prelude::*;
 
 use super::{
-    Place, Route,
+    Hardware, Place, Route,
     differentiable::DifferentiableKernels,
     lanes::{add, column_sums, exp, sums_of_pieces},
     microkernel::{LANES, Products, ROWS},
-    route,
+    on_cpu, route,
     sampling::SamplingKernels,
     wgsl::{self, Info, Shader},
 };
@@ -23,7 +23,7 @@ pub fn attention(qkv: Tensor<3>, bias: Tensor<1>, heads: usize) -> Tensor<3> {
     let [batch, tokens, width] = qkv.dims();
     let (dim, head) = (width / 3, width / 3 / heads);
     let route = route(&[Place::of(&qkv), Place::of(&bias)]);
-    if route == Route::DifferentiableCpu || route == Route::Fast && tile_of(head).is_some() {
+    if route == Route::DifferentiableCpu || route == Route::Fast && takes(&qkv, heads) {
         let (qkv, bias) = (qkv.into_dispatch(), bias.into_dispatch());
         return Tensor::from_dispatch(match route {
             Route::Fast => <Dispatch as SamplingKernels>::attention(qkv, bias, heads),
@@ -42,41 +42,90 @@ pub fn attention(qkv: Tensor<3>, bias: Tensor<1>, heads: usize) -> Tensor<3> {
     mixed.swap_dims(1, 2).reshape([batch, tokens, dim])
 }
 
-/// Keys of a tile for heads of this many channels: keys and values share WebGPU's 16 KiB of workgroup memory.
-/// `None` where not even one fits.
-fn tile_of(head: usize) -> Option<u32> {
-    let bytes_of_key = 2 * 16 * head.div_ceil(4);
-    match 16 * 1024 / bytes_of_key.max(1) {
+/// Whether the fast form takes this projection.
+fn takes(qkv: &Tensor<3>, heads: usize) -> bool {
+    let [batch, tokens, width] = qkv.dims();
+    let hardware = Hardware::of_device(&qkv.device());
+    on_cpu(&qkv.device()) || cut_of(hardware, width / 3 / heads, batch * heads * tokens).is_some()
+}
+
+/// How the shader cuts its work.
+#[derive(Debug, Clone, Copy)]
+struct Cut {
+    /// Queries of a workgroup.
+    queries: u32,
+    /// Threads that share a query.
+    parts: u32,
+    /// Keys of a tile.
+    tile: u32,
+}
+
+impl Cut {
+    /// Threads of a workgroup.
+    fn threads(self) -> u32 {
+        self.queries * self.parts
+    }
+}
+
+/// The cut for heads of this many channels and so many queries in all: few queries are shared by more threads, as a GPU has
+/// thousands. `None` where the shader takes no such heads.
+fn cut_of(hardware: Hardware, head: usize, queries: usize) -> Option<Cut> {
+    if !head.is_multiple_of(4) || head == 0 {
+        return None;
+    }
+    // Measured on an H100, where a fill of threads is some 30,000.
+    let (group, parts) = match queries {
+        _ if hardware.software => (64, 1),
+        32_768.. => (64, 2),
+        6_144.. => (32, 4),
+        1_024.. => (16, 4),
+        _ => (16, 8),
+    };
+    // Keys and values share WebGPU's 16 KiB of workgroup memory.
+    let most = if hardware.software { 16 } else { 32 };
+    let keys = (16 * 1024 / (2 * 4 * head)).min(most) as u32;
+    match keys / parts * parts {
         0 => None,
-        keys => Some(keys.min(16) as u32),
+        tile => Some(Cut {
+            queries: group,
+            parts,
+            tile,
+        }),
     }
 }
 
 pub(super) fn attention_wgsl(qkv: CubeTensor, bias: CubeTensor, heads: usize) -> CubeTensor {
-    /// Queries of a workgroup.
-    const THREADS: u32 = 64;
+    /// Quads of channels that a thread has in workgroup memory at the end.
+    const STEP: u32 = 4;
     let (qkv, bias) = (into_contiguous(qkv), into_contiguous(bias));
     let [batch, tokens, width] = wgsl::dims(&qkv);
     let (dim, head) = (width / 3, width / 3 / heads);
     let out = wgsl::empty(&qkv, Shape::new([batch, tokens, dim]));
-    let quads = head.div_ceil(4) as u32;
-    // Without a tile the composed form was taken.
-    let tile = tile_of(head).unwrap_or(1);
+    // Without a cut the composed form was taken.
+    let hardware = Hardware::of(&qkv.device);
+    let Some(cut) = cut_of(hardware, head, batch * heads * tokens) else {
+        return out;
+    };
+    let quads = head as u32 / 4;
     let shader = Shader {
         name: "attention",
         source: include_str!("../../shaders/attention.wgsl"),
         constants: vec![
-            ("threads", THREADS),
+            ("threads", cut.threads()),
             ("quads", quads),
-            ("tile", tile),
-            ("tile_quads", tile * quads),
+            ("queries", cut.queries),
+            ("parts", cut.parts),
+            ("tile", cut.tile),
+            ("each", cut.tile / cut.parts),
+            ("to_the_end", u32::from(!hardware.software)),
+            ("room", (2 * cut.tile * quads).max(cut.threads() * STEP)),
         ],
     };
-    let query_tiles = tokens.div_ceil(THREADS as usize);
+    let query_tiles = tokens.div_ceil(cut.queries as usize);
     let groups = batch * heads * query_tiles;
-    let info = Info::of(&[groups, tokens, heads, head, query_tiles])
-        .with_f32(&[1.0 / (head as f64).sqrt()]);
-    wgsl::launch(shader, THREADS, groups, &[&qkv, &bias, &out], info);
+    let info =
+        Info::of(&[groups, tokens, heads, query_tiles]).with_f32(&[1.0 / (head as f64).sqrt()]);
+    wgsl::launch(shader, cut.threads(), groups, &[&qkv, &bias, &out], info);
     out
 }
 

@@ -1,4 +1,4 @@
-//! The matrix product of a linear layer, on the CPU with a gradient of its own.
+//! The matrix product of a linear layer: by shaders in sampling on GPUs, on the CPU with a gradient of its own.
 //!
 //! burn's CPU backend runs the same `gemm`, but clears its output first and copies it once, both on one thread, which
 //! takes as long as everything else between the products of a training.
@@ -6,18 +6,38 @@
 #![expect(unsafe_code, reason = "gemm takes pointers")]
 
 use burn::backend::Dispatch;
-use burn::tensor::{Tensor, module::linear};
+use burn::tensor::{DType, Tensor, module::linear};
 
-use super::{Place, Route, differentiable::DifferentiableKernels, on_cpu, route};
+use super::{
+    Hardware, Place, Route, differentiable::DifferentiableKernels, on_cpu, route,
+    sampling::SamplingKernels, tiles,
+};
 
 /// `x·W` for `x` `[…, inputs]` and `W` `[inputs, outputs]`.
 pub fn product<const D: usize>(x: Tensor<D>, weight: Tensor<2>) -> Tensor<D> {
     let route = route(&[Place::of(&x), Place::of(&weight)]);
-    if route == Route::Composed || !on_cpu(&x.device()) {
+    let cpu = on_cpu(&x.device());
+    let hardware = Hardware::of_device(&x.device());
+    if route == Route::Fast && !cpu && tiles::fits(hardware, weight.dims()) {
+        let (x, weight) = (x.into_dispatch(), weight.into_dispatch());
+        return Tensor::from_dispatch(<Dispatch as SamplingKernels>::tiled_product(x, weight));
+    }
+    if route == Route::Composed || !cpu {
         return linear(x, weight, None);
     }
     let (x, weight) = (x.into_dispatch(), weight.into_dispatch());
     Tensor::from_dispatch(<Dispatch as DifferentiableKernels>::product(x, weight))
+}
+
+/// The same for `W` in f16: by the device's matrix units, where it has some for such a matrix, on numbers of `x` rounded to f16
+/// and with sums in f32; otherwise in f32 throughout, on `W` widened.
+pub fn half_product<const D: usize>(x: Tensor<D>, weight: Tensor<2>) -> Tensor<D> {
+    let hardware = Hardware::of_device(&x.device());
+    if route(&[Place::of(&x)]) == Route::Fast && tiles::fits_matrix_units(hardware, weight.dims()) {
+        let (x, weight) = (x.into_dispatch(), weight.into_dispatch());
+        return Tensor::from_dispatch(<Dispatch as SamplingKernels>::tiled_product(x, weight));
+    }
+    product(x, weight.cast(DType::F32))
 }
 
 /// A matrix as it lies in memory.

@@ -11,10 +11,13 @@ use burn::tensor::Shape;
 use burn_flex::FlexTensor;
 
 use super::{
-    Reused, SlotAt, VectorAt, attention, cache_write, embed_tokens,
+    Reused, SlotAt, VectorAt, attention, cache_write,
+    differentiable::DifferentiableKernels,
+    embed_tokens,
     flex::{dims, empty, own},
     gated_residual, gelu, modulate, quantised, reuse_span,
     solver_step::{self, Launch},
+    tiles,
 };
 
 /// What a step of sampling runs beside matrix products. Shapes and formulas stand at the functions of the same name
@@ -28,6 +31,15 @@ pub trait SamplingKernels: Backend {
         scales: FloatTensor<Self>,
         inputs: usize,
     ) -> FloatTensor<Self>;
+
+    /// See [`super::product::product`] and [`super::product::half_product`].
+    #[fusion(dtype = x, shape = {
+        let mut shape = x.clone();
+        let last = shape.num_dims() - 1;
+        shape[last] = weight[1];
+        shape
+    })]
+    fn tiled_product(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self>;
 
     /// See [`embed_tokens::embed_tokens`].
     #[fusion(dtype = tokens, shape = {
@@ -116,6 +128,10 @@ impl SamplingKernels for CubeBackend {
         quantised::dequantise_wgsl(words, scales, inputs)
     }
 
+    fn tiled_product(x: CubeTensor, weight: CubeTensor) -> CubeTensor {
+        tiles::product_wgsl(x, weight)
+    }
+
     fn embed_tokens(
         tokens: CubeTensor,
         bias: CubeTensor,
@@ -193,6 +209,10 @@ impl SamplingKernels for Flex {
         let mut out = empty([inputs, scales.len()]);
         quantised::dequantise_cpu(words.storage(), scales, out.storage_mut());
         out
+    }
+
+    fn tiled_product(x: FlexTensor, weight: FlexTensor) -> FlexTensor {
+        <Self as DifferentiableKernels>::product(x, weight)
     }
 
     fn embed_tokens(

@@ -1,13 +1,14 @@
 //! Launching the shaders of `shaders/`.
 
-use burn::backend::wgpu::{CubeTensor, KernelSource, SourceKernel, SourceTemplate};
+use burn::backend::wgpu::{CubeTensor, SourceTemplate};
 use burn::cubecl::{
-    CubeCount, CubeDim,
-    prelude::KernelId,
+    CubeCount, CubeDim, CubeKernel, ExecutionMode, PrecompiledSource,
+    ir::{AddressType, ElemType, UIntKind, metadata::Info as NoInfo},
+    prelude::{KernelDefinition, KernelId, KernelMetadata, KernelSettings, Scope},
     server::{KernelArguments, MetadataBindingInfo},
 };
 
-use super::VectorAt;
+use super::{Hardware, VectorAt};
 
 /// Threads of a workgroup, for work that is one number (or two) a thread.
 pub(super) const THREADS: u32 = 256;
@@ -33,22 +34,64 @@ impl Shader {
     }
 }
 
-impl KernelSource for Shader {
-    fn source(&self) -> SourceTemplate {
-        self.constants
+/// A shader as burn runs it.
+#[derive(Debug)]
+struct Program {
+    shader: Shader,
+    workgroup: CubeDim,
+    mode: ExecutionMode,
+}
+
+/// Whether a counter goes into every loop, so that none runs forever, as burn's own wrapper of shaders would have it. Ours all end,
+/// and on a GPU loops that can be unrolled are worth much; the compilers of software drivers unroll them for minutes.
+fn mode_on(hardware: Hardware) -> ExecutionMode {
+    match hardware.software {
+        true => ExecutionMode::Checked,
+        false => ExecutionMode::Unchecked,
+    }
+}
+
+impl CubeKernel for Program {
+    fn define(&self) -> KernelDefinition {
+        // What the shader's text says stands in for a definition.
+        let settings = KernelSettings::new(self.workgroup.0, self.mode, AddressType::U32);
+        KernelDefinition {
+            body: Scope::root(settings.clone()),
+            settings,
+            info: NoInfo::default(),
+        }
+    }
+
+    fn source(&self) -> Option<PrecompiledSource> {
+        let Shader {
+            source, constants, ..
+        } = &self.shader;
+        let text = constants
             .iter()
-            .fold(SourceTemplate::new(self.source), |text, (name, value)| {
+            .fold(SourceTemplate::new(*source), |text, (name, value)| {
                 text.register(*name, value.to_string())
-            })
+            });
+        Some(PrecompiledSource {
+            source: text.complete(),
+            entrypoint_name: "main".into(),
+            lang: "wgsl",
+        })
     }
+}
 
+impl KernelMetadata for Program {
     fn id(&self) -> KernelId {
-        // The text depends on nothing else.
-        KernelId::new::<Self>().info((self.name, self.constants.clone()))
+        // Nothing else makes the program. burn compiles by the mode named here.
+        let Shader {
+            name, constants, ..
+        } = &self.shader;
+        KernelId::new::<Self>()
+            .info((*name, constants.clone()))
+            .mode(self.mode)
     }
 
-    fn lang(&self) -> &'static str {
-        "wgsl"
+    fn address_type(&self) -> ElemType {
+        UIntKind::U32.into()
     }
 }
 
@@ -112,7 +155,11 @@ pub(super) fn launch(
     }
     arguments.info = info.binding();
     client.launch(
-        Box::new(SourceKernel::new(shader, CubeDim::new_1d(threads))),
+        Box::new(Program {
+            shader,
+            workgroup: CubeDim::new_1d(threads),
+            mode: mode_on(Hardware::of(&first.device)),
+        }),
         CubeCount::Static(columns, groups.div_ceil(columns), 1),
         arguments,
     );
@@ -134,9 +181,19 @@ pub(super) fn empty_like(x: &CubeTensor) -> CubeTensor {
     empty(x, x.meta.shape().clone())
 }
 
-/// An f32 tensor on `like`'s device.
+/// A tensor of `like`'s type on its device.
 pub(super) fn empty(like: &CubeTensor, shape: burn::tensor::Shape) -> CubeTensor {
-    let bytes = shape.num_elements() * size_of::<f32>();
+    let numbers = shape.num_elements();
+    empty_within(like, shape, numbers)
+}
+
+/// The same, at the beginning of room for so many numbers in f32.
+pub(super) fn empty_within(
+    like: &CubeTensor,
+    shape: burn::tensor::Shape,
+    room: usize,
+) -> CubeTensor {
+    let bytes = room * size_of::<f32>();
     CubeTensor::new_contiguous(
         like.client.clone(),
         like.device.clone(),

@@ -4,13 +4,13 @@ use burn::tensor::{Device, Tensor, TensorData};
 use harmonica::{
     diffusion::{Guidance, GuidedChannels, ImageNoise, Step, StepNoise, Weights},
     kernels::{
-        Before, OutputLayout, Reused, SlotAt, VectorAt, add_bias, attention, cache_write,
+        Before, Hardware, OutputLayout, Reused, SlotAt, VectorAt, add_bias, attention, cache_write,
         embed_tokens, gated_residual, gelu, modulate, product, reuse_span, solver_step,
     },
     metrics::max_abs_error,
 };
 
-use crate::common::{engines, within};
+use crate::common::{engines, vulkan, within};
 
 /// `[B, tokens, dim]`: single numbers, odd everything, several workgroups, a published head size.
 const SHAPES: [[usize; 3]; 6] = [
@@ -146,7 +146,10 @@ fn gelu_adds_its_bias_at_any_size() {
 
 #[test]
 fn attention_mixes_values_by_softmax_of_scores() {
-    for ([batch, tokens, dim], heads) in SHAPES.into_iter().zip([1, 5, 2, 3, 1, 4]) {
+    // Besides, as many queries as have the shader cut its work in every way it knows.
+    let many = [([8, 65, 48], 12), ([64, 65, 32], 8)];
+    let few = SHAPES.into_iter().zip([1, 5, 2, 3, 1, 4]);
+    for ([batch, tokens, dim], heads) in few.chain(many) {
         let head = dim / heads;
         let (qkv, bias) = (numbers(1, batch * tokens * 3 * dim), numbers(2, 3 * dim));
         let value = |b: usize, token: usize, part: usize, h: usize, c: usize| {
@@ -174,11 +177,56 @@ fn attention_mixes_values_by_softmax_of_scores() {
                 }
             }
         }
-        check("attention", &expected, 1e-5, |device| {
-            let qkv = upload(&qkv, [batch, tokens, 3 * dim], device);
-            download(attention(qkv, upload(&bias, [3 * dim], device), heads))
-        });
+        let device = vulkan().device();
+        let noted = Hardware::of_device(device);
+        for hardware in [noted, Hardware::default()] {
+            // As a GPU cuts its work; what other tests make meanwhile is the same numbers.
+            hardware.note(device);
+            check("attention", &expected, 1e-5, |device| {
+                let qkv = upload(&qkv, [batch, tokens, 3 * dim], device);
+                download(attention(qkv, upload(&bias, [3 * dim], device), heads))
+            });
+        }
+        noted.note(device);
     }
+}
+
+#[test]
+fn products_are_sums_in_every_tile() {
+    let device = vulkan().device();
+    // Rows, depth and columns: none that a tile divides, of all counts of tiles; and what burn makes.
+    let shapes = [
+        [1, 4, 4],
+        [500, 36, 1028],
+        [500, 20, 516],
+        [65, 72, 100],
+        [3, 200, 8],
+        [7, 5, 6],
+    ];
+    let noted = Hardware::of_device(device);
+    assert!(noted.software && !noted.matrix_units, "{noted:?}");
+    for hardware in [noted, Hardware::default()] {
+        // As a GPU cuts its work; what other tests make meanwhile is the same numbers.
+        hardware.note(device);
+        for [rows, depth, columns] in shapes {
+            let (x, w) = (numbers(1, rows * depth), numbers(2, depth * columns));
+            let mut expected = vec![0.0; rows * columns];
+            for (i, sums) in expected.chunks_exact_mut(columns).enumerate() {
+                for k in 0..depth {
+                    let x = f64::from(x[i * depth + k]);
+                    let row = &w[k * columns..][..columns];
+                    for (sum, w) in sums.iter_mut().zip(row) {
+                        *sum += x * f64::from(*w);
+                    }
+                }
+            }
+            check("product", &expected, 1e-4, |device| {
+                let x = upload(&x, [1, rows, depth], device);
+                download(product(x, upload(&w, [depth, columns], device)))
+            });
+        }
+    }
+    noted.note(device);
 }
 
 /// Gradients of `op` with respect to vectors of these lengths: the CPU's own against those that burn derives from the
@@ -551,7 +599,65 @@ fn clipping_keeps_what_is_no_number() {
     }
 }
 
-/// Every shader parses, validates without any optional capability, and stays within WebGPU's default limits.
+/// What completes a shader's text: attention with the largest heads in use, 128 channels, and with the smallest; products in
+/// all their tiles.
+fn constants_of(path: &std::path::Path) -> Vec<Vec<(&'static str, u32)>> {
+    let name = path.file_stem().unwrap().to_str().unwrap();
+    match name {
+        "attention" => [
+            (32, 16, 8, 16),
+            (32, 64, 2, 16),
+            (18, 32, 4, 28),
+            (1, 64, 2, 32),
+        ]
+        .map(|(quads, queries, parts, tile)| {
+            vec![
+                ("threads", queries * parts),
+                ("quads", quads),
+                ("queries", queries),
+                ("parts", parts),
+                ("tile", tile),
+                ("each", tile / parts),
+                ("to_the_end", parts % 2),
+                ("room", (2 * tile * quads).max(queries * parts * 4)),
+            ]
+        })
+        .to_vec(),
+        "product" => [
+            (64, 64, 16, 8, 2),
+            (32, 64, 32, 4, 1),
+            (32, 32, 32, 2, 1),
+            (16, 32, 32, 2, 1),
+        ]
+        .map(|(tall, wide, deep, own, own_quads)| {
+            vec![
+                ("tall", tall),
+                ("wide", wide),
+                ("deep", deep),
+                ("own", own),
+                ("own_quads", own_quads),
+                ("threads", tall * wide / (4 * own * own_quads)),
+            ]
+        })
+        .to_vec(),
+        "matrix_product" => [(64, 128, 32, 2, 4), (32, 64, 64, 1, 2), (32, 32, 64, 1, 1)]
+            .map(|(tall, wide, deep, own_rows, own_columns)| {
+                vec![
+                    ("tall", tall),
+                    ("wide", wide),
+                    ("deep", deep),
+                    ("own_rows", own_rows),
+                    ("own_columns", own_columns),
+                    ("threads", tall * wide / (8 * own_rows * own_columns)),
+                ]
+            })
+            .to_vec(),
+        _ => vec![vec![("threads", 256)]],
+    }
+}
+
+/// Every shader parses, validates without any optional capability, and stays within WebGPU's default limits; that of matrix
+/// units with what they are.
 #[test]
 fn shaders_fit_every_webgpu_device() {
     use naga::{
@@ -563,26 +669,25 @@ fn shaders_fit_every_webgpu_device() {
     for entry in std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/shaders")).unwrap() {
         let path = entry.unwrap().path();
         let text = std::fs::read_to_string(&path).unwrap();
-        // Attention with the largest heads in use, 128 channels, and with the smallest.
-        for (quads, tile) in [(32, 16), (18, 16), (1, 16)] {
-            let constants = [
-                ("threads", 256),
-                ("quads", quads),
-                ("tile", tile),
-                ("tile_quads", tile * quads),
-            ];
+        let matrix_units = path.ends_with("matrix_product.wgsl");
+        for constants in constants_of(&path) {
             let text = constants.iter().fold(text.clone(), |text, (name, value)| {
                 text.replace(&format!("{{{{ {name} }}}}"), &value.to_string())
             });
-            let module = naga::front::wgsl::parse_str(&text)
-                .unwrap_or_else(|e| panic!("{}", e.emit_to_string(&text)));
+            assert!(!text.contains("{{"), "{path:?} has more constants");
             // Two f16 in a word are core WGSL; naga asks because OpenGL ES lacks them.
-            Validator::new(
-                ValidationFlags::all(),
-                Capabilities::SHADER_FLOAT16_IN_FLOAT32,
-            )
-            .validate(&module)
-            .unwrap_or_else(|e| panic!("{}", e.emit_to_string(&text)));
+            let mut capabilities = Capabilities::SHADER_FLOAT16_IN_FLOAT32;
+            if matrix_units {
+                capabilities |= Capabilities::COOPERATIVE_MATRIX | Capabilities::SHADER_FLOAT16;
+            }
+            let mut options = naga::front::wgsl::Options::new();
+            options.capabilities = capabilities;
+            let module = naga::front::wgsl::Frontend::new_with_options(options)
+                .parse(&text)
+                .unwrap_or_else(|e| panic!("{}", e.emit_to_string(&text)));
+            Validator::new(ValidationFlags::all(), capabilities)
+                .validate(&module)
+                .unwrap_or_else(|e| panic!("{}", e.emit_to_string(&text)));
             let in_space = |space: fn(&AddressSpace) -> bool| {
                 let variables = module.global_variables.iter();
                 variables
@@ -605,5 +710,5 @@ fn shaders_fit_every_webgpu_device() {
         }
         seen += 1;
     }
-    assert_eq!(seen, 10, "shaders");
+    assert_eq!(seen, 12, "shaders");
 }

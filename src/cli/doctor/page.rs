@@ -130,6 +130,9 @@ fn device(tried: &Tried, asked: &str) -> Section {
     )]);
     if let Some(adapter) = &tried.adapter {
         section.line([limits(adapter)]);
+        if adapter.matrix_units {
+            section.line(["matrix units: --dtype f16 multiplies by them".to_owned()]);
+        }
     }
     section
 }

@@ -1,6 +1,6 @@
 //! Inputs, formulas and calls.
 
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{DType, Device, Tensor, TensorData};
 use half::f16;
 
 use super::Case;
@@ -9,7 +9,8 @@ use crate::{
     diffusion::{Guidance, GuidedChannels, ImageNoise, Step, StepNoise, Weights},
     kernels::{
         Before, OutputLayout, QuantisedData, Reused, SlotAt, VectorAt, attention, cache_write,
-        dequantise, embed_tokens, gated_residual, gelu, modulate, product, reuse_span, solver_step,
+        dequantise, embed_tokens, gated_residual, gelu, half_product, modulate, product,
+        reuse_span, solver_step,
     },
 };
 
@@ -81,7 +82,7 @@ pub(super) fn of_arenas() -> Vec<Case> {
 }
 
 fn of_product() -> Case {
-    const OUTPUTS: usize = 130;
+    const OUTPUTS: usize = 132;
     let (x, weight) = (numbers(1, COUNT), numbers(2, DIM * OUTPUTS));
     let value = |row: usize, column: usize| {
         let term = |k| f64::from(x[row * DIM + k]) * f64::from(weight[k * OUTPUTS + column]);
@@ -94,6 +95,29 @@ fn of_product() -> Case {
     case("product", 1e-3, expected, move |device| {
         let weight = upload(&weight, [DIM, OUTPUTS], device);
         read_back(product(upload(&x, SHAPE, device), weight))
+    })
+}
+
+/// The product of matrix units, whose factors are in f16.
+pub(super) fn of_matrix_product() -> Case {
+    const ROWS: usize = 130;
+    const DEPTH: usize = 128;
+    const OUTPUTS: usize = 384;
+    let x = numbers(1, ROWS * DEPTH);
+    let halves: Vec<f16> = numbers(2, DEPTH * OUTPUTS)
+        .into_iter()
+        .map(f16::from_f32)
+        .collect();
+    let value = |row: usize, column: usize| {
+        let term = |k| f64::from(x[row * DEPTH + k]) * f64::from(halves[k * OUTPUTS + column]);
+        (0..DEPTH).map(term).sum()
+    };
+    let expected = (0..ROWS).flat_map(|row| (0..OUTPUTS).map(move |column| (row, column)));
+    let expected = expected.map(|(row, column)| value(row, column)).collect();
+    case("matrix_product", F16, expected, move |device| {
+        let weight = TensorData::new(halves.clone(), [DEPTH, OUTPUTS]);
+        let weight = Tensor::from_data(weight, (device, DType::F16));
+        read_back(half_product(upload(&x, [ROWS, DEPTH], device), weight))
     })
 }
 

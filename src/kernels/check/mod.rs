@@ -58,6 +58,9 @@ pub fn check_kernels(engine: &Engine) -> Vec<KernelCheck> {
     if runs_kernels(engine.device()) {
         cases.extend(cases::of_arenas());
     }
+    if engine.hardware().matrix_units {
+        cases.push(cases::of_matrix_product());
+    }
     if engine.wgpu().is_some() {
         cases.push(paint::case());
     }

@@ -1,0 +1,139 @@
+"""Denoising runs of random DiTs: `harmonica bench` and PyTorch in turn, on the same device.
+
+    cargo build --release
+    pip install torch numpy safetensors
+    python benches/sample_run.py target/release/harmonica --device vulkan     # PyTorch on CUDA
+    python benches/sample_run.py target/release/harmonica --device cpu
+
+Both sides run the guided network and a DDIM step as often as asked, without the autoencoder; PyTorch with its fused
+attention, uncached, in f32 (with and without TF32 products) and under bf16 autocast. A row is one round: medians of its runs.
+"""
+
+import argparse
+import json
+import pathlib
+import statistics
+import subprocess
+import sys
+import time
+
+import torch
+import torch.nn.functional as F
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tests/golden"))
+from make import Dit, random_dit  # noqa: E402
+
+SHAPES = {
+    "S": dict(hidden=384, blocks=12, heads=6),
+    "B": dict(hidden=768, blocks=12, heads=12),
+    "L": dict(hidden=1024, blocks=24, heads=16),
+    "XL": dict(hidden=1152, blocks=28, heads=16),
+}
+BUNDLED = dict(height=32, width=32, patch=4, channels=3, hidden=192, blocks=12, heads=3, classes=46, learn_sigma=True)
+
+
+def fused_attention(self, name, x):
+    """PyTorch's fastest form, which the golden values do without."""
+    batch, tokens, dim = x.shape
+    qkv = self.linear(name + ".qkv", x).reshape(batch, tokens, 3, self.heads, dim // self.heads)
+    mixed = F.scaled_dot_product_attention(*qkv.permute(2, 0, 3, 1, 4))
+    return self.linear(name + ".proj", mixed.transpose(1, 2).reshape(batch, tokens, dim))
+
+
+def shape_of(model):
+    """`bundled`, or the family's name as `--model random:` takes it, such as DiT-XL/2@256."""
+    if model == "bundled":
+        return BUNDLED
+    name, size = model.split("@")
+    width, patch = name.removeprefix("DiT-").split("/")
+    side = int(size) // 8
+    return dict(height=side, width=side, patch=int(patch), channels=4, classes=1000, learn_sigma=True, **SHAPES[width])
+
+
+class PyTorch:
+    def __init__(self, model, device):
+        self.shape, self.device = shape_of(model), device
+        dit = random_dit(0, **self.shape)
+        self.dit = Dit({name: w.to(device) for name, w in dit.weights.items()}, dit.heads, dit.dialect)
+
+    @torch.no_grad()
+    def run(self, steps, batch, form):
+        """Seconds of one run."""
+        torch.backends.cuda.matmul.allow_tf32 = form == "tf32"
+        s, channels = self.shape, self.shape["channels"]
+        x = torch.randn(batch, channels, s["height"], s["width"], device=self.device)
+        y = torch.cat([torch.full((batch,), 3), torch.full((batch,), s["classes"])]).to(self.device)
+        kept = torch.linspace(0.02, 0.98, steps + 1).tolist()
+        self.wait()
+        started = time.perf_counter()
+        for i in range(steps):
+            now, after = kept[i], kept[i + 1]
+            t = torch.full((2 * batch,), 1000.0 * (1 - now), device=self.device)
+            with torch.autocast(self.device, torch.bfloat16, enabled=form == "bf16"):
+                out = self.dit(torch.cat([x, x]), t, y).float()
+            drawn, free = out[:, :channels].chunk(2)
+            noise = free + 3.0 * (drawn - free)
+            clean = (x - (1 - now) ** 0.5 * noise) / now**0.5
+            x = after**0.5 * clean + (1 - after) ** 0.5 * noise
+        self.wait()
+        return time.perf_counter() - started
+
+    def wait(self):
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+
+
+def ours(args, model):
+    spec = model if model == "bundled" else "random:" + model
+    command = [args.binary, "bench", "--json", "--device", args.device, "--model", spec, "--steps", args.steps, "--batch", args.batch]
+    command += ["--runs", args.runs, "--schedules", args.schedules, *args.extra.split()]
+    answer = subprocess.run([str(word) for word in command], capture_output=True, text=True, timeout=args.timeout)
+    if answer.returncode:
+        sys.exit(f"{' '.join(map(str, command))}: {answer.stderr.strip()}")
+    return json.loads(answer.stdout)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("binary")
+    parser.add_argument("--device", default="vulkan", choices=["vulkan", "cpu"])
+    parser.add_argument("--models", default="bundled,DiT-S/2@256,DiT-B/2@256,DiT-XL/2@256")
+    parser.add_argument("--schedules", default="none,fora:2")
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--timeout", type=int, default=600, help="seconds that one `harmonica bench` may take")
+    parser.add_argument("--extra", default="", help="further flags of `harmonica bench`")
+    args = parser.parse_args()
+
+    Dit.attention = fused_attention
+    device = "cuda" if args.device == "vulkan" else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        sys.exit("no CUDA device: PyTorch sees none (--device cpu compares on the processor)")
+    # The golden twin makes its small constants where tensors are made by default.
+    torch.set_default_device(device)
+    forms = ["f32", "tf32", "bf16"] if device == "cuda" else ["f32", "bf16"]
+    print("PyTorch", torch.__version__, torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} threads")
+    for model in args.models.split(","):
+        with torch.device("cpu"):
+            pytorch = PyTorch(model, device)
+        for turn in range(args.rounds):
+            said = ours(args, model)
+            if turn == 0:
+                print(f"{model}, {args.steps} steps, batch {args.batch}, {said['device']}")
+            theirs = {}
+            for form in forms:
+                pytorch.run(min(args.steps, 4), args.batch, form)
+                theirs[form] = statistics.median(pytorch.run(args.steps, args.batch, form) for _ in range(args.runs))
+            for row in said["rows"]:
+                times = f"{1000 * row['median_s']:9.1f} ms ({1000 * row['min_s']:.1f} to {1000 * row['max_s']:.1f})"
+                print(f"  harmonica {row['schedule']:<12} {times}  {row['dispatches_per_run']} dispatches, {row['speedup']:.2f}x, MACs {row['macs_ratio']:.2f}x")
+            for form, seconds in theirs.items():
+                print(f"  PyTorch   {form:<12} {1000 * seconds:9.1f} ms  harmonica takes {said['rows'][0]['median_s'] / seconds:.2f} of it uncached")
+            sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,155 @@
+//! The matrix products of sampling on GPUs, in tiles: `shaders/product.wgsl`, and `shaders/matrix_product.wgsl` for devices with
+//! matrix units. burn's own product, without its autotuning, takes two to eight times as long on the GPU they were measured on.
+
+use burn::backend::wgpu::{CubeTensor, into_contiguous};
+use burn::tensor::DType;
+
+use super::{
+    hardware::Hardware,
+    wgsl::{self, Info, Shader},
+};
+
+/// What a workgroup makes, and how.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Tile {
+    tall: u32,
+    wide: u32,
+    /// How much of the depth at a time.
+    deep: u32,
+    /// A thread's rows and quads of columns, or a subgroup's rows and columns of fragments.
+    own: [u32; 2],
+    /// Of how many tiles a product must consist to be cut so: fewer would leave much of a large GPU idle.
+    enough: usize,
+}
+
+const fn tile([tall, wide, deep]: [u32; 3], own: [u32; 2], enough: usize) -> Tile {
+    Tile {
+        tall,
+        wide,
+        deep,
+        own,
+        enough,
+    }
+}
+
+/// From the largest, which read least, to the smallest, of which there are most. Sizes and bounds are those that were fastest on an
+/// H100, of the products of DiT-XL/2, DiT-S/2 and the bundled model.
+const TILES: [Tile; 4] = [
+    tile([64, 64, 16], [8, 2], 128),
+    tile([32, 64, 32], [4, 1], 128),
+    tile([32, 32, 32], [2, 1], 64),
+    tile([16, 32, 32], [2, 1], 0),
+];
+/// The same for matrix units.
+const MATRIX_TILES: [Tile; 3] = [
+    tile([64, 128, 32], [2, 4], 200),
+    tile([32, 64, 64], [1, 2], 96),
+    tile([32, 32, 64], [1, 1], 0),
+];
+
+impl Tile {
+    fn groups(self, rows: usize, columns: usize) -> usize {
+        rows.div_ceil(self.tall as usize) * columns.div_ceil(self.wide as usize)
+    }
+
+    /// The largest of which there are enough, else the smallest.
+    fn of(tiles: &[Tile], [rows, columns]: [usize; 2]) -> Option<Tile> {
+        let plenty = |tile: &&Tile| tile.groups(rows, columns) >= tile.enough;
+        tiles.iter().find(plenty).or(tiles.last()).copied()
+    }
+
+    /// Whether matrix units can make `[depth, columns]` of it without a rest.
+    fn divides(self, [depth, columns]: [usize; 2]) -> bool {
+        depth.is_multiple_of(self.deep as usize) && columns.is_multiple_of(self.wide as usize)
+    }
+
+    fn threads_of_product(self) -> u32 {
+        self.tall * self.wide / (4 * self.own[0] * self.own[1])
+    }
+
+    fn threads_of_matrix_units(self) -> u32 {
+        /// Threads of a subgroup, and the side of a fragment.
+        const SUBGROUP: u32 = 32;
+        const SIDE: u32 = 16;
+        SUBGROUP * self.tall * self.wide / (SIDE * SIDE * self.own[0] * self.own[1])
+    }
+}
+
+/// Whether the shader makes a product with a matrix `[depth, columns]`; otherwise burn does. On a processor's few threads, where
+/// barriers cost much, burn's takes half the time.
+pub(super) fn fits(hardware: Hardware, [depth, columns]: [usize; 2]) -> bool {
+    !hardware.software
+        && depth.is_multiple_of(4)
+        && columns.is_multiple_of(4)
+        && depth * columns > 0
+}
+
+/// Whether a device's matrix units take a matrix `[depth, columns]` in f16 as it is.
+pub(super) fn fits_matrix_units(hardware: Hardware, matrix: [usize; 2]) -> bool {
+    hardware.matrix_units && MATRIX_TILES.iter().any(|tile| tile.divides(matrix))
+}
+
+/// `x·w` for `x` `[…, depth]` and `w` `[depth, columns]`, of which [`fits`], or for an f16 one [`fits_matrix_units`], holds.
+pub(super) fn product_wgsl(x: CubeTensor, weight: CubeTensor) -> CubeTensor {
+    let (x, weight) = (into_contiguous(x), into_contiguous(weight));
+    let mut shape = x.meta.shape().clone();
+    let last = shape.num_dims() - 1;
+    let (depth, columns) = (shape[last], weight.meta.shape()[1]);
+    shape[last] = columns;
+    let rows = shape.num_elements() / columns.max(1);
+    if rows == 0 {
+        return wgsl::empty(&x, shape);
+    }
+    match weight.dtype {
+        DType::F16 => {
+            let tiles = MATRIX_TILES.map(|tile| tile.divides([depth, columns]).then_some(tile));
+            let tiles: Vec<Tile> = tiles.into_iter().flatten().collect();
+            let Some(tile) = Tile::of(&tiles, [rows, columns]) else {
+                return wgsl::empty(&x, shape);
+            };
+            // Whole tiles are written.
+            let room = rows.next_multiple_of(tile.tall as usize) * columns;
+            let out = wgsl::empty_within(&x, shape, room);
+            let shader = Shader {
+                name: "matrix_product",
+                source: include_str!("../../shaders/matrix_product.wgsl"),
+                constants: vec![
+                    ("tall", tile.tall),
+                    ("wide", tile.wide),
+                    ("deep", tile.deep),
+                    ("own_rows", tile.own[0]),
+                    ("own_columns", tile.own[1]),
+                    ("threads", tile.threads_of_matrix_units()),
+                ],
+            };
+            let across = columns.div_ceil(tile.wide as usize);
+            let groups = tile.groups(rows, columns);
+            let info = Info::of(&[rows, depth, columns, across, groups]);
+            let threads = tile.threads_of_matrix_units();
+            wgsl::launch(shader, threads, groups, &[&x, &weight, &out], info);
+            out
+        }
+        _ => {
+            let tile = Tile::of(&TILES, [rows, columns]).unwrap_or(TILES[0]);
+            let out = wgsl::empty(&x, shape);
+            let shader = Shader {
+                name: "product",
+                source: include_str!("../../shaders/product.wgsl"),
+                constants: vec![
+                    ("tall", tile.tall),
+                    ("wide", tile.wide),
+                    ("deep", tile.deep),
+                    ("own", tile.own[0]),
+                    ("own_quads", tile.own[1]),
+                    ("threads", tile.threads_of_product()),
+                ],
+            };
+            let across = columns.div_ceil(tile.wide as usize);
+            let groups = tile.groups(rows, columns);
+            let info = Info::of(&[rows, depth / 4, columns / 4, across, groups]);
+            let threads = tile.threads_of_product();
+            wgsl::launch(shader, threads, groups, &[&x, &weight, &out], info);
+            out
+        }
+    }
+}
