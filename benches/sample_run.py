@@ -6,7 +6,8 @@
     python benches/sample_run.py target/release/harmonica --device cpu
 
 Both sides run the guided network and a DDIM step as often as asked, without the autoencoder; PyTorch with its fused
-attention, uncached, in f32 (with and without TF32 products) and under bf16 autocast. A row is one round: medians of its runs.
+attention, uncached: in f32, with TF32 products, with weights and activations in f16, and the last two replayed as CUDA
+graphs, which spare it the launching of kernels one by one. A row is one round: medians of its runs.
 """
 
 import argparse
@@ -56,22 +57,49 @@ class PyTorch:
         self.shape, self.device = shape_of(model), device
         dit = random_dit(0, **self.shape)
         self.dit = Dit({name: w.to(device) for name, w in dit.weights.items()}, dit.heads, dit.dialect)
+        self.graph = None
+
+    def form(self, name, batch):
+        """Turns to a form, such as `f16 graph`."""
+        dtype = torch.float16 if "f16" in name else torch.float32
+        torch.backends.cuda.matmul.allow_tf32 = "tf32" in name
+        dit = self.dit.to(dtype)
+        s = self.shape
+        self.x = torch.zeros(2 * batch, s["channels"], s["height"], s["width"], device=self.device, dtype=dtype)
+        self.t = torch.zeros(2 * batch, device=self.device)
+        self.y = torch.cat([torch.full((batch,), 3), torch.full((batch,), s["classes"])]).to(self.device)
+        self.graph = None
+        if "graph" in name:
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.no_grad(), torch.cuda.stream(stream):
+                for _ in range(3):
+                    dit(self.x, self.t, self.y)
+            torch.cuda.current_stream().wait_stream(stream)
+            self.graph = torch.cuda.CUDAGraph()
+            with torch.no_grad(), torch.cuda.graph(self.graph):
+                self.out = dit(self.x, self.t, self.y)
+        self.network = dit
 
     @torch.no_grad()
-    def run(self, steps, batch, form):
+    def predict(self, x, t):
+        self.x.copy_(torch.cat([x, x]))
+        self.t.fill_(t)
+        if self.graph is None:
+            return self.network(self.x, self.t, self.y).float()
+        self.graph.replay()
+        return self.out.float()
+
+    @torch.no_grad()
+    def run(self, steps, batch):
         """Seconds of one run."""
-        torch.backends.cuda.matmul.allow_tf32 = form == "tf32"
         s, channels = self.shape, self.shape["channels"]
         x = torch.randn(batch, channels, s["height"], s["width"], device=self.device)
-        y = torch.cat([torch.full((batch,), 3), torch.full((batch,), s["classes"])]).to(self.device)
-        kept = torch.linspace(0.02, 0.98, steps + 1).tolist()
+        kept = torch.linspace(0.02, 0.98, steps + 1, device="cpu").tolist()
         self.wait()
         started = time.perf_counter()
-        for i in range(steps):
-            now, after = kept[i], kept[i + 1]
-            t = torch.full((2 * batch,), 1000.0 * (1 - now), device=self.device)
-            with torch.autocast(self.device, torch.bfloat16, enabled=form == "bf16"):
-                out = self.dit(torch.cat([x, x]), t, y).float()
+        for now, after in zip(kept, kept[1:]):
+            out = self.predict(x, 1000.0 * (1 - now))
             drawn, free = out[:, :channels].chunk(2)
             noise = free + 3.0 * (drawn - free)
             clean = (x - (1 - now) ** 0.5 * noise) / now**0.5
@@ -84,10 +112,10 @@ class PyTorch:
             torch.cuda.synchronize()
 
 
-def ours(args, model):
+def ours(args, model, dtype):
     spec = model if model == "bundled" else "random:" + model
     command = [args.binary, "bench", "--json", "--device", args.device, "--model", spec, "--steps", args.steps, "--batch", args.batch]
-    command += ["--runs", args.runs, "--schedules", args.schedules, *args.extra.split()]
+    command += ["--runs", args.runs, "--schedules", args.schedules, "--dtype", dtype]
     answer = subprocess.run([str(word) for word in command], capture_output=True, text=True, timeout=args.timeout)
     if answer.returncode:
         sys.exit(f"{' '.join(map(str, command))}: {answer.stderr.strip()}")
@@ -105,7 +133,7 @@ def main():
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--timeout", type=int, default=600, help="seconds that one `harmonica bench` may take")
-    parser.add_argument("--extra", default="", help="further flags of `harmonica bench`")
+    parser.add_argument("--dtypes", default="f32", help="what `harmonica bench --dtype` is to be, in turn")
     args = parser.parse_args()
 
     Dit.attention = fused_attention
@@ -114,24 +142,29 @@ def main():
         sys.exit("no CUDA device: PyTorch sees none (--device cpu compares on the processor)")
     # The golden twin makes its small constants where tensors are made by default.
     torch.set_default_device(device)
-    forms = ["f32", "tf32", "bf16"] if device == "cuda" else ["f32", "bf16"]
+    forms = ["f32", "tf32", "f16", "tf32 graph", "f16 graph"] if device == "cuda" else ["f32"]
     print("PyTorch", torch.__version__, torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} threads")
     for model in args.models.split(","):
         with torch.device("cpu"):
             pytorch = PyTorch(model, device)
         for turn in range(args.rounds):
-            said = ours(args, model)
-            if turn == 0:
-                print(f"{model}, {args.steps} steps, batch {args.batch}, {said['device']}")
+            said = {dtype: ours(args, model, dtype) for dtype in args.dtypes.split(",")}
             theirs = {}
             for form in forms:
-                pytorch.run(min(args.steps, 4), args.batch, form)
-                theirs[form] = statistics.median(pytorch.run(args.steps, args.batch, form) for _ in range(args.runs))
-            for row in said["rows"]:
-                times = f"{1000 * row['median_s']:9.1f} ms ({1000 * row['min_s']:.1f} to {1000 * row['max_s']:.1f})"
-                print(f"  harmonica {row['schedule']:<12} {times}  {row['dispatches_per_run']} dispatches, {row['speedup']:.2f}x, MACs {row['macs_ratio']:.2f}x")
+                pytorch.form(form, args.batch)
+                pytorch.run(min(args.steps, 4), args.batch)
+                theirs[form] = [pytorch.run(args.steps, args.batch) for _ in range(args.runs)]
+            print(f"{model}, {args.steps} steps, batch {args.batch}, round {turn + 1}, {next(iter(said.values()))['device']}")
+            for dtype, answer in said.items():
+                for row in answer["rows"]:
+                    times = f"{1000 * row['median_s']:8.1f} ms ({1000 * row['min_s']:.1f} to {1000 * row['max_s']:.1f})"
+                    counts = f"{row['dispatches_per_run']} dispatches, {row['speedup']:.2f}x, MACs {row['macs_ratio']:.2f}x"
+                    print(f"  harmonica {dtype} {row['schedule']:<12} {times}  {counts}")
             for form, seconds in theirs.items():
-                print(f"  PyTorch   {form:<12} {1000 * seconds:9.1f} ms  harmonica takes {said['rows'][0]['median_s'] / seconds:.2f} of it uncached")
+                median = statistics.median(seconds)
+                shares = [f"{dtype} {answer['rows'][0]['median_s'] / median:.2f}" for dtype, answer in said.items()]
+                spread = f"({1000 * min(seconds):.1f} to {1000 * max(seconds):.1f})"
+                print(f"  PyTorch {form:<12} {1000 * median:8.1f} ms {spread}  harmonica takes of it, uncached: {', '.join(shares)}")
             sys.stdout.flush()
 
 

@@ -1,11 +1,13 @@
 //! Shaders, CPU twins and formulas: the same numbers for every size, and shaders that any WebGPU device takes.
 
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{DType, Device, Tensor, TensorData};
+use half::f16;
 use harmonica::{
     diffusion::{Guidance, GuidedChannels, ImageNoise, Step, StepNoise, Weights},
     kernels::{
         Before, Hardware, OutputLayout, Reused, SlotAt, VectorAt, add_bias, attention, cache_write,
-        embed_tokens, gated_residual, gelu, modulate, product, reuse_span, solver_step,
+        embed_tokens, gated_residual, gelu, half_product, modulate, product, reuse_span,
+        solver_step,
     },
     metrics::max_abs_error,
 };
@@ -179,7 +181,11 @@ fn attention_mixes_values_by_softmax_of_scores() {
         }
         let device = vulkan().device();
         let noted = Hardware::of_device(device);
-        for hardware in [noted, Hardware::default()] {
+        let as_gpu = Hardware {
+            software: false,
+            ..noted
+        };
+        for hardware in [noted, as_gpu] {
             // As a GPU cuts its work; what other tests make meanwhile is the same numbers.
             hardware.note(device);
             check("attention", &expected, 1e-5, |device| {
@@ -204,8 +210,11 @@ fn products_are_sums_in_every_tile() {
         [7, 5, 6],
     ];
     let noted = Hardware::of_device(device);
-    assert!(noted.software && !noted.matrix_units, "{noted:?}");
-    for hardware in [noted, Hardware::default()] {
+    let as_gpu = Hardware {
+        software: false,
+        ..noted
+    };
+    for hardware in [noted, as_gpu] {
         // As a GPU cuts its work; what other tests make meanwhile is the same numbers.
         hardware.note(device);
         for [rows, depth, columns] in shapes {
@@ -227,6 +236,47 @@ fn products_are_sums_in_every_tile() {
         }
     }
     noted.note(device);
+}
+
+#[test]
+fn products_with_halves_take_them_as_they_are() {
+    for (name, engine) in engines() {
+        // Matrix units take the first three, in all their tiles; they round the other factor as well, to 11 bits.
+        let bound = if engine.hardware().matrix_units {
+            2e-2
+        } else {
+            1e-4
+        };
+        for [rows, depth, columns] in [[65, 64, 96], [500, 128, 448], [900, 96, 1792], [7, 20, 12]]
+        {
+            let x = numbers(1, rows * depth);
+            let halves: Vec<f16> = numbers(2, depth * columns)
+                .into_iter()
+                .map(f16::from_f32)
+                .collect();
+            let mut expected = vec![0.0f32; rows * columns];
+            for (sums, x) in expected
+                .chunks_exact_mut(columns)
+                .zip(x.chunks_exact(depth))
+            {
+                for (x, row) in x.iter().zip(halves.chunks_exact(columns)) {
+                    for (sum, w) in sums.iter_mut().zip(row) {
+                        *sum += x * f32::from(*w);
+                    }
+                }
+            }
+            let device = engine.device();
+            let weight = TensorData::new(halves, [depth, columns]);
+            let weight = Tensor::<2>::from_data(weight, (device, DType::F16));
+            let found = download(half_product(upload(&x, [rows, depth], device), weight));
+            let error = max_abs_error(&found, &expected);
+            within(
+                format!("[{rows}, {depth}]·[{depth}, {columns}], {name}"),
+                error,
+                bound,
+            );
+        }
+    }
 }
 
 /// Gradients of `op` with respect to vectors of these lengths: the CPU's own against those that burn derives from the

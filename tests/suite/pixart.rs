@@ -122,7 +122,8 @@ fn cached_runs_are_those_of_the_naive_sampler() {
         for (expected, noise, size, cached, dtype, bound) in [
             ("full", "noise", None, false, CacheDtype::F32, 5e-5),
             ("random.f32", "noise", None, true, CacheDtype::F32, 5e-5),
-            ("random.f16", "noise", None, true, CacheDtype::F16, 5e-4),
+            // Sums in another order can round a feature the other way.
+            ("random.f16", "noise", None, true, CacheDtype::F16, 3e-3),
             (
                 "wide.random.f32",
                 "wide.noise",
