@@ -202,7 +202,17 @@ impl Engine {
             software: adapter.report.is_software(),
             max_buffer_bytes: Some(adapter.report.max_buffer_bytes),
         };
-        let (device, setup) = open_adapter(instance, adapter.handle, &adapter.report).await?;
+        let opened = open_adapter(instance, adapter.handle, &adapter.report).await;
+        let (device, setup) = match opened {
+            // Some drivers promise what they cannot keep, such as OpenGL where Vulkan's driver is gone.
+            Err(error) if choice == DeviceChoice::Auto => {
+                return Ok(Choice {
+                    engine: Self::cpu(),
+                    notice: Some(format!("{error}; running on the CPU")),
+                });
+            }
+            opened => opened?,
+        };
         let hardware = Hardware {
             software: report.software,
             matrix_units: setup.device.features().contains(MATRIX_FEATURES)

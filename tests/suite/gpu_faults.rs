@@ -20,7 +20,7 @@ use harmonica::{
 use serde_json::Value;
 
 use crate::{
-    common::{golden, harmonica, harmonica_json, within},
+    common::{golden, harmonica, harmonica_json, vulkan, within},
     embedding::{Host, request, small_model},
 };
 
@@ -81,7 +81,11 @@ fn a_model_with_a_tensor_beyond_the_devices_buffers_is_refused_when_it_is_loaded
             assert!(said.contains(part), "{said} lacks {part}");
         }
     }
-    // Lavapipe binds 128 MiB. No weight is made for that: those of this model would take a while.
+    // Lavapipe binds 128 MiB, other drivers more than this tensor takes. No weight is made for that: those of this model would
+    // take a while.
+    if vulkan().report().max_buffer_bytes > Some(301989888) {
+        return;
+    }
     let out = harmonica(&[
         "sample",
         "--device",

@@ -2,12 +2,13 @@
 
 use harmonica::{
     checkpoint::{Kept, LoadOptions, ModelSpec, Residence, load_model_in},
-    metrics::max_abs_error,
+    metrics::{max_abs_error, psnr},
 };
 use serde_json::Value;
 
 use crate::common::{
-    engines, forward, golden, harmonica, harmonica_json, integers, sample_bundled, tensor, within,
+    engines, forward, golden, harmonica, harmonica_json, integers, sample_bundled, tensor, vulkan,
+    within,
 };
 
 #[test]
@@ -52,8 +53,13 @@ fn half_precision_takes_half_and_costs_little() {
         let bytes = |report: &Value| report["weights_device_bytes"].as_f64().unwrap();
         let share = bytes(&report_half) / bytes(&report);
         assert!(share < 0.56, "{share}");
-        // The bundled weights are f16 to begin with.
-        assert_eq!(full, half);
+        // The bundled weights are f16 to begin with; matrix units round what they are multiplied by as well.
+        if device == "vulkan" && vulkan().hardware().matrix_units {
+            let psnr = psnr(&full, &half);
+            assert!(psnr > 50.0, "{psnr}");
+        } else {
+            assert_eq!(full, half);
+        }
         let quarter = (bytes(&report_half) / 4.0).to_string();
         let (waiting, _) = sample_bundled(
             folder.path(),
@@ -190,6 +196,11 @@ fn a_dry_run_says_what_a_run_takes() {
         "16",
     ]);
     let said = String::from_utf8_lossy(&large.stderr);
+    if vulkan().report().max_buffer_bytes > Some(604_000_000) {
+        assert_eq!(large.status.code(), Some(0), "{said}");
+        return;
+    }
+    // Lavapipe has buffers of 128 MiB.
     assert_eq!(large.status.code(), Some(2), "{said}");
     assert!(said.contains("activations need a buffer of 0.604 GB, and the largest of this device is 0.134 GB; try --batch"), "{said}");
 }

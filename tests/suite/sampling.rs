@@ -175,7 +175,15 @@ fn a_run_that_reuses_nothing_is_the_plain_loop() {
             x = solver_step_of_images(x, Some(output), &[], None, &step).0;
         }
         let plain = x.into_data().try_into_vec::<f32>().unwrap();
-        assert_eq!(run(None), plain, "{device}");
+        // A GPU cuts the products of many steps' conditions, which the sampler makes ahead, another way than those of one.
+        match engine.report().software || device == "cpu" {
+            true => assert_eq!(run(None), plain, "{device}"),
+            false => within(
+                format!("sampler and plain loop, {device}"),
+                max_abs_error(&run(None), &plain),
+                1e-4,
+            ),
+        }
         assert_eq!(
             run(None),
             run(Some(Schedule::full(3, 24).unwrap())),
