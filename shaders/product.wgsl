@@ -1,6 +1,6 @@
 // out = x·w for x [rows, depth], w [depth, columns], in f32.
 // A workgroup makes a tile of {{ tall }}×{{ wide }} numbers, {{ deep }} of the depth at a time: while a slice of x and one of w in
-// workgroup memory are multiplied, the next is on its way to registers. A thread has {{ own }} rows of {{ own_quads }} quads.
+// workgroup memory are multiplied, the next is on its way to registers. A thread has {{ own_rows }} rows of {{ own_columns }} quads.
 
 @group(0) @binding(0) var<storage, read_write> x: array<vec4<f32>>;
 @group(0) @binding(1) var<storage, read_write> w: array<vec4<f32>>;
@@ -9,7 +9,7 @@
 
 struct Info {
     rows: u32,
-    // The depth and the columns in fours.
+    // Multiples of four.
     depth: u32,
     columns: u32,
     tiles_across: u32,
@@ -21,8 +21,8 @@ const TALL = {{ tall }}u;
 // Everything along the depth and the columns is counted in fours.
 const DEEP = {{ deep }}u / 4u;
 const WIDE = {{ wide }}u / 4u;
-const OWN = {{ own }}u;
-const OWN_QUADS = {{ own_quads }}u;
+const OWN = {{ own_rows }}u;
+const OWN_QUADS = {{ own_columns }}u;
 // Threads across and down the tile; a thread's rows and quads lie so far apart.
 const ACROSS = WIDE / OWN_QUADS;
 const DOWN = TALL / OWN;
@@ -36,8 +36,8 @@ var<workgroup> w_tile: array<vec4<f32>, 4u * DEEP * WIDE>;
 fn load_x(first_row: u32, depth: u32, i: u32) -> vec4<f32> {
     let row = min(first_row + i / DEEP, info.rows - 1u);
     let at = depth + i % DEEP;
-    if (at < info.depth) {
-        return x[row * info.depth + at];
+    if (4u * at < info.depth) {
+        return x[row * (info.depth / 4u) + at];
     }
     return vec4<f32>();
 }
@@ -45,8 +45,8 @@ fn load_x(first_row: u32, depth: u32, i: u32) -> vec4<f32> {
 fn load_w(first_column: u32, depth: u32, i: u32) -> vec4<f32> {
     let row = 4u * depth + i / WIDE;
     let column = first_column + i % WIDE;
-    if (row < 4u * info.depth && column < info.columns) {
-        return w[row * info.columns + column];
+    if (row < info.depth && 4u * column < info.columns) {
+        return w[row * (info.columns / 4u) + column];
     }
     return vec4<f32>();
 }
@@ -75,7 +75,7 @@ fn main(
     for (var i = 0u; i < W_LOADS; i++) {
         next_w[i] = load_w(first_column, 0u, thread + i * THREADS);
     }
-    for (var depth = 0u; depth < info.depth; depth += DEEP) {
+    for (var depth = 0u; 4u * depth < info.depth; depth += DEEP) {
         workgroupBarrier();
         for (var i = 0u; i < X_LOADS; i++) {
             x_tile[thread + i * THREADS] = next_x[i];
@@ -109,8 +109,8 @@ fn main(
         let row = first_row + down + i * DOWN;
         for (var c = 0u; c < OWN_QUADS; c++) {
             let column = first_column + across + c * ACROSS;
-            if (row < info.rows && column < info.columns) {
-                out[row * info.columns + column] = sums[i * OWN_QUADS + c];
+            if (row < info.rows && 4u * column < info.columns) {
+                out[row * (info.columns / 4u) + column] = sums[i * OWN_QUADS + c];
             }
         }
     }

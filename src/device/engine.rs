@@ -107,7 +107,8 @@ impl Engine {
     ///
     /// Takes over the device's `on_uncaptured_error` and `set_device_lost_callback`; set neither afterwards. Errors of the
     /// host's own calls outside error scopes go to [`Engine::on_host_error`]; a lost device shows in [`Engine::fault`]. Give
-    /// a device to one engine only.
+    /// a device to one engine only. Matrix units ([`Hardware`]) are used where it was made with
+    /// `EXPERIMENTAL_COOPERATIVE_MATRIX` and `SHADER_F16`.
     ///
     /// # Errors
     /// [`DeviceError::Unshared`], [`DeviceError::Unusable`] or [`DeviceError::Driver`] if burn cannot run on it.

@@ -97,59 +97,51 @@ pub(super) fn product_wgsl(x: CubeTensor, weight: CubeTensor) -> CubeTensor {
     let (depth, columns) = (shape[last], weight.meta.shape()[1]);
     shape[last] = columns;
     let rows = shape.num_elements() / columns.max(1);
-    if rows == 0 {
-        return wgsl::empty(&x, shape);
-    }
-    match weight.dtype {
-        DType::F16 => {
-            let tiles = MATRIX_TILES.map(|tile| tile.divides([depth, columns]).then_some(tile));
-            let tiles: Vec<Tile> = tiles.into_iter().flatten().collect();
-            let Some(tile) = Tile::of(&tiles, [rows, columns]) else {
-                return wgsl::empty(&x, shape);
-            };
-            // Whole tiles are written.
-            let room = rows.next_multiple_of(tile.tall as usize) * columns;
-            let out = wgsl::empty_within(&x, shape, room);
-            let shader = Shader {
-                name: "matrix_product",
-                source: include_str!("../../shaders/matrix_product.wgsl"),
-                constants: vec![
-                    ("tall", tile.tall),
-                    ("wide", tile.wide),
-                    ("deep", tile.deep),
-                    ("own_rows", tile.own[0]),
-                    ("own_columns", tile.own[1]),
-                    ("threads", tile.threads_of_matrix_units()),
-                ],
-            };
-            let across = columns.div_ceil(tile.wide as usize);
-            let groups = tile.groups(rows, columns);
-            let info = Info::of(&[rows, depth, columns, across, groups]);
-            let threads = tile.threads_of_matrix_units();
-            wgsl::launch(shader, threads, groups, &[&x, &weight, &out], info);
-            out
-        }
-        _ => {
-            let tile = Tile::of(&TILES, [rows, columns]).unwrap_or(TILES[0]);
-            let out = wgsl::empty(&x, shape);
-            let shader = Shader {
-                name: "product",
-                source: include_str!("../../shaders/product.wgsl"),
-                constants: vec![
-                    ("tall", tile.tall),
-                    ("wide", tile.wide),
-                    ("deep", tile.deep),
-                    ("own", tile.own[0]),
-                    ("own_quads", tile.own[1]),
-                    ("threads", tile.threads_of_product()),
-                ],
-            };
-            let across = columns.div_ceil(tile.wide as usize);
-            let groups = tile.groups(rows, columns);
-            let info = Info::of(&[rows, depth / 4, columns / 4, across, groups]);
-            let threads = tile.threads_of_product();
-            wgsl::launch(shader, threads, groups, &[&x, &weight, &out], info);
-            out
-        }
-    }
+    let by_matrix_units = weight.dtype == DType::F16;
+    let tiles: Vec<Tile> = match by_matrix_units {
+        true => MATRIX_TILES
+            .into_iter()
+            .filter(|tile| tile.divides([depth, columns]))
+            .collect(),
+        false => TILES.to_vec(),
+    };
+    let tile = match Tile::of(&tiles, [rows, columns]) {
+        Some(tile) if rows > 0 => tile,
+        _ => return wgsl::empty(&x, shape),
+    };
+    let (name, source, threads) = match by_matrix_units {
+        true => (
+            "matrix_product",
+            include_str!("../../shaders/matrix_product.wgsl"),
+            tile.threads_of_matrix_units(),
+        ),
+        false => (
+            "product",
+            include_str!("../../shaders/product.wgsl"),
+            tile.threads_of_product(),
+        ),
+    };
+    // Matrix units write whole tiles.
+    let written = match by_matrix_units {
+        true => rows.next_multiple_of(tile.tall as usize),
+        false => rows,
+    };
+    let out = wgsl::empty_within(&x, shape, written * columns);
+    let shader = Shader {
+        name,
+        source,
+        constants: vec![
+            ("tall", tile.tall),
+            ("wide", tile.wide),
+            ("deep", tile.deep),
+            ("own_rows", tile.own[0]),
+            ("own_columns", tile.own[1]),
+            ("threads", threads),
+        ],
+    };
+    let groups = tile.groups(rows, columns);
+    let across = columns.div_ceil(tile.wide as usize);
+    let info = Info::of(&[rows, depth, columns, across, groups]);
+    wgsl::launch(shader, threads, groups, &[&x, &weight, &out], info);
+    out
 }

@@ -1,5 +1,7 @@
 //! Shaders, CPU twins and formulas: the same numbers for every size, and shaders that any WebGPU device takes.
 
+use std::sync::Mutex;
+
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use half::f16;
 use harmonica::{
@@ -78,6 +80,38 @@ fn check(what: &str, expected: &[f64], bound: f64, run: impl Fn(&Device) -> Vec<
         let error = max_abs_error(&found, &expected);
         within(format!("{what}, {name}"), error, bound);
     }
+}
+
+/// Runs it as the Vulkan device has shaders cut their work, and as a hardware GPU would.
+fn in_every_cut(run: impl Fn()) {
+    // What is noted of a device is the whole process's.
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _turn = ONE_AT_A_TIME.lock();
+    let device = vulkan().device();
+    let noted = Hardware::of_device(device);
+    let as_gpu = Hardware {
+        software: false,
+        ..noted
+    };
+    for hardware in [noted, as_gpu] {
+        // What other tests make meanwhile is the same numbers.
+        hardware.note(device);
+        run();
+    }
+    noted.note(device);
+}
+
+/// `x·w` for `w` `[depth, columns]`.
+fn sums_of_products(x: &[f64], w: &[f64], [depth, columns]: [usize; 2]) -> Vec<f64> {
+    let mut out = vec![0.0; x.len() / depth * columns];
+    for (sums, x) in out.chunks_exact_mut(columns).zip(x.chunks_exact(depth)) {
+        for (x, row) in x.iter().zip(w.chunks_exact(columns)) {
+            for (sum, w) in sums.iter_mut().zip(row) {
+                *sum += x * w;
+            }
+        }
+    }
+    out
 }
 
 fn wide(values: &[f32]) -> Vec<f64> {
@@ -179,63 +213,35 @@ fn attention_mixes_values_by_softmax_of_scores() {
                 }
             }
         }
-        let device = vulkan().device();
-        let noted = Hardware::of_device(device);
-        let as_gpu = Hardware {
-            software: false,
-            ..noted
-        };
-        for hardware in [noted, as_gpu] {
-            // As a GPU cuts its work; what other tests make meanwhile is the same numbers.
-            hardware.note(device);
+        in_every_cut(|| {
             check("attention", &expected, 1e-5, |device| {
                 let qkv = upload(&qkv, [batch, tokens, 3 * dim], device);
                 download(attention(qkv, upload(&bias, [3 * dim], device), heads))
             });
-        }
-        noted.note(device);
+        });
     }
 }
 
 #[test]
 fn products_are_sums_in_every_tile() {
-    let device = vulkan().device();
     // Rows, depth and columns: none that a tile divides, of all counts of tiles; and what burn makes.
-    let shapes = [
+    for [rows, depth, columns] in [
         [1, 4, 4],
         [500, 36, 1028],
         [500, 20, 516],
         [65, 72, 100],
         [3, 200, 8],
         [7, 5, 6],
-    ];
-    let noted = Hardware::of_device(device);
-    let as_gpu = Hardware {
-        software: false,
-        ..noted
-    };
-    for hardware in [noted, as_gpu] {
-        // As a GPU cuts its work; what other tests make meanwhile is the same numbers.
-        hardware.note(device);
-        for [rows, depth, columns] in shapes {
-            let (x, w) = (numbers(1, rows * depth), numbers(2, depth * columns));
-            let mut expected = vec![0.0; rows * columns];
-            for (i, sums) in expected.chunks_exact_mut(columns).enumerate() {
-                for k in 0..depth {
-                    let x = f64::from(x[i * depth + k]);
-                    let row = &w[k * columns..][..columns];
-                    for (sum, w) in sums.iter_mut().zip(row) {
-                        *sum += x * f64::from(*w);
-                    }
-                }
-            }
+    ] {
+        let (x, w) = (numbers(1, rows * depth), numbers(2, depth * columns));
+        let expected = sums_of_products(&wide(&x), &wide(&w), [depth, columns]);
+        in_every_cut(|| {
             check("product", &expected, 1e-4, |device| {
                 let x = upload(&x, [1, rows, depth], device);
                 download(product(x, upload(&w, [depth, columns], device)))
             });
-        }
+        });
     }
-    noted.note(device);
 }
 
 #[test]
@@ -254,17 +260,9 @@ fn products_with_halves_take_them_as_they_are() {
                 .into_iter()
                 .map(f16::from_f32)
                 .collect();
-            let mut expected = vec![0.0f32; rows * columns];
-            for (sums, x) in expected
-                .chunks_exact_mut(columns)
-                .zip(x.chunks_exact(depth))
-            {
-                for (x, row) in x.iter().zip(halves.chunks_exact(columns)) {
-                    for (sum, w) in sums.iter_mut().zip(row) {
-                        *sum += x * f32::from(*w);
-                    }
-                }
-            }
+            let widened: Vec<f64> = halves.iter().map(|half| half.to_f64()).collect();
+            let expected = sums_of_products(&wide(&x), &widened, [depth, columns]);
+            let expected: Vec<f32> = expected.into_iter().map(|v| v as f32).collect();
             let device = engine.device();
             let weight = TensorData::new(halves, [depth, columns]);
             let weight = Tensor::<2>::from_data(weight, (device, DType::F16));

@@ -54,12 +54,16 @@ fn half_precision_takes_half_and_costs_little() {
         let share = bytes(&report_half) / bytes(&report);
         assert!(share < 0.56, "{share}");
         // The bundled weights are f16 to begin with; matrix units round what they are multiplied by as well.
-        if device == "vulkan" && vulkan().hardware().matrix_units {
+        let units = device == "vulkan" && vulkan().hardware().matrix_units;
+        if units {
             let psnr = psnr(&full, &half);
             assert!(psnr > 50.0, "{psnr}");
         } else {
             assert_eq!(full, half);
         }
+        let (_, report_auto) = sample_bundled(folder.path(), device, "none", &["--dtype", "auto"]);
+        let expected = if units { &report_half } else { &report };
+        assert_eq!(bytes(&report_auto), bytes(expected));
         let quarter = (bytes(&report_half) / 4.0).to_string();
         let (waiting, _) = sample_bundled(
             folder.path(),
