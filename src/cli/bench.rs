@@ -7,6 +7,7 @@ use serde_json::{Map, Value, json};
 
 use super::{
     Context,
+    doctor::document_of,
     draw::draw,
     error::CliError,
     measure::{Entry, check_outputs, in_turn, json_rows, print_rows, say_warnings, write_text},
@@ -27,7 +28,8 @@ const EXAMPLES: &str = "\
 Examples:
   harmonica bench
   harmonica bench --device vulkan --schedules learned:2,fora:2 --batch 8
-  harmonica bench --schedules learned:2 --runs 20 --csv times.csv";
+  harmonica bench --schedules learned:2 --runs 20 --csv times.csv
+  harmonica bench --device vulkan --report my-gpu.json";
 
 #[derive(clap::Args, Debug)]
 #[command(after_help = EXAMPLES, next_help_heading = "Timing", allow_negative_numbers = true)]
@@ -52,6 +54,10 @@ pub(super) struct Args {
     /// Also write the rows as comma-separated values
     #[arg(long, value_name = "FILE.csv", help_heading = "Output")]
     csv: Option<PathBuf>,
+    /// Also write the figures with the machine, its drivers and a check of every kernel, as one JSON document: what is worth
+    /// sending from a device that the project has not seen
+    #[arg(long, value_name = "FILE.json", help_heading = "Output")]
+    report: Option<PathBuf>,
     /// Use schedule files that were made for another model or run
     #[arg(long)]
     force: bool,
@@ -93,7 +99,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
         pipeline, settings, ..
     } = &session;
     let (engine, info) = (&pipeline.engine, &pipeline.info);
-    check_outputs(&args.csv)?;
+    check_outputs(args.csv.iter().chain(&args.report))?;
     let entries = entries(&args, &session)?;
     let once = Request {
         conditions: pipeline.prompts.in_turn(args.batch),
@@ -157,17 +163,22 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
     }
     say_warnings(&comparison, context);
     let report = engine.report();
+    let mut rows = json_rows(&comparison, info.resident.kept);
+    for ((row, entry), profile) in rows.iter_mut().zip(&entries).zip(&profiles) {
+        add_profile(row, entry, profile, args.batch);
+    }
+    let document = json!({
+        "device": report.device, "backend": report.backend, "model": info.outline.name,
+        "tokens": info.outline.graph.tokens(), "batch": args.batch, "steps": settings.steps,
+        "guidance": settings.guidance.scale(), "cache_dtype": args.cache.cache_dtype.to_string(), "runs": args.runs,
+        "seconds_load": seconds_load, "first_image_s": first_image, "rows": rows,
+    });
+    if let Some(path) = &args.report {
+        let whole = json!({ "machine": document_of(engine), "bench": document });
+        write_text(path, &format!("{whole:#}\n"), context)?;
+    }
     if args.json {
-        let mut rows = json_rows(&comparison, info.resident.kept);
-        for ((row, entry), profile) in rows.iter_mut().zip(&entries).zip(&profiles) {
-            add_profile(row, entry, profile, args.batch);
-        }
-        print_json(&json!({
-            "device": report.device, "backend": report.backend, "model": info.outline.name,
-            "tokens": info.outline.graph.tokens(), "batch": args.batch, "steps": settings.steps,
-            "guidance": settings.guidance.scale(), "cache_dtype": args.cache.cache_dtype.to_string(), "runs": args.runs,
-            "seconds_load": seconds_load, "first_image_s": first_image, "rows": rows,
-        }));
+        print_json(&document);
         return Ok(());
     }
     print_rows(&comparison);

@@ -203,7 +203,28 @@ fn compare_and_bench_have_the_same_figures() {
         "fora:2",
         "--no-fewer-steps",
     ]);
-    let timed = of(&["bench", "--runs", "3", "--schedules", "none,fora:2"]);
+    let folder = tempfile::tempdir().unwrap();
+    let report = folder.path().join("report.json");
+    let timed = of(&[
+        "bench",
+        "--runs",
+        "3",
+        "--schedules",
+        "none,fora:2",
+        "--report",
+        report.to_str().unwrap(),
+    ]);
+    // The report is the same figures and what they are of, without the user's folders.
+    let report = std::fs::read_to_string(report).unwrap();
+    let whole: Value = serde_json::from_str(&report).unwrap();
+    assert_eq!(whole["bench"], timed);
+    let device = &whole["machine"]["device"];
+    assert_eq!(device["device"], timed["device"]);
+    let kernels = device["kernels"].as_array().unwrap();
+    assert!(kernels.len() > 10 && kernels.iter().all(|kernel| kernel["difference"].is_f64()));
+    assert_eq!(whole["machine"]["version"], env!("CARGO_PKG_VERSION"));
+    let home = std::env::var("HOME").unwrap();
+    assert!(whole["machine"].get("caches").is_none() && !report.contains(&format!("{home}/")));
     assert_eq!(
         (
             names(compared["rows"].as_array().unwrap()),

@@ -682,8 +682,8 @@ fn constants_of(path: &std::path::Path) -> Vec<Vec<(&'static str, u32)>> {
                 ("tall", tall),
                 ("wide", wide),
                 ("deep", deep),
-                ("own", own),
-                ("own_quads", own_quads),
+                ("own_rows", own),
+                ("own_columns", own_quads),
                 ("threads", tall * wide / (4 * own * own_quads)),
             ]
         })

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     device::{
-        AdapterReport, DeviceChoice, DeviceError, DeviceFault, DeviceReport, Engine, Watch,
+        AdapterReport, Choice, DeviceChoice, DeviceError, DeviceFault, DeviceReport, Engine, Watch,
         adapters,
         drivers::{Gpu, VulkanDrivers, gpus, vulkan_drivers},
     },
@@ -61,31 +61,16 @@ struct Tried {
 pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
     let name = &args.device.device;
     let choice: DeviceChoice = name.parse()?;
-    let found = adapters();
-    let opened = match Engine::open(choice) {
-        Err(error @ DeviceError::NoSuchIndex { .. }) => return Err(error.into()),
-        opened => opened.map(|choice| choice.engine),
-    };
-    let mut seen = Examination {
-        system: System::of_this(),
-        drivers: vulkan_drivers(),
-        gpus: gpus(),
-        adapters: found,
-        device: None,
-        caches: cache_folders(),
-        findings: Findings::default(),
-    };
-    seen.findings
-        .of_drivers(&seen.drivers, &seen.gpus, &seen.adapters);
-    match opened {
-        Ok(engine) => {
+    let mut seen = Examination::of_machine();
+    match Engine::open(choice) {
+        Ok(Choice { engine, .. }) => {
             context.say(format!("trying {} …", engine.report().device));
-            let tried = Tried::on(&engine, &seen.adapters);
-            seen.findings.of_device(&tried);
-            seen.device = Some(tried);
+            seen.try_device(&engine);
         }
+        Err(error @ DeviceError::NoSuchIndex { .. }) => return Err(error.into()),
         Err(error) => seen.findings.not_opened(&error),
     }
+    seen.caches = cache_folders();
     seen.findings.of_caches(&seen.caches);
     match args.json {
         true => print_json(&seen.json()),
@@ -96,6 +81,17 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
         1 => Err(CliError::Unwell("1 problem".into())),
         count => Err(CliError::Unwell(format!("{count} problems"))),
     }
+}
+
+/// The machine, its drivers, and what the kernels do on this engine's device; nothing of the user's own.
+pub(super) fn document_of(engine: &Engine) -> serde_json::Value {
+    let mut seen = Examination::of_machine();
+    seen.try_device(engine);
+    let mut document = seen.json();
+    if let Some(fields) = document.as_object_mut() {
+        fields.remove("caches");
+    }
+    document
 }
 
 impl Tried {
@@ -122,6 +118,28 @@ impl Tried {
 }
 
 impl Examination {
+    /// Without a device and caches.
+    fn of_machine() -> Self {
+        let mut seen = Self {
+            system: System::of_this(),
+            drivers: vulkan_drivers(),
+            gpus: gpus(),
+            adapters: adapters(),
+            device: None,
+            caches: Vec::new(),
+            findings: Findings::default(),
+        };
+        seen.findings
+            .of_drivers(&seen.drivers, &seen.gpus, &seen.adapters);
+        seen
+    }
+
+    fn try_device(&mut self, engine: &Engine) {
+        let tried = Tried::on(engine, &self.adapters);
+        self.findings.of_device(&tried);
+        self.device = Some(tried);
+    }
+
     fn json(&self) -> serde_json::Value {
         let adapters = self.adapters.iter().map(|adapter| {
             let mut value = json!(adapter);
