@@ -1,7 +1,7 @@
 """Denoising runs of random DiTs: `harmonica bench` and PyTorch in turn, on the same device.
 
     cargo build --release
-    pip install torch numpy safetensors
+    pip install torch numpy pillow safetensors
     python benches/sample_run.py target/release/harmonica --device vulkan     # PyTorch on CUDA
     python benches/sample_run.py target/release/harmonica --device cpu
 
@@ -19,11 +19,11 @@ import sys
 import time
 
 import torch
-import torch.nn.functional as F
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests/golden"))
 from make import Dit, random_dit  # noqa: E402
+from train_step import fused_attention  # noqa: E402
 
 SHAPES = {
     "S": dict(hidden=384, blocks=12, heads=6),
@@ -32,14 +32,6 @@ SHAPES = {
     "XL": dict(hidden=1152, blocks=28, heads=16),
 }
 BUNDLED = dict(height=32, width=32, patch=4, channels=3, hidden=192, blocks=12, heads=3, classes=46, learn_sigma=True)
-
-
-def fused_attention(self, name, x):
-    """PyTorch's fastest form, which the golden values do without."""
-    batch, tokens, dim = x.shape
-    qkv = self.linear(name + ".qkv", x).reshape(batch, tokens, 3, self.heads, dim // self.heads)
-    mixed = F.scaled_dot_product_attention(*qkv.permute(2, 0, 3, 1, 4))
-    return self.linear(name + ".proj", mixed.transpose(1, 2).reshape(batch, tokens, dim))
 
 
 def shape_of(model):

@@ -2,6 +2,7 @@
 
 use super::error::CliError;
 use crate::checkpoint::{ModelInfo, synonyms};
+
 /// The one class that a name means.
 pub(super) fn class_named(name: &str, info: &ModelInfo) -> Result<usize, CliError> {
     let problem = match info.classes_by_name(name)[..] {

@@ -19,6 +19,7 @@ use crate::{
     },
     words::counted,
 };
+
 /// Where pictures go.
 pub(super) enum Out {
     /// All in one file: the picture, or a grid.

@@ -70,12 +70,34 @@ fn burns_thread(device: &Device) -> Option<ThreadId> {
     (thread != std::thread::current().id()).then_some(thread)
 }
 
+/// Has kernels know what the device is.
+fn note_hardware(report: &DeviceReport, setup: &WgpuSetup, device: &Device) {
+    let asked_for = setup.device.features().contains(MATRIX_FEATURES);
+    let hardware = Hardware {
+        software: report.software,
+        matrix_units: asked_for && has_matrix_units(&setup.adapter, &setup.adapter.get_info()),
+    };
+    hardware.note(device);
+}
+
 /// What a [`DeviceChoice`] led to.
 #[derive(Debug)]
 pub struct Choice {
     pub engine: Engine,
     /// One line for the user, where the choice was not the obvious one.
     pub notice: Option<String>,
+    /// Why the GPU that `auto` would have taken did not open.
+    pub failed: Option<DeviceError>,
+}
+
+impl Choice {
+    fn of(engine: Engine, notice: Option<String>) -> Self {
+        Self {
+            engine,
+            notice,
+            failed: None,
+        }
+    }
 }
 
 impl Engine {
@@ -130,11 +152,6 @@ impl Engine {
                     .min(limits.max_buffer_size),
             ),
         };
-        let hardware = Hardware {
-            software: report.software,
-            matrix_units: device.features().contains(MATRIX_FEATURES)
-                && has_matrix_units(&adapter, &info),
-        };
         let setup = WgpuSetup {
             instance,
             adapter,
@@ -146,7 +163,7 @@ impl Engine {
             .setup(setup.clone())
             .init()
             .map_err(|e| failed(&info.name, e))?;
-        hardware.note(&device);
+        note_hardware(&report, &setup, &device);
         let wgpu = Some(OnWgpu::new(setup, &device));
         Ok(Self {
             device,
@@ -170,10 +187,7 @@ impl Engine {
     /// Any [`DeviceError`].
     pub async fn open_async(choice: DeviceChoice) -> Result<Choice, DeviceError> {
         if choice == DeviceChoice::Cpu {
-            return Ok(Choice {
-                engine: Self::cpu(),
-                notice: None,
-            });
+            return Ok(Choice::of(Self::cpu(), None));
         }
         // Asking one API wakes no other driver.
         let apis = match choice {
@@ -190,10 +204,7 @@ impl Engine {
                 ),
                 None => "no usable GPU here; running on the CPU".to_owned(),
             };
-            return Ok(Choice {
-                engine: Self::cpu(),
-                notice: Some(notice),
-            });
+            return Ok(Choice::of(Self::cpu(), Some(notice)));
         };
         usable(&reports[index])?;
         let adapter = found.swap_remove(index);
@@ -207,29 +218,23 @@ impl Engine {
         let (device, setup) = match opened {
             // Some drivers promise what they cannot keep, such as OpenGL where Vulkan's driver is gone.
             Err(error) if choice == DeviceChoice::Auto => {
+                let notice = format!("{error}; running on the CPU");
                 return Ok(Choice {
-                    engine: Self::cpu(),
-                    notice: Some(format!("{error}; running on the CPU")),
+                    failed: Some(error),
+                    ..Choice::of(Self::cpu(), Some(notice))
                 });
             }
             opened => opened?,
         };
-        let hardware = Hardware {
-            software: report.software,
-            matrix_units: setup.device.features().contains(MATRIX_FEATURES)
-                && adapter.report.matrix_units,
-        };
-        hardware.note(&device);
+        note_hardware(&report, &setup, &device);
         let wgpu = Some(OnWgpu::new(setup, &device));
         tracing::debug!(adapter = %report.device, backend = %report.backend, "opened");
-        Ok(Choice {
-            engine: Self {
-                device,
-                report,
-                wgpu,
-            },
-            notice: None,
-        })
+        let engine = Self {
+            device,
+            report,
+            wgpu,
+        };
+        Ok(Choice::of(engine, None))
     }
 
     /// The burn device.

@@ -17,8 +17,8 @@ use super::{
 pub fn product<const D: usize>(x: Tensor<D>, weight: Tensor<2>) -> Tensor<D> {
     let route = route(&[Place::of(&x), Place::of(&weight)]);
     let cpu = on_cpu(&x.device());
-    let hardware = Hardware::of_device(&x.device());
-    if route == Route::Fast && !cpu && tiles::fits(hardware, weight.dims()) {
+    let hardware = || Hardware::of_device(&x.device());
+    if route == Route::Fast && !cpu && tiles::fits(hardware(), weight.dims()) {
         let (x, weight) = (x.into_dispatch(), weight.into_dispatch());
         return Tensor::from_dispatch(<Dispatch as SamplingKernels>::tiled_product(x, weight));
     }

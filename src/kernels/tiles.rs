@@ -32,20 +32,41 @@ const fn tile([tall, wide, deep]: [u32; 3], own: [u32; 2], enough: usize) -> Til
     }
 }
 
-/// From the largest, which read least, to the smallest, of which there are most. Sizes and bounds are those that were fastest on an
-/// H100, of the products of DiT-XL/2, DiT-S/2 and the bundled model.
-const TILES: [Tile; 4] = [
-    tile([64, 64, 16], [8, 2], 128),
-    tile([32, 64, 32], [4, 1], 128),
-    tile([32, 32, 32], [2, 1], 64),
-    tile([16, 32, 32], [2, 1], 0),
-];
-/// The same for matrix units.
-const MATRIX_TILES: [Tile; 3] = [
-    tile([64, 128, 32], [2, 4], 200),
-    tile([32, 64, 64], [1, 2], 96),
-    tile([32, 32, 64], [1, 1], 0),
-];
+/// A shader of products. Its tiles go from the largest, which read least, to the smallest, of which there are most; sizes and
+/// bounds are those that were fastest on an H100, of the products of DiT-XL/2, DiT-S/2 and the bundled model.
+struct Form {
+    name: &'static str,
+    source: &'static str,
+    tiles: &'static [Tile],
+    threads: fn(Tile) -> u32,
+    /// Whether it makes whole tiles alone.
+    whole: bool,
+}
+
+const IN_F32: Form = Form {
+    name: "product",
+    source: include_str!("../../shaders/product.wgsl"),
+    tiles: &[
+        tile([64, 64, 16], [8, 2], 128),
+        tile([32, 64, 32], [4, 1], 128),
+        tile([32, 32, 32], [2, 1], 64),
+        tile([16, 32, 32], [2, 1], 0),
+    ],
+    threads: |tile| tile.tall * tile.wide / (4 * tile.own[0] * tile.own[1]),
+    whole: false,
+};
+const BY_MATRIX_UNITS: Form = Form {
+    name: "matrix_product",
+    source: include_str!("../../shaders/matrix_product.wgsl"),
+    tiles: &[
+        tile([64, 128, 32], [2, 4], 200),
+        tile([32, 64, 64], [1, 2], 96),
+        tile([32, 32, 64], [1, 1], 0),
+    ],
+    // Subgroups of 32, fragments of 16×16.
+    threads: |tile| 32 * tile.tall * tile.wide / (16 * 16 * tile.own[0] * tile.own[1]),
+    whole: true,
+};
 
 impl Tile {
     fn groups(self, rows: usize, columns: usize) -> usize {
@@ -62,17 +83,6 @@ impl Tile {
     fn divides(self, [depth, columns]: [usize; 2]) -> bool {
         depth.is_multiple_of(self.deep as usize) && columns.is_multiple_of(self.wide as usize)
     }
-
-    fn threads_of_product(self) -> u32 {
-        self.tall * self.wide / (4 * self.own[0] * self.own[1])
-    }
-
-    fn threads_of_matrix_units(self) -> u32 {
-        /// Threads of a subgroup, and the side of a fragment.
-        const SUBGROUP: u32 = 32;
-        const SIDE: u32 = 16;
-        SUBGROUP * self.tall * self.wide / (SIDE * SIDE * self.own[0] * self.own[1])
-    }
 }
 
 /// Whether the shader makes a product with a matrix `[depth, columns]`; otherwise burn does. On a processor's few threads, where
@@ -86,7 +96,11 @@ pub(super) fn fits(hardware: Hardware, [depth, columns]: [usize; 2]) -> bool {
 
 /// Whether a device's matrix units take a matrix `[depth, columns]` in f16 as it is.
 pub(super) fn fits_matrix_units(hardware: Hardware, matrix: [usize; 2]) -> bool {
-    hardware.matrix_units && MATRIX_TILES.iter().any(|tile| tile.divides(matrix))
+    hardware.matrix_units
+        && BY_MATRIX_UNITS
+            .tiles
+            .iter()
+            .any(|tile| tile.divides(matrix))
 }
 
 /// `x·w` for `x` `[…, depth]` and `w` `[depth, columns]`, of which [`fits`], or for an f16 one [`fits_matrix_units`], holds.
@@ -97,39 +111,25 @@ pub(super) fn product_wgsl(x: CubeTensor, weight: CubeTensor) -> CubeTensor {
     let (depth, columns) = (shape[last], weight.meta.shape()[1]);
     shape[last] = columns;
     let rows = shape.num_elements() / columns.max(1);
-    let by_matrix_units = weight.dtype == DType::F16;
-    let tiles: Vec<Tile> = match by_matrix_units {
-        true => MATRIX_TILES
-            .into_iter()
-            .filter(|tile| tile.divides([depth, columns]))
-            .collect(),
-        false => TILES.to_vec(),
+    let form = match weight.dtype {
+        DType::F16 => BY_MATRIX_UNITS,
+        _ => IN_F32,
     };
+    let takes = |tile: &&Tile| !form.whole || tile.divides([depth, columns]);
+    let tiles: Vec<Tile> = form.tiles.iter().filter(takes).copied().collect();
     let tile = match Tile::of(&tiles, [rows, columns]) {
         Some(tile) if rows > 0 => tile,
         _ => return wgsl::empty(&x, shape),
     };
-    let (name, source, threads) = match by_matrix_units {
-        true => (
-            "matrix_product",
-            include_str!("../../shaders/matrix_product.wgsl"),
-            tile.threads_of_matrix_units(),
-        ),
-        false => (
-            "product",
-            include_str!("../../shaders/product.wgsl"),
-            tile.threads_of_product(),
-        ),
-    };
-    // Matrix units write whole tiles.
-    let written = match by_matrix_units {
+    let written = match form.whole {
         true => rows.next_multiple_of(tile.tall as usize),
         false => rows,
     };
     let out = wgsl::empty_within(&x, shape, written * columns);
+    let threads = (form.threads)(tile);
     let shader = Shader {
-        name,
-        source,
+        name: form.name,
+        source: form.source,
         constants: vec![
             ("tall", tile.tall),
             ("wide", tile.wide),

@@ -647,6 +647,21 @@ fn clipping_keeps_what_is_no_number() {
     }
 }
 
+/// Tiles of a product, where a thread makes `each` numbers of every row and column of its own.
+fn tiles(each: u32, tiles: &[[u32; 5]]) -> Vec<Vec<(&'static str, u32)>> {
+    let constants = |&[tall, wide, deep, own_rows, own_columns]: &[u32; 5]| {
+        vec![
+            ("tall", tall),
+            ("wide", wide),
+            ("deep", deep),
+            ("own_rows", own_rows),
+            ("own_columns", own_columns),
+            ("threads", tall * wide / (each * own_rows * own_columns)),
+        ]
+    };
+    tiles.iter().map(constants).collect()
+}
+
 /// What completes a shader's text: attention with the largest heads in use, 128 channels, and with the smallest; products in
 /// all their tiles.
 fn constants_of(path: &std::path::Path) -> Vec<Vec<(&'static str, u32)>> {
@@ -671,35 +686,19 @@ fn constants_of(path: &std::path::Path) -> Vec<Vec<(&'static str, u32)>> {
             ]
         })
         .to_vec(),
-        "product" => [
-            (64, 64, 16, 8, 2),
-            (32, 64, 32, 4, 1),
-            (32, 32, 32, 2, 1),
-            (16, 32, 32, 2, 1),
-        ]
-        .map(|(tall, wide, deep, own, own_quads)| {
-            vec![
-                ("tall", tall),
-                ("wide", wide),
-                ("deep", deep),
-                ("own_rows", own),
-                ("own_columns", own_quads),
-                ("threads", tall * wide / (4 * own * own_quads)),
-            ]
-        })
-        .to_vec(),
-        "matrix_product" => [(64, 128, 32, 2, 4), (32, 64, 64, 1, 2), (32, 32, 64, 1, 1)]
-            .map(|(tall, wide, deep, own_rows, own_columns)| {
-                vec![
-                    ("tall", tall),
-                    ("wide", wide),
-                    ("deep", deep),
-                    ("own_rows", own_rows),
-                    ("own_columns", own_columns),
-                    ("threads", tall * wide / (8 * own_rows * own_columns)),
-                ]
-            })
-            .to_vec(),
+        "product" => tiles(
+            4,
+            &[
+                [64, 64, 16, 8, 2],
+                [32, 64, 32, 4, 1],
+                [32, 32, 32, 2, 1],
+                [16, 32, 32, 2, 1],
+            ],
+        ),
+        "matrix_product" => tiles(
+            8,
+            &[[64, 128, 32, 2, 4], [32, 64, 64, 1, 2], [32, 32, 64, 1, 1]],
+        ),
         _ => vec![vec![("threads", 256)]],
     }
 }

@@ -63,7 +63,10 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
     let choice: DeviceChoice = name.parse()?;
     let mut seen = Examination::of_machine();
     match Engine::open(choice) {
-        Ok(Choice { engine, .. }) => {
+        Ok(Choice { engine, failed, .. }) => {
+            if let Some(error) = &failed {
+                seen.findings.not_opened(error);
+            }
             context.say(format!("trying {} …", engine.report().device));
             seen.try_device(&engine);
         }
