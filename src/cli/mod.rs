@@ -38,6 +38,7 @@ mod train_calibrate;
 mod train_dit;
 mod train_ladder;
 mod train_router;
+mod train_table;
 
 use std::{
     process::ExitCode,

@@ -131,15 +131,23 @@ pub(super) fn make(
             Progress::Tried(tried) => {
                 bar.inc(1);
                 bar.set_length(bar.position() + tried.left as u64);
+                let about = match tried.unit {
+                    None => format!("sweep {}", tried.sweep + 1),
+                    Some(1) => "branch by branch".into(),
+                    Some(unit) => format!("by {unit} branches"),
+                };
                 bar.set_message(format!(
-                    "· {} of {} steps, sweep {} · error {:.3e} · {}",
-                    tried.count,
-                    settings.steps,
-                    tried.sweep + 1,
-                    tried.error,
-                    tried.computed
+                    "· {} of {} steps, {about} · error {:.3e} · {}",
+                    tried.count, settings.steps, tried.error, tried.computed
                 ));
             }
+            Progress::Cramped { slots, wanted } => bar.suspend(|| {
+                context.say(format!(
+                    "steps in part may keep {} of {wanted}: more do not fit in memory for {} at once",
+                    counted(slots, "feature"),
+                    counted(asked.settings.draws, "draw"),
+                ));
+            }),
             Progress::Rung {
                 target,
                 path,
@@ -150,17 +158,27 @@ pub(super) fn make(
                     computed,
                     judged,
                     even,
+                    parts,
                     searched,
                 } = &summary;
-                let note = match searched {
+                let mut note = match searched {
                     false if asked.settings.sweeps > 0 => {
-                        ", even: no others held on draws that the search had not seen"
+                        ", even: no others held on draws that the search had not seen".to_owned()
                     }
-                    _ => "",
+                    _ => String::new(),
                 };
+                let in_part = computed.parts().len();
+                if let Some(parts) = parts.filter(|_| in_part == 0) {
+                    let gain = 100.0 * (1.0 - parts.typical / judged.typical);
+                    note += &format!("; steps in part were not worth their features ({gain:+.1} % off the error there)");
+                }
                 let count = computed.steps().len();
+                let beside = match in_part {
+                    0 => String::new(),
+                    count => format!(" and {count} in part"),
+                };
                 let said = format!(
-                    "{}: {count} of {}, {macs_ratio:.2}×{note}",
+                    "{}: {count} of {}{beside}, {macs_ratio:.2}×{note}",
                     path.display(),
                     counted(settings.steps, "step"),
                 );
@@ -178,7 +196,7 @@ pub(super) fn make(
                 });
                 rows.push(json!({
                     "file": path, "macs_ratio": macs_ratio, "cur": 1.0 - 1.0 / macs_ratio,
-                    "steps_computed": computed, "searched": searched,
+                    "steps_computed": computed.steps(), "steps_in_part": in_part, "searched": searched,
                     "mse": judged.mse, "mse_standard_error": judged.standard_error, "mse_median": judged.median,
                     "mse_max": judged.worst, "mse_even": even.mse,
                 }));

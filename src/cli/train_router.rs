@@ -14,6 +14,7 @@ use super::{
     options::{Session, SessionArgs, parse_seed, print_json},
     progress::progress,
     train_ladder::{self, Asked},
+    train_table,
 };
 use crate::{
     checkpoint::{self, CheckpointError},
@@ -30,22 +31,27 @@ use crate::{
 
 /// Without a target or β: a good part of the work saved at little loss.
 const DEFAULT_TARGET_CUR: f64 = 0.4;
+/// The same where only every other step may reuse.
+const DEFAULT_TARGET_CUR_OF_PAIRS: f64 = 0.25;
 
-/// The heading of what only the published recipe knows.
-const OWN_FLAGS: &str = "Recipe harmonica";
+/// The heading of what only the published recipes know.
+const OWN_FLAGS: &str = "Recipes harmonica and learning-to-cache";
 
 const EXAMPLES: &str = "\
 Examples:
   harmonica train router --steps 20               for speeds from 1.25 to 4
   harmonica train router --steps 20 --resume --target-speedup 2.25
+  harmonica train router --steps 20 --table fora:2,taylor:2:1
   harmonica sample --steps 20 --schedule router --speed 2
-  harmonica train router --recipe harmonica --target-cur 0.4 --out published";
+  harmonica train router --recipe harmonica --target-cur 0.4 --out published
+  harmonica train router --recipe learning-to-cache --target-cur 0.25 --out pairs";
 
 #[derive(clap::Args, Debug)]
 #[command(after_help = EXAMPLES, next_help_heading = "Learning", allow_negative_numbers = true)]
 pub(super) struct Args {
     /// How to learn. forecast: which steps to run the network at, and how the others make their images of earlier ones, a
-    /// schedule for every speed. harmonica: which branches to reuse at which step (SDT and IEPO, as published)
+    /// schedule for every speed. harmonica: which branches to reuse at which step (SDT and IEPO, as published).
+    /// learning-to-cache: the same on pairs of steps of the uncached path, of which the second may reuse the first
     /// [default: forecast, or harmonica where a flag of its own is given]
     #[arg(long, value_name = "RECIPE")]
     recipe: Option<Recipe>,
@@ -57,6 +63,10 @@ pub(super) struct Args {
         help_heading = "Output"
     )]
     out: PathBuf,
+    /// forecast: search nothing, and fit to these tables what a search would fit to those that it tries: what --schedule takes
+    /// (fora:2, taylor:2:1, a router's *.schedule.json). Each becomes corrected-NAME.schedule.json, unless it fares better as it is
+    #[arg(long, value_name = "SCHEDULE,…", value_delimiter = ',', conflicts_with_all = ["target_cur", "target_speedup", "sweeps", "max_cache", "resume"])]
+    table: Vec<String>,
     /// forecast: images that weights are fitted to, and as many more that they are judged on [default: 96]
     #[arg(long, value_name = "N")]
     draws: Option<usize>,
@@ -86,9 +96,10 @@ pub(super) struct Args {
     /// Save work by this factor; several make a schedule each [default of forecast: 1.25 to 4]
     #[arg(long, value_name = "X,…", value_delimiter = ',')]
     target_speedup: Vec<f64>,
-    /// Let the schedules keep at most this share of all features at a time: 0.5 halves the cache. Training does not
-    /// depend on it: with --resume, a finished run makes schedules for another bound
-    #[arg(long, value_name = "SHARE", help_heading = OWN_FLAGS)]
+    /// Let the schedules keep at most this share of all features at a time. forecast: 0 for whole steps alone, which keep none;
+    /// up to 2 [default: 2]. harmonica: 0.5 halves the cache; training does not depend on it: with --resume, a finished run
+    /// makes schedules for another bound
+    #[arg(long, value_name = "SHARE")]
     max_cache: Option<f64>,
     /// Learning rate [default: 0.01, as published, with --beta; 0.1 when beta is steered]
     #[arg(long, help_heading = OWN_FLAGS)]
@@ -136,18 +147,18 @@ pub(super) struct Args {
 #[derive(clap::ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
 enum Recipe {
     Harmonica,
+    LearningToCache,
     Forecast,
 }
 
 impl Args {
-    /// A flag that only the published recipe knows, if one was given.
+    /// A flag that only the published recipes know, if one was given.
     fn of_harmonica(&self) -> Option<&'static str> {
         [
             ("passes", self.passes.is_some()),
             ("batch", self.batch.is_some()),
             ("micro-batch", self.micro_batch.is_some()),
             ("beta", self.beta.is_some()),
-            ("max-cache", self.max_cache.is_some()),
             ("lr", self.lr.is_some()),
             ("tau", self.tau.is_some()),
             ("lambda-every", self.lambda_every.is_some()),
@@ -164,7 +175,7 @@ impl Args {
     /// The recipe, by name, by flags, or by what is to be resumed.
     fn recipe(&self) -> Result<Recipe, CliError> {
         let own = self.of_harmonica();
-        let of_forecast = self.draws.is_some() || self.sweeps.is_some();
+        let of_forecast = self.draws.is_some() || self.sweeps.is_some() || !self.table.is_empty();
         let contradicts = |flag: &str, recipe: &str| {
             Err(CliError::Usage(format!(
                 "--{flag} does not belong to the recipe {recipe}"
@@ -173,16 +184,22 @@ impl Args {
         let begun = self.resume && RunFolder::new(&self.out).checkpoint().exists();
         match (self.recipe, own) {
             (Some(Recipe::Forecast), Some(flag)) => contradicts(flag, "forecast"),
-            (Some(Recipe::Harmonica), _) if of_forecast => {
-                contradicts("draws or --sweeps", "harmonica")
+            (Some(Recipe::Harmonica | Recipe::LearningToCache), _) if of_forecast => contradicts(
+                "draws, --sweeps or --table",
+                "harmonica or learning-to-cache",
+            ),
+            (Some(Recipe::LearningToCache), _) if self.lambda_every.is_some() => {
+                contradicts("lambda-every", "learning-to-cache")
             }
-            (None, Some(flag)) if of_forecast => {
-                contradicts(flag, "forecast, which --draws and --sweeps ask for")
-            }
+            (None, Some(flag)) if of_forecast => contradicts(
+                flag,
+                "forecast, which --draws, --sweeps and --table ask for",
+            ),
             (Some(recipe), _) => Ok(recipe),
-            (None, None) if begun && of_forecast => {
-                contradicts("draws or --sweeps", "harmonica, which that run is of")
-            }
+            (None, None) if begun && of_forecast => contradicts(
+                "draws, --sweeps or --table",
+                "harmonica, which that run is of",
+            ),
             (None, None) if !begun => Ok(Recipe::Forecast),
             (None, _) => Ok(Recipe::Harmonica),
         }
@@ -199,7 +216,8 @@ impl Args {
 }
 
 pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
-    if args.recipe()? == Recipe::Forecast {
+    let recipe = args.recipe()?;
+    if recipe == Recipe::Forecast {
         // A resumed run keeps what this command does not name.
         let before = match args.resume {
             true => LadderSettings::of_run(&RunFolder::new(&args.out))?,
@@ -207,15 +225,28 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
         };
         let usual = before.unwrap_or_default();
         let draws = args.draws.unwrap_or(usual.draws);
+        let settings = LadderSettings {
+            draws,
+            glance: usual.glance.min(draws),
+            validation: args.draws.unwrap_or(usual.validation),
+            sweeps: args.sweeps.unwrap_or(usual.sweeps),
+            max_cache: args.max_cache.or(usual.max_cache),
+            seed: args.seed.unwrap_or(usual.seed),
+        };
+        if !args.table.is_empty() {
+            let asked = train_table::Asked {
+                out: args.out,
+                tables: args.table,
+                settings,
+                json: args.json,
+            };
+            let session = args.session.open(context)?;
+            let again = again::same_run(&args.session);
+            return train_table::run(asked, session, &again, context);
+        }
         let asked = Asked {
             targets: args.targets(),
-            settings: LadderSettings {
-                draws,
-                glance: usual.glance.min(draws),
-                validation: args.draws.unwrap_or(usual.validation),
-                sweeps: args.sweeps.unwrap_or(usual.sweeps),
-                seed: args.seed.unwrap_or(usual.seed),
-            },
+            settings,
             out: args.out,
             resume: args.resume,
             json: args.json,
@@ -279,7 +310,10 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
         None if !asked.is_empty() => asked,
         None => match &before {
             Some(before) => before.targets.clone(),
-            None => vec![Budget::TargetCur(DEFAULT_TARGET_CUR)],
+            None => vec![Budget::TargetCur(match recipe {
+                Recipe::LearningToCache => DEFAULT_TARGET_CUR_OF_PAIRS,
+                _ => DEFAULT_TARGET_CUR,
+            })],
         },
     };
     // A bound that was named once goes on, unless other targets are asked for.
@@ -297,7 +331,10 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
         .map(|r| (r.conditions.len(), r.conditions.first().map_or(0, Vec::len)));
     // What is not said again stays as it was, or is as usual.
     let resumed = before.is_some();
-    let known = before.unwrap_or_else(|| SdtSettings::usual(budget));
+    let known = before.unwrap_or_else(|| match recipe {
+        Recipe::LearningToCache => SdtSettings::usual_of_pairs(budget),
+        _ => SdtSettings::usual(budget),
+    });
     let batch = args.batch.or(replayed.map(|r| r.1)).unwrap_or(known.batch);
     if let Some((_, held)) = replayed.filter(|r| r.1 != batch) {
         return Err(CliError::Usage(format!(
@@ -322,6 +359,11 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
         budget,
         seed: args.seed.unwrap_or(known.seed),
         gradient_checkpointing: args.gradient_checkpointing || known.gradient_checkpointing,
+        // A run that is resumed without a word is of its own recipe.
+        pairs: match args.recipe {
+            None => known.pairs,
+            Some(recipe) => recipe == Recipe::LearningToCache,
+        },
     };
     let options = RouterRunOptions {
         folder,
@@ -337,7 +379,8 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
     context.something_is_at_stake();
     let mut training = RouterRun::open(&model, &info, run, options)?.with_engine(&engine);
 
-    let trained = (run.steps - 1) as u64;
+    let trained = (1..run.steps).filter(|s| settings.trains(*s, run.steps));
+    let trained = trained.count() as u64;
     let bar = progress(context, settings.passes as u64 * trained, "iterations");
     bar.set_position(training.sdt().state().pass as u64 * trained);
     bar.reset_eta();

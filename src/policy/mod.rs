@@ -22,7 +22,7 @@ mod origin;
 mod random;
 mod smooth;
 mod spectrum;
-mod taylor;
+pub mod taylor;
 mod tea;
 mod uncached;
 

@@ -52,10 +52,15 @@ impl ReleasedKind {
         let ruled = router_from_release(rows)?.threshold(tau)?;
         let steps = ruled.steps();
         Schedule::from_rule(steps, ruled.branches(), |s, n| {
-            let acts = self == Self::HarmoniCa || (steps - 1 - s).is_multiple_of(2);
+            let acts = self == Self::HarmoniCa || ends_a_pair(s, steps);
             !acts || ruled.computes(s, n)
         })
     }
+}
+
+/// Whether step `s` is the second of a pair, counted from the last step on: where Learning-to-Cache may reuse.
+pub fn ends_a_pair(s: usize, steps: usize) -> bool {
+    s > 0 && (steps - 1 - s).is_multiple_of(2)
 }
 
 /// Logits in execution order from rows in the release's order.

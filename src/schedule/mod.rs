@@ -20,7 +20,7 @@ pub use bundled::{
 pub use file::{FORMAT, GuidanceRecord, Measured, PolicyRecord, RunSettings, ScheduleFile};
 pub use forecast::{FORECAST_DEPTH, Forecast, ForecastRecord};
 pub use identity::ModelIdentity;
-pub use import::{ReleasedKind, router_from_release};
+pub use import::{ReleasedKind, ends_a_pair, router_from_release};
 pub use joint::{Joint, JointFeature};
 pub use probed::{Decisions, Probe, Probed, Reuse, Rule, Sum, Threshold};
 pub use reads::StepReads;

@@ -224,6 +224,24 @@ impl Schedule {
         later.next().is_some_and(|s| !self.computes(s, n))
     }
 
+    /// The steps before `from` whose features are read at `from` or later, or by such a step, in order.
+    pub fn steps_read_from(&self, from: usize) -> Vec<usize> {
+        let mut read = vec![false; from.min(self.steps)];
+        for s in (0..self.steps).rev() {
+            let runs = s >= from || read[s];
+            for n in (0..self.branches).filter(|_| runs && self.runs_network(s)) {
+                if self.computes(s, n) {
+                    continue;
+                }
+                let written = (0..s).rev().filter(|k| self.computes(*k, n));
+                for k in written.take(self.weights(s, n).len()).filter(|k| *k < from) {
+                    read[k] = true;
+                }
+            }
+        }
+        (0..read.len()).filter(|s| read[*s]).collect()
+    }
+
     /// Cache utilization ratio: branch evaluations that are reused or skipped over all.
     pub fn cur(&self) -> f64 {
         let reused = self.compute.iter().filter(|c| !**c).count();
@@ -289,6 +307,26 @@ mod tests {
         assert!(every_other().with_reads(|_, _| vec![f32::NAN]).is_err());
         let resumed = table.resumed_at(2).unwrap();
         assert_eq!(resumed.weights(3, 0), [1.0]);
+    }
+
+    #[test]
+    fn a_later_part_of_a_run_needs_some_of_the_steps_before() {
+        let rows = ["##", "..", "##", ".#", "##", ".#", ".."];
+        let table = Schedule::from_rule(7, 2, |s, n| rows[s].as_bytes()[n] == b'#').unwrap();
+        let line = |s: usize, n: usize| match (s, n) {
+            (6, 1) => vec![2.0, -1.0],
+            (3 | 5 | 6, 0) => vec![1.5, -0.5],
+            _ => Vec::new(),
+        };
+        let table = table.with_reads(line).unwrap();
+        // Step 6 reads branch 0 of steps 4 and 2, and branch 1 of steps 5 and 4; step 5 reads no others.
+        assert_eq!(table.steps_read_from(6), [2, 4, 5]);
+        assert_eq!(table.steps_read_from(5), [2, 4]);
+        assert_eq!(table.steps_read_from(4), [2]);
+        assert_eq!(table.steps_read_from(3), [0, 2]);
+        assert_eq!(table.steps_read_from(0), [0; 0]);
+        let full = Schedule::full(3, 2).unwrap();
+        assert!(full.steps_read_from(2).is_empty());
     }
 
     #[test]

@@ -33,6 +33,8 @@ Parts
              `SPACING.T` [T], the timesteps. `even` is the release's, `dpm` and `flow[:SHIFT]` are the schedulers' own.
              A run ends at the clean image, also SA-Solver's, which in diffusers stops at timestep 0.
   sdt        sdt-{loo,progressive,plain}.safetensors: Step-Wise Denoising Training of a router for tiny-a.
+  pairs      sdt-pairs.safetensors: the training of Learning-to-Cache, on pairs of steps of the uncached path; rows of the trace
+             are those of the steps that may reuse.
   cached     cached.safetensors: images of DDIM runs that reuse features, for m in tiny-{a,b,c}: `m.noise` [2,C,H,W],
              `m.labels` [2] i64, and for two tables t: `m.t.table` [6,N] u8 (1 computes), `m.t.f32` and `m.t.f16` [2,C,H,W].
              `random` reuses half of the features after step 0, `router` is what a random router leaves out at 0.1.
@@ -42,10 +44,11 @@ Parts
   router     router files as other projects release them, and router.io.safetensors: `logits`, `l2c_logits` [10,4] f32
              and `schedule`, `l2c_schedule` [10,4] u8 (1 computes), all in execution order.
   bundled    bundled.safetensors: DDIM samples and one forward pass of the model in assets/.
-  forecast   forecast.safetensors: what a fit of forecasts finds for tiny-a on `noise` [6,C,H,W], `labels` [6] i64: for two sets
+  forecast   forecast.safetensors: what a fit of forecasts finds for tiny-a on `noise` [6,C,H,W], `labels` [6] i64: for sets
              of `skipped` steps, `<set>.skipped` [S] i64, `<set>.estimates` [T,4] (weights of the newest predictions, then of
              the state; row 0 is plain), `<set>.image` [6,C,H,W] under them, and `uncached` [6,C,H,W].
-             `clipped.*` is the same where clean images are clipped to [-1, 1].
+             `clipped.*` is the same where clean images are clipped to [-1, 1]. In set `parts` some steps compute
+             some branches alone (IN_PART), and lines through two features stand in for the others.
   hooks      hooks/transformer (4 blocks) and hooks.safetensors: DDIM runs of it under others' own hooks, `noise` [2,C,H,W],
              `labels` [2] i64, and for each policy `computed.<policy>` [T] u8, whether a step ran the middle blocks, and
              `image.<policy>` [2,C,H,W]. Policies are named as `--schedule` names them: fb:THR is diffusers' FirstBlockCache,
@@ -699,8 +702,9 @@ def sdt_run(name, kind, network, proxy, beta, router_init, noise, conditions, in
     twin = kind(network, proxy, beta, router_init, torch.float64)
     twin_trace, _ = twin.train(noise, conditions)
 
-    assert trace.shape == (kind.PASSES * (kind.STEPS - 1), 6) and history.shape[1] == kind.STEPS
-    assert len(history) == 1 + (kind.PASSES - 1) * kind.STEPS // kind.LAMBDA_EVERY
+    trained = kind.STEPS // 2 if kind is Pairs else kind.STEPS - 1
+    assert trace.shape == (kind.PASSES * trained, 6) and history.shape[1] == kind.STEPS
+    assert kind is Pairs or len(history) == 1 + (kind.PASSES - 1) * kind.STEPS // kind.LAMBDA_EVERY
     assert torch.equal(sdt.router[0], router_init[0])
     off = (sdt.router - twin.router).abs().max()
     relative = ((trace - twin_trace).abs() / twin_trace.abs().clamp(min=1e-30)).max(0).values
@@ -740,6 +744,41 @@ SDT_RUNS = {"loo": ("leave-one-out", 2e-4), "progressive": ("progressive", 1.5e-
 SDT_ROUTER_SEED = 165
 
 
+class Pairs(Sdt):
+    """Learning-to-Cache, from its authors' train_router.py, router_training_losses and router_models.py: a step t = 2k+1 (index
+    0 is the least noisy) is computed and its features are kept, then the router of index 2k mixes them with those of the
+    next step; the loss is the plain mean squared error of the whole output plus l1 times the sum of the scores. They begin from
+    a noised picture at a random t with one AdamW over all routers (a row without a gradient does not move), here every pair of
+    a denoising path is met in turn."""
+
+    PASSES = 30
+
+    def train(self, noise, conditions):
+        noise, trace = noise.to(self.dtype), []
+        for p in range(len(noise)):
+            state = torch.cat([noise[p], noise[p]])
+            for index in reversed(range(0, self.STEPS, 2)):
+                first, second = self.STEPS - 2 - index, self.STEPS - 1 - index
+                kept = {}
+                with torch.no_grad():
+                    state = self.advance(first, state, self.computed(first, state, conditions[p], kept))
+                    teacher = self.evaluate(second, state, conditions[p])
+                scores = torch.sigmoid(self.rows[second])
+                mixed = lambda branch, fresh: scores[branch] * fresh + (1 - scores[branch]) * kept[branch]
+                student = self.evaluate(second, state, conditions[p], mixed)
+                mse = (teacher - student).square().mean()
+                loss = mse + self.beta * scores.sum()
+                self.optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                self.optimizer.step()
+                with torch.no_grad():
+                    for row in self.rows:
+                        row.clamp_(-5, 5)
+                trace.append([p, second, mse.item(), scores.sum().item(), 1.0, loss.item()])
+                state = self.advance(second, state, teacher)
+        return torch.tensor(trace, dtype=torch.float64), torch.ones(1, self.STEPS, dtype=torch.float64)
+
+
 def part_sdt():
     noise = normal(500, Sdt.PASSES, Sdt.IMAGES, 4, 8, 8)
     labels = torch.randint(0, 7, (Sdt.PASSES, Sdt.IMAGES), generator=torch.Generator().manual_seed(501))
@@ -747,6 +786,14 @@ def part_sdt():
     router_init[0] = 5.0
     for name, (proxy, beta) in SDT_RUNS.items():
         sdt_run(name, Sdt, load_tiny("a"), proxy, beta, router_init, noise, labels, {"labels": labels})
+
+
+def part_pairs():
+    noise = normal(510, Pairs.PASSES, Pairs.IMAGES, 4, 8, 8)
+    labels = torch.randint(0, 7, (Pairs.PASSES, Pairs.IMAGES), generator=torch.Generator().manual_seed(511))
+    router_init = normal(SDT_ROUTER_SEED, Pairs.STEPS, 4)
+    router_init[::2] = 5.0  # rows that never act
+    sdt_run("pairs", Pairs, load_tiny("a"), "none", 2e-2, router_init, noise, labels, {"labels": labels})
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -910,9 +957,12 @@ def part_cached():
 # Forecasts
 
 
-def forecast_run(dit, noise, labels, steps, guidance, skipped, clip, reference=None):
+def forecast_run(dit, noise, labels, steps, guidance, skipped, clip, reference=None, parts={}):
     """Walks DDIM, skipping the network at `skipped` steps; with a `reference` (states of the uncached run) every step after
-    the first takes for the clean image what ridge least squares says lands on it. -> states, estimates [steps, 4]"""
+    the first takes for the clean image what ridge least squares says lands on it. At a step of `parts` only those branches are
+    computed; in place of any other stands the line through its last two features, extended to the step. -> states,
+    estimates [steps, 4]"""
+    kept = {}  # by branch: step and feature, newest first
     run = Respaced(steps)
     x = torch.cat([noise, noise])
     n, states, history, estimates = len(noise), [noise], [], np.zeros((steps, 4))
@@ -922,7 +972,15 @@ def forecast_run(dit, noise, labels, steps, guidance, skipped, clip, reference=N
         signal, noise_share = math.sqrt(run.alpha_bar[s]), math.sqrt(1 - run.alpha_bar[s])
         after = run.previous[s].item()
         if s not in skipped:
-            out = guided(dit, x, run.timesteps[s], labels, guidance, 3)[:n, :4]
+
+            def feature(branch, fresh):
+                if branch in parts.get(s, range(2 * dit.blocks)):
+                    kept[branch] = [(s, fresh), *kept.get(branch, [])][:2]
+                    return fresh
+                (last, value), *older = kept[branch]
+                return value + sum((value - f) * (s - last) / (last - k) for k, f in older)
+
+            out = guided(dit, x, run.timesteps[s], labels, guidance, 3, feature)[:n, :4]
             history = ([bounded((x[:n] - noise_share * out) / signal)] + history)[:3]
         clean = history[0]
 
@@ -950,6 +1008,10 @@ def forecast_run(dit, noise, labels, steps, guidance, skipped, clip, reference=N
     return states, torch.from_numpy(estimates)
 
 
+# Steps that compute some branches of four, or none.
+IN_PART = {1: [2, 3], 4: [], 6: [0, 3], 8: [1, 2, 3]}
+
+
 def part_forecast():
     dit, steps, guidance = load_tiny("a").to(torch.float64), 10, 1.5
     noise, labels = normal(950, 6, 4, 8, 8).double(), torch.tensor([0, 1, 2, 3, 4, 6])
@@ -959,9 +1021,10 @@ def part_forecast():
         expected = ddim_samples(dit, noise, labels, steps=steps, guidance=guidance, clip=clip)
         torch.testing.assert_close(uncached[-1], expected, atol=1e-9, rtol=1e-9)
         tensors[f"{prefix}uncached"] = uncached[-1].float()
-        for name, skipped in {"even": [1, 3, 5, 7, 9], "some": [2, 3, 6]}.items():
-            states, estimates = forecast_run(dit, noise, labels, steps, guidance, skipped, clip, uncached)
-            plain, _ = forecast_run(dit, noise, labels, steps, guidance, skipped, clip)
+        sets = {"even": ([1, 3, 5, 7, 9], {}), "some": ([2, 3, 6], {}), "parts": ([2, 7], IN_PART)}
+        for name, (skipped, parts) in sets.items():
+            states, estimates = forecast_run(dit, noise, labels, steps, guidance, skipped, clip, uncached, parts)
+            plain, _ = forecast_run(dit, noise, labels, steps, guidance, skipped, clip, None, parts)
             off = [((image - uncached[-1]) ** 2).mean() for image in (states[-1], plain[-1])]
             print(f"  {prefix}{name}: error {off[0]:.3e} fitted, {off[1]:.3e} plain")
             assert off[0] < 0.7 * off[1]
@@ -1145,6 +1208,7 @@ PARTS = {
     "multistep": part_multistep,
     "trajectories": part_trajectories,
     "sdt": part_sdt,
+    "pairs": part_pairs,
     "cached": part_cached,
     "forecast": part_forecast,
     "hooks": part_hooks,
@@ -1170,4 +1234,4 @@ def run_parts(parts, optional=(), with_grad=()):
 
 
 if __name__ == "__main__":
-    run_parts(PARTS, optional=["bundled"], with_grad=["sdt", "router"])
+    run_parts(PARTS, optional=["bundled"], with_grad=["sdt", "pairs", "router"])

@@ -102,6 +102,128 @@ fn an_independent_trace_is_reproduced() {
     }
 }
 
+/// Learning-to-Cache's training on pairs of steps, number by number.
+#[test]
+fn a_trace_of_pairs_is_reproduced() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = golden("sdt-pairs.safetensors");
+    let source = checkpoint::open(&path).unwrap();
+    let setting = |name: &str| source.metadata()[name].clone();
+    for checkpointing in [false, true] {
+        let out = folder.path().join(checkpointing.to_string());
+        let (beta, lr) = (setting("beta"), setting("lr"));
+        let (tau, guidance) = (setting("tau"), setting("guidance"));
+        let flags = [
+            "--recipe",
+            "learning-to-cache",
+            "--replay",
+            path.to_str().unwrap(),
+            "--clip-x0",
+            "off",
+            "--beta",
+            &beta,
+            "--lr",
+            &lr,
+            "--tau",
+            &tau,
+            "--guidance",
+            &guidance,
+            "--gradient-checkpointing",
+        ];
+        let flags = &flags[..flags.len() - usize::from(!checkpointing)];
+        succeed(&train(&out, flags));
+        let (worst, rows) = compare_trace(&path, &out);
+        // 30 passes of ten steps, of which every other one may reuse.
+        assert_eq!(rows, 150);
+        within("training trace, pairs", worst, 5e-5);
+        let logits = read_named_tensors(&out.join("router.safetensors"), &["logits"])
+            .unwrap()
+            .remove(0)
+            .1;
+        let expected = tensor("sdt-pairs.safetensors", "router_final").1;
+        let off = harmonica::metrics::max_abs_error(&logits, &expected);
+        within("trained logits, pairs", off, 2e-5);
+        let file = ScheduleFile::read(&out.join("router.schedule.json")).unwrap();
+        assert_eq!(file.policy.name, "learning-to-cache");
+        let schedule = file.schedule().unwrap();
+        assert!(
+            (0..10)
+                .step_by(2)
+                .all(|s| !schedule.row(s).contains(&false))
+        );
+    }
+}
+
+/// Learning-to-Cache lands on a target that pairs of steps can reach, and goes on where it was.
+#[test]
+fn pairs_are_steered_to_a_target_and_resumed() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("pairs");
+    let flags = |passes: &'static str| {
+        [
+            "--recipe",
+            "learning-to-cache",
+            "--steps",
+            "7",
+            "--batch",
+            "1",
+            "--passes",
+            passes,
+        ]
+    };
+    let pairs = |passes, more: &[&str]| train(&out, &[&flags(passes)[..], more].concat());
+    succeed(&pairs("3", &["--target-cur", "0.3"]));
+    let file = ScheduleFile::read(&out.join("router.schedule.json")).unwrap();
+    let schedule = file.schedule().unwrap();
+    // Seven steps end with pairs too: steps 2, 4 and 6 may reuse.
+    assert!((schedule.cur() - 0.3).abs() < 0.04, "{}", schedule.cur());
+    assert!(
+        [0, 1, 3, 5]
+            .iter()
+            .all(|s| !schedule.row(*s).contains(&false))
+    );
+    // What it was made with is remembered, and no run of another recipe goes on with it.
+    let resumed = train(&out, &["--steps", "7", "--passes", "5", "--resume"]);
+    succeed(&resumed);
+    assert_eq!(log(&out).len(), 5 * 3);
+    for (arguments, text) in [
+        (
+            pairs("5", &["--resume", "--target-cur", "0.6"]),
+            "at every other step gives 0.429",
+        ),
+        (
+            pairs("5", &["--resume", "--proxy", "sensitivity"]),
+            "expected none",
+        ),
+        (
+            pairs("5", &["--resume", "--lambda-every", "7"]),
+            "does not belong to the recipe",
+        ),
+        (
+            train(
+                &out,
+                &[
+                    "--recipe",
+                    "harmonica",
+                    "--steps",
+                    "7",
+                    "--passes",
+                    "5",
+                    "--resume",
+                ],
+            ),
+            "pairs",
+        ),
+    ] {
+        let done = run(&arguments);
+        let said = String::from_utf8_lossy(&done.stderr);
+        assert!(
+            done.status.code() == Some(2) && said.contains(text),
+            "{arguments:?}: {said}"
+        );
+    }
+}
+
 /// The largest relative difference between a run's log and the trace of its golden file, and the number of rows.
 pub fn compare_trace(golden: &Path, out: &Path) -> (f64, usize) {
     let (shape, trace) = read_f64(golden, "trace");

@@ -168,7 +168,7 @@ impl Draws {
     }
 
     /// The forecast of a table whose `skipped` steps run no network. The steps before `from` are those of `before`, whose table
-    /// must be the same there, and compute everything or nothing: features are not kept.
+    /// must be the same there: of them only those are run again whose features are read later.
     ///
     /// # Errors
     /// [`TrainingError`] of the device, or for steps that cannot be skipped.
@@ -189,6 +189,10 @@ impl Draws {
             Some((fit, from)) => {
                 let known = fit.schedule.forecast().estimates.range(..from);
                 forecast.estimates = known.map(|(s, estimate)| (*s, *estimate)).collect();
+                for s in bare.steps_read_from(from) {
+                    go_on(&self.stop)?;
+                    self.stepper.step(s, &fit.stands[s])?;
+                }
                 let stand = Stand::clone(&fit.stands[from]);
                 (fit.stands[..from].to_vec(), stand, from)
             }

@@ -6,11 +6,13 @@
 use std::{fs::File, ops::ControlFlow, path::PathBuf};
 
 use super::{
+    computed::Computed,
+    correct::slots_for,
     fit::{Draws, Fit, Purpose, Stop},
     saved::{Judged, Rung, RungSummary, Saved},
-    search::{Computed, Search, Tried},
+    search::{Search, Tried},
     settings::LadderSettings,
-    target::check_target,
+    target::{Allowance, check_target},
 };
 use crate::{
     checkpoint::ModelInfo,
@@ -31,6 +33,8 @@ use crate::{
 
 /// Moves between saves, beside those that are kept.
 const SAVE_EVERY: usize = 8;
+/// Steps in part must lower the error of whole ones by this share: their features cost memory and time that MACs do not show.
+const WORTH: f64 = 0.1;
 
 /// What a [`LadderRun`] is made from.
 pub struct LadderOptions {
@@ -51,6 +55,8 @@ pub struct LadderOptions {
 pub enum Progress {
     /// The uncached images are being drawn, to fit to or to judge by.
     Reference { images: usize },
+    /// Parts of steps are not searched to the full, since the features of all draws have room for so many of `wanted` only.
+    Cramped { slots: usize, wanted: usize },
     /// A move was tried.
     Tried(Tried),
     /// A rung is done, and its schedule lies there.
@@ -170,13 +176,18 @@ impl<'m> LadderRun<'m> {
         {
             return Ok(false);
         }
-        let (steps, branches) = (self.run.steps, self.info.outline.graph.branches());
-        let glance = self.options.settings.glance.min(draws);
+        let (slots, wanted) = (self.slots(), self.slots_wanted());
+        if slots < wanted && each(Progress::Cramped { slots, wanted }).is_break() {
+            return Ok(false);
+        }
+        let settings = &self.options.settings;
         let mut search = Search {
-            glance: self.draws(Purpose::Fit, glance)?,
+            glance: self.draws(Purpose::Fit, settings.glance.min(draws))?,
             all: self.draws(Purpose::Fit, draws)?,
-            steps,
-            branches,
+            steps: self.run.steps,
+            graph: self.info.outline.graph.clone(),
+            sweeps: settings.sweeps,
+            rung: 0,
         };
         let mut judge = self.draws(Purpose::Validation, validation)?;
         for number in 0..self.saved.rungs.len() {
@@ -195,6 +206,29 @@ impl<'m> LadderRun<'m> {
             }
         }
         Ok(true)
+    }
+
+    /// Features that a line through two of each branch needs, or as many as may be kept.
+    fn slots_wanted(&self) -> usize {
+        let LadderSettings {
+            max_cache, sweeps, ..
+        } = self.options.settings;
+        let branches = self.info.outline.graph.branches();
+        let share = if sweeps == 0 {
+            0.0
+        } else {
+            max_cache.unwrap_or(2.0)
+        };
+        (share * branches as f64 + 1e-9) as usize
+    }
+
+    /// Those that there is room for while all draws are walked.
+    fn slots(&self) -> usize {
+        let LadderSettings { draws, glance, .. } = self.options.settings;
+        let guided = self.run.guidance.is_active();
+        let images = draws + glance.min(draws);
+        let room = slots_for(images, guided, &self.info.outline.graph);
+        self.slots_wanted().min(room)
     }
 
     fn draws(&self, purpose: Purpose, images: usize) -> Result<Draws, TrainingError> {
@@ -220,10 +254,17 @@ impl<'m> LadderRun<'m> {
         search: &mut Search,
         each: &mut dyn FnMut(Progress) -> ControlFlow<()>,
     ) -> Result<bool, TrainingError> {
-        while self.saved.rungs[number].place.sweeps < self.options.settings.sweeps {
+        let allowed = Allowance::new(self.saved.rungs[number].target, self.slots());
+        search.rung = number;
+        if self.saved.rungs[number].place.is_fresh()
+            && let Some(known) = self.saved.known_whole(number)
+        {
+            self.saved.rungs[number].place = known;
+        }
+        while !self.saved.rungs[number].place.is_over() {
             let mut place = self.saved.rungs[number].place.clone();
             let mut failed = None;
-            let more = search.sweep(&mut place, &mut |at, tried| {
+            let done = search.sweep(&mut place, &allowed, &mut |at, tried| {
                 self.saved.rungs[number].place = at.clone();
                 let due = tried.kept || tried.number.is_multiple_of(SAVE_EVERY);
                 let written = self.log.append(std::slice::from_ref(&tried));
@@ -238,11 +279,10 @@ impl<'m> LadderRun<'m> {
                 return Err(error);
             }
             self.saved.rungs[number].place = place;
-            match more {
-                None => return Ok(false),
-                Some(true) => self.save()?,
-                Some(false) => break,
+            if !done {
+                return Ok(false);
             }
+            self.save()?;
         }
         Ok(true)
     }
@@ -254,23 +294,37 @@ impl<'m> LadderRun<'m> {
         search: &mut Search,
         judge: &mut Draws,
     ) -> Result<Progress, TrainingError> {
-        let found = self.saved.rungs[number].place.computed.clone();
-        let even = Computed::even(found.steps().len(), self.run.steps);
-        let fit = search.fitted(&even)?;
-        let of_even = Judged::of(&judge.judge(&fit.schedule)?);
-        let (mut computed, mut fit, mut judged) = (even, fit, of_even);
-        let mut searched = false;
-        if found != computed {
-            let better = search.fitted(&found)?;
-            let of_found = Judged::of(&judge.judge(&better.schedule)?);
-            if of_found.typical < of_even.typical {
-                (computed, fit, judged, searched) = (found, better, of_found, true);
+        let place = self.saved.rungs[number].place.clone();
+        let whole = place.best_whole().clone();
+        let even = Computed::even(whole.steps().len(), self.run.steps);
+        let mut judged = |computed: Computed| -> Result<(Computed, Fit, Judged), TrainingError> {
+            let fit = search.fitted(&computed)?;
+            let errors = judge.judge(&fit.schedule)?;
+            Ok((computed, fit, Judged::of(&errors)))
+        };
+        let mut best = judged(even.clone())?;
+        let of_even = best.2;
+        if whole != even {
+            let found = judged(whole.clone())?;
+            if found.2.typical < best.2.typical {
+                best = found;
             }
         }
+        let mut parts = None;
+        if place.computed != whole {
+            let found = judged(place.computed)?;
+            parts = Some(found.2);
+            if found.2.typical < (1.0 - WORTH) * best.2.typical {
+                best = found;
+            }
+        }
+        let (computed, fit, judged) = best;
+        let searched = computed != even;
         let summary = RungSummary {
             computed,
             judged,
             even: of_even,
+            parts,
             searched,
         };
         let (path, file) = self.schedule(number, &fit, &summary)?;
@@ -299,6 +353,7 @@ impl<'m> LadderRun<'m> {
         };
         let mut training = serde_json::to_value(&self.options.settings).unwrap_or_default();
         training["searched"] = summary.searched.into();
+        training["parts"] = (!summary.computed.parts().is_empty()).into();
         training["weights"] = self.info.resident.kept.to_string().into();
         let (model, mut run) = (self.saved.model.clone(), self.saved.run.clone());
         run.clip_x0 = Some(self.run.clip_x0);

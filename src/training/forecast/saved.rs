@@ -5,8 +5,9 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::{
+    computed::Computed,
     fit::typical,
-    search::{Computed, Place, Tried},
+    search::{Place, Tried},
     settings::LadderSettings,
     target::steps_of,
 };
@@ -57,13 +58,16 @@ impl Judged {
 /// A finished rung.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct RungSummary {
-    /// Steps that run the network.
+    /// What the schedule computes.
     pub computed: Computed,
     /// How the schedule fared.
     pub judged: Judged,
     /// How even steps fared, fitted alike.
     pub even: Judged,
-    /// Whether the search found steps that hold on draws it has not seen; where not, even steps are taken.
+    /// How the best steps in part that were found fared, fitted alike, if there are any.
+    #[serde(default)]
+    pub parts: Option<Judged>,
+    /// Whether the search found something that holds on draws it has not seen; where not, even steps are taken.
     pub searched: bool,
 }
 
@@ -120,11 +124,7 @@ impl Saved {
             return;
         }
         let steps = self.run.steps;
-        let even = Computed::even(steps_of(target, steps), steps);
-        // What was searched for another target with as many steps is not searched again.
-        let same = |rung: &&Rung| rung.place.computed.counts(&even);
-        let known = self.rungs.iter().find(same);
-        let place = known.map_or(Place::new(even), |rung| rung.place.clone());
+        let place = Place::new(Computed::even(steps_of(target, steps), steps));
         self.rungs.push(Rung {
             target,
             place,
@@ -132,12 +132,18 @@ impl Saved {
         });
     }
 
+    /// Whole steps that a search for another target has found, where it began with as many as this rung.
+    pub fn known_whole(&self, number: usize) -> Option<Place> {
+        let count = |rung: &Rung| rung.place.best_whole().steps().len();
+        let same = |rung: &&Rung| count(rung) == count(&self.rungs[number]);
+        let mut others = self.rungs.iter().filter(same);
+        others.find_map(|rung| rung.place.knowing_whole())
+    }
+
     /// Whether it knows of a move.
     pub fn has_tried(&self, tried: &Tried) -> bool {
-        self.rungs.iter().any(|rung| {
-            let (place, count) = (&rung.place, rung.place.computed.steps().len());
-            count == tried.count && (rung.done.is_some() || place.has_tried(tried))
-        })
+        let rung = self.rungs.get(tried.rung);
+        rung.is_some_and(|rung| rung.done.is_some() || rung.place.has_tried(tried))
     }
 
     /// What a run that asks for something else differs in, but for its targets.
@@ -186,12 +192,13 @@ impl Saved {
                 saved.format
             )));
         }
+        let branches = saved.model.graph.branches();
         let whole = |rung: &Rung| {
             let done = rung.done.as_ref().map(|done| &done.computed);
-            [Some(&rung.place.computed), done]
+            [Some(&rung.place.computed), rung.place.whole.as_ref(), done]
                 .into_iter()
                 .flatten()
-                .all(|computed| computed.is_of(saved.run.steps))
+                .all(|computed| computed.is_of(saved.run.steps, branches))
         };
         if !saved.rungs.iter().all(whole) {
             return Err(damaged("its steps are not those of its run".into()));

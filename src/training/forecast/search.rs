@@ -1,4 +1,5 @@
-//! Which steps to compute: moves of single steps, each judged by the error of the images it leads to ([`typical`]).
+//! What to compute, by moves that are judged by the error of the images they lead to ([`typical`]): first of whole steps, then of
+//! parts of steps, from half of the branches down to single ones.
 //!
 //! A move is tried on few draws first, where most fail; what passes is fitted on all of them and kept if it holds there.
 //! Only the steps from the first that moved on are run again. What is found is judged on draws that neither fit nor search
@@ -10,93 +11,40 @@ use serde::{Deserialize, Serialize};
 
 #[cfg(doc)]
 use super::fit::typical;
-use super::fit::{Draws, Fit};
-use crate::{schedule::Schedule, training::run::TrainingError};
+use super::{
+    computed::Computed,
+    fit::{Draws, Fit},
+    target::Allowance,
+};
+use crate::{graph::Graph, training::run::TrainingError};
 
-/// How far a step moves at most.
-const FARTHEST: usize = 2;
 /// A move must lower the error by this share to be kept: less is chance.
 const GAIN: f64 = 0.01;
 /// Sweeps end when one has lowered the error by less than this share.
 const LEAST_OF_SWEEP: f64 = 0.02;
-
-/// The steps that run the network, in order; the first is always 0.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct Computed(Vec<usize>);
-
-impl Computed {
-    /// `count` of `steps` steps, as even as can be.
-    pub fn even(count: usize, steps: usize) -> Self {
-        let count = count.clamp(1, steps.max(1));
-        Self((0..count).map(|i| i * steps / count).collect())
-    }
-
-    /// The steps.
-    pub fn steps(&self) -> &[usize] {
-        &self.0
-    }
-
-    /// Whether they can be those of a run: step 0 and others after it, in order.
-    pub fn is_of(&self, steps: usize) -> bool {
-        let ordered = self.0.windows(2).all(|pair| pair[0] < pair[1]);
-        ordered && self.0.first() == Some(&0) && self.0.last().is_some_and(|last| *last < steps)
-    }
-
-    /// Whether they are as many.
-    pub(super) fn counts(&self, other: &Self) -> bool {
-        self.0.len() == other.0.len()
-    }
-
-    /// As a table whose other steps are skipped, and those steps.
-    ///
-    /// # Errors
-    /// None that steps of the run can meet.
-    pub fn table(
-        &self,
-        steps: usize,
-        branches: usize,
-    ) -> Result<(Schedule, Vec<usize>), TrainingError> {
-        let table = Schedule::from_rule(steps, branches, |s, _| self.0.contains(&s))?;
-        let skipped = (0..steps).filter(|s| !self.0.contains(s)).collect();
-        Ok((table, skipped))
-    }
-
-    /// The runs that differ in one step which is computed at a neighbour's place, those that change late first, and the first
-    /// step that each changes.
-    fn moves(&self, steps: usize) -> Vec<(Self, usize)> {
-        let mut moves = Vec::new();
-        for place in (1..self.0.len()).rev() {
-            let from = self.0[place];
-            for distance in 1..=FARTHEST {
-                let later = Some(from + distance).filter(|to| *to < steps);
-                let earlier = from.checked_sub(distance).filter(|to| *to > 0);
-                for to in later.into_iter().chain(earlier) {
-                    if !self.0.contains(&to) {
-                        let mut moved = self.0.clone();
-                        moved[place] = to;
-                        moved.sort_unstable();
-                        moves.push((Self(moved), from.min(to)));
-                    }
-                }
-            }
-        }
-        moves
-    }
-
-    /// As in a table's rows.
-    pub fn row(&self, steps: usize) -> String {
-        let cell = |s| if self.0.contains(&s) { '#' } else { '.' };
-        (0..steps).map(cell).collect()
-    }
-}
 
 /// Draws that a search looks at: few for a first look, many to believe it.
 pub struct Search {
     pub glance: Draws,
     pub all: Draws,
     pub steps: usize,
-    pub branches: usize,
+    pub graph: Graph,
+    /// Sweeps over moves of whole steps at most; without any, even steps stay.
+    pub sweeps: usize,
+    /// The target that is searched for, from 0.
+    pub rung: usize,
+}
+
+/// What a search is about to move.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Stage {
+    /// Whole steps.
+    #[default]
+    Steps,
+    /// So many branches of a step.
+    Parts(usize),
+    Over,
 }
 
 /// Where a search stands.
@@ -104,6 +52,11 @@ pub struct Search {
 pub struct Place {
     /// The best so far.
     pub computed: Computed,
+    /// The best with whole steps alone, once parts are searched.
+    #[serde(default)]
+    pub whole: Option<Computed>,
+    #[serde(default)]
+    stage: Stage,
     /// Sweeps that are done.
     pub sweeps: usize,
     /// The move of this sweep that comes next.
@@ -119,6 +72,8 @@ impl Place {
     pub fn new(computed: Computed) -> Self {
         Self {
             computed,
+            whole: None,
+            stage: Stage::Steps,
             sweeps: 0,
             next: 0,
             tried: 0,
@@ -126,17 +81,65 @@ impl Place {
         }
     }
 
+    /// The best with whole steps alone.
+    pub fn best_whole(&self) -> &Computed {
+        self.whole.as_ref().unwrap_or(&self.computed)
+    }
+
+    /// Whether nothing has been tried.
+    pub(super) fn is_fresh(&self) -> bool {
+        self.tried == 0 && self.stage == Stage::Steps
+    }
+
+    /// Where a search begins that need not look for whole steps, since this one has found them.
+    pub(super) fn knowing_whole(&self) -> Option<Self> {
+        let whole = self.whole.clone()?;
+        Some(Self {
+            sweeps: self.sweeps,
+            ..Self::new(whole)
+        })
+    }
+
+    /// Whether nothing is left to search.
+    pub fn is_over(&self) -> bool {
+        self.stage == Stage::Over
+    }
+
     /// Whether it knows of this.
     pub(super) fn has_tried(&self, tried: &Tried) -> bool {
         tried.number <= self.tried
+    }
+
+    fn moves(&self, steps: usize, branches: usize) -> Vec<(Computed, usize)> {
+        match self.stage {
+            Stage::Steps => self.computed.moves(steps),
+            Stage::Parts(unit) => self.computed.part_moves(steps, branches, unit),
+            Stage::Over => Vec::new(),
+        }
+    }
+
+    /// Before the first sweep of a stage.
+    fn entering(self, stage: Stage) -> Self {
+        Self {
+            stage,
+            next: 0,
+            before: None,
+            ..self
+        }
     }
 }
 
 /// A move that was tried.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Tried {
-    /// Steps that the run computes.
+    /// Of the targets of the run, from 0.
+    #[serde(default)]
+    pub rung: usize,
+    /// Whole steps that the search for it begins with.
     pub count: usize,
+    /// Branches that moves of this sweep are about; none for whole steps.
+    #[serde(default)]
+    pub unit: Option<usize>,
     pub sweep: usize,
     /// Its number, from 1.
     pub number: usize,
@@ -146,7 +149,7 @@ pub struct Tried {
     pub kept: bool,
     /// The typical error of all draws at what is kept now.
     pub error: f64,
-    /// What is kept now: a cell a step, `#` for those that are computed.
+    /// What is kept now: a cell a step, `#` for whole ones, `+` for those in part.
     pub computed: String,
 }
 
@@ -156,31 +159,78 @@ impl Search {
     /// # Errors
     /// [`TrainingError`] of the device.
     pub fn fitted(&mut self, computed: &Computed) -> Result<Fit, TrainingError> {
-        let (table, skipped) = computed.table(self.steps, self.branches)?;
+        let (table, skipped) = computed.table(self.steps, self.graph.branches())?;
         self.all.fit(&table, &skipped, None)
     }
 
-    /// What is left of a sweep over all moves; `tell` hears of each that was tried, and breaks off. Returns whether another sweep
-    /// is worth it, or nothing where it was broken off: going on from `place` ends where the undisturbed sweep does.
+    /// What is left of a stage's sweep over its moves within the allowance, and on to the next sweep or stage; `tell` hears of each
+    /// move that was tried, and breaks off. Returns whether it came to the end of the sweep: where not, going on from `place` ends
+    /// where the undisturbed sweep does.
     ///
     /// # Errors
     /// [`TrainingError`] of the device.
     pub fn sweep(
         &mut self,
         place: &mut Place,
+        allowed: &Allowance,
+        tell: &mut dyn FnMut(&Place, Tried) -> ControlFlow<()>,
+    ) -> Result<bool, TrainingError> {
+        let branches = self.graph.branches();
+        let over = match place.stage {
+            Stage::Steps => place.sweeps >= self.sweeps,
+            Stage::Parts(_) => false,
+            Stage::Over => return Ok(true),
+        };
+        let gained = match over {
+            true => false,
+            false => match self.swept(place, allowed, tell)? {
+                Some(gained) => gained,
+                None => return Ok(false),
+            },
+        };
+        let halves = branches.div_ceil(2);
+        let next = match place.stage {
+            Stage::Steps if gained => Stage::Steps,
+            // Where nothing is searched, parts are not either.
+            Stage::Steps if self.sweeps == 0 || !allowed.parts() => Stage::Over,
+            Stage::Steps => Stage::Parts(halves),
+            // Smaller units are worth it while larger ones were; at first there may be no work left for halves.
+            Stage::Parts(unit) if unit > 1 && (gained || unit == halves) => Stage::Parts(unit / 2),
+            Stage::Parts(_) | Stage::Over => Stage::Over,
+        };
+        if place.stage == Stage::Steps && next != Stage::Steps {
+            place.whole = Some(place.computed.clone());
+        }
+        *place = place.clone().entering(next);
+        Ok(true)
+    }
+
+    /// Whether a sweep has lowered the error by so much that another is worth it; nothing where it was broken off.
+    fn swept(
+        &mut self,
+        place: &mut Place,
+        allowed: &Allowance,
         tell: &mut dyn FnMut(&Place, Tried) -> ControlFlow<()>,
     ) -> Result<Option<bool>, TrainingError> {
-        let (steps, branches) = (self.steps, self.branches);
+        let (steps, branches) = (self.steps, self.graph.branches());
+        let moves_from = |place: &Place| -> Result<Vec<_>, TrainingError> {
+            let mut moves = Vec::new();
+            for (moved, from) in place.moves(steps, branches) {
+                let (table, skipped) = moved.table(steps, branches)?;
+                if place.stage == Stage::Steps || allowed.allows(&table, &skipped, &self.graph)? {
+                    moves.push((moved, from, table, skipped));
+                }
+            }
+            Ok(moves)
+        };
         let (table, skipped) = place.computed.table(steps, branches)?;
-        let mut best = self.fitted(&place.computed)?;
+        let mut moves = moves_from(place)?;
+        let mut best = self.all.fit(&table, &skipped, None)?;
         let mut glimpse = self.glance.fit(&table, &skipped, None)?;
         let before = *place.before.get_or_insert(best.typical());
-        let mut moves = place.computed.moves(steps);
-        while place.next < moves.len() {
-            let (moved, from) = moves[place.next].clone();
+        while let Some((moved, from, table, skipped)) = moves.get(place.next).cloned() {
             place.next += 1;
             place.tried = place.tried.saturating_add(1);
-            let (table, skipped) = moved.table(steps, branches)?;
             let glanced = self.glance.fit(&table, &skipped, Some((&glimpse, from)))?;
             let mut kept = false;
             if glanced.typical() < glimpse.typical() * (1.0 - GAIN) {
@@ -189,15 +239,20 @@ impl Search {
                     (best, glimpse, kept) = (fit, glanced, true);
                     place.computed = moved;
                     // What is left of the sweep goes on from here: moves of the steps before.
-                    moves = place.computed.moves(steps);
+                    moves = moves_from(place)?;
                     place.next = moves
                         .iter()
-                        .position(|(_, first)| *first < from)
+                        .position(|(_, first, ..)| *first < from)
                         .unwrap_or(moves.len());
                 }
             }
             let tried = Tried {
-                count: place.computed.steps().len(),
+                rung: self.rung,
+                count: place.best_whole().steps().len(),
+                unit: match place.stage {
+                    Stage::Parts(unit) => Some(unit),
+                    _ => None,
+                },
                 sweep: place.sweeps,
                 number: place.tried,
                 left: moves.len() - place.next,
@@ -209,45 +264,9 @@ impl Search {
                 return Ok(None);
             }
         }
-        *place = Place {
-            computed: place.computed.clone(),
-            sweeps: place.sweeps + 1,
-            next: 0,
-            tried: place.tried,
-            before: None,
-        };
+        place.sweeps = place.sweeps.saturating_add(1);
+        place.next = 0;
+        place.before = None;
         Ok(Some(best.typical() < before * (1.0 - LEAST_OF_SWEEP)))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn even_steps_begin_at_the_first() {
-        assert_eq!(Computed::even(5, 10).steps(), [0, 2, 4, 6, 8]);
-        assert_eq!(Computed::even(3, 4).row(4), "###.");
-        assert_eq!(Computed::even(0, 4).steps(), [0]);
-        assert!(Computed::even(7, 20).is_of(20) && !Computed::even(7, 20).is_of(17));
-    }
-
-    #[test]
-    fn a_move_changes_one_step_and_never_the_first() {
-        let moves = Computed(vec![0, 2, 4]).moves(6);
-        let rows: Vec<(String, usize)> = moves
-            .iter()
-            .map(|(moved, from)| (moved.row(6), *from))
-            .collect();
-        for (row, from) in [("#.##..", 3), ("##..#.", 1), ("#..##.", 2)] {
-            assert!(rows.contains(&(row.into(), from)), "{rows:?}");
-        }
-        assert!(
-            moves
-                .iter()
-                .all(|(moved, _)| moved.is_of(6) && moved.0.len() == 3)
-        );
-        // Those that change late come first, so that little is run again.
-        assert_eq!(rows[0], ("#.#..#".into(), 4));
     }
 }

@@ -17,8 +17,11 @@ pub struct LadderSettings {
     pub glance: usize,
     /// Images that what was found is judged on.
     pub validation: usize,
-    /// Sweeps over all moves at most; 0 computes even steps.
+    /// Sweeps over all moves of whole steps at most; 0 computes even steps.
     pub sweeps: usize,
+    /// Features that a schedule may keep at a time, as a share of one a branch; 0 for whole steps alone.
+    #[serde(default)]
+    pub max_cache: Option<f64>,
     pub seed: u64,
 }
 
@@ -29,6 +32,7 @@ impl Default for LadderSettings {
             glance: 32,
             validation: 96,
             sweeps: 3,
+            max_cache: None,
             seed: 0,
         }
     }
@@ -50,6 +54,13 @@ impl LadderSettings {
     /// # Errors
     /// [`TrainingError::Setting`] for the first count out of range.
     pub(super) fn check(&self) -> Result<(), TrainingError> {
+        if let Some(share) = self.max_cache.filter(|share| !(0.0..=2.0).contains(share)) {
+            return Err(TrainingError::Setting {
+                setting: "max-cache",
+                value: share.to_string(),
+                expected: "a number from 0 (whole steps alone) to 2 (all features of two steps)",
+            });
+        }
         check_draws(&[
             ("draws", self.draws),
             ("glance", self.glance),

@@ -2,6 +2,8 @@
 
 use crate::{
     graph::Graph,
+    plan::compile,
+    schedule::{Forecast, Schedule},
     training::{router::Budget, run::TrainingError},
 };
 
@@ -29,7 +31,51 @@ pub(super) fn check_target(
             })
         }
         Budget::TargetSpeedup(_) => Ok(()),
-        target => target.check_reachable(steps, graph, graph.branches()),
+        target => target.check_reachable(steps, graph, graph.branches(), |_| true),
+    }
+}
+
+/// What a run may cost.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Allowance {
+    target: Budget,
+    /// Features that it may keep at a time.
+    slots: usize,
+}
+
+impl Allowance {
+    /// That of a target, with room for so many features.
+    pub fn new(target: Budget, slots: usize) -> Self {
+        Self { target, slots }
+    }
+
+    /// Whether there is room for features at all.
+    pub(super) fn parts(&self) -> bool {
+        self.slots > 0 && self.target.target().is_some()
+    }
+
+    /// Whether it covers a table whose `skipped` steps run no network. Of its target a run may fall short by 3 %, since steps come
+    /// whole.
+    ///
+    /// # Errors
+    /// [`TrainingError::Schedule`] for steps that cannot be skipped.
+    pub fn allows(
+        &self,
+        table: &Schedule,
+        skipped: &[usize],
+        graph: &Graph,
+    ) -> Result<bool, TrainingError> {
+        let forecast = Forecast {
+            skipped: skipped.to_vec(),
+            ..Forecast::default()
+        };
+        let schedule = table.clone().with_forecast(forecast)?;
+        let reached = match self.target {
+            Budget::TargetSpeedup(ratio) => schedule.macs_ratio(graph) >= SHORT * ratio,
+            Budget::TargetCur(cur) => schedule.cur() >= SHORT * cur,
+            Budget::Beta(_) => true,
+        };
+        Ok(reached && compile(&schedule, graph).slots() <= self.slots)
     }
 }
 
@@ -50,6 +96,7 @@ pub fn steps_of(target: Budget, steps: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::graph::of_blocks;
 
     #[test]
     fn a_target_leaves_some_steps() {
@@ -62,5 +109,27 @@ mod tests {
         // 13 steps would be 1.54×, 7 would be 2.86×.
         assert_eq!(of(Budget::TargetSpeedup(1.6)), 12);
         assert_eq!(of(Budget::TargetSpeedup(3.0)), 6);
+    }
+
+    #[test]
+    fn an_allowance_is_of_work_and_of_room() {
+        let graph = of_blocks(2);
+        let allows = |target, slots, rows: [&str; 4]| {
+            let cell = |s: usize, n: usize| rows[s].as_bytes().get(n) == Some(&b'#');
+            let table = Schedule::from_rule(4, 4, cell).unwrap();
+            let skipped: Vec<usize> = (0..4).filter(|s| rows[*s].is_empty()).collect();
+            let allowance = Allowance::new(target, slots);
+            allowance.allows(&table, &skipped, &graph).unwrap()
+        };
+        // A step in part costs what all passes cost beside its branches.
+        for target in [Budget::TargetSpeedup(1.9), Budget::TargetCur(0.5)] {
+            assert!(allows(target, 0, ["####", "", "####", ""]));
+            assert!(!allows(target, 4, ["####", "...#", "####", ""]));
+            // Two branches at a time wait for the step that reads them.
+            assert!(allows(target, 2, ["####", "", "##..", "..##"]));
+            assert!(!allows(target, 1, ["####", "", "##..", "..##"]));
+        }
+        let of = |target, slots| Allowance::new(target, slots).parts();
+        assert!(of(Budget::TargetCur(0.5), 1) && !of(Budget::TargetCur(0.5), 0));
     }
 }

@@ -68,7 +68,7 @@ impl Budget {
         }
     }
 
-    /// Whether any schedule of this many steps with so many slots can reach the target.
+    /// Whether any schedule of this many steps with so many slots, which reuses at steps where `acts` says so, can reach the target.
     ///
     /// # Errors
     /// [`TrainingError::Setting`].
@@ -77,13 +77,16 @@ impl Budget {
         steps: usize,
         graph: &Graph,
         max_slots: usize,
+        acts: impl Fn(usize) -> bool,
     ) -> Result<(), TrainingError> {
         let Some(target) = self.target() else {
             return Ok(());
         };
         let branches = graph.branches();
         // In execution order, so that no window of evaluations is left with a slot to spare.
-        let all: Vec<usize> = (branches..steps * branches).collect();
+        let all: Vec<usize> = (branches..steps * branches)
+            .filter(|i| acts(i / branches))
+            .collect();
         let mut compute = vec![true; steps * branches];
         for i in within_slots(&all, branches, max_slots) {
             compute[i] = false;
@@ -99,8 +102,10 @@ impl Budget {
         };
         let value = if max_slots < branches {
             format!("{target} (reusing all that {max_slots} slots allow gives {most:.3})")
-        } else {
+        } else if (1..steps).all(acts) {
             format!("{target} (reusing everything after step 0 gives {most:.3})")
+        } else {
+            format!("{target} (reusing everything at every other step gives {most:.3})")
         };
         Err(TrainingError::Setting {
             setting,
@@ -152,8 +157,11 @@ pub(super) mod tests {
 
     #[test]
     fn targets_that_no_schedule_reaches_are_refused() {
-        let reachable =
-            |budget: Budget, steps, slots| budget.check_reachable(steps, &graph(), slots).is_ok();
+        let reachable = |budget: Budget, steps, slots| {
+            budget
+                .check_reachable(steps, &graph(), slots, |_| true)
+                .is_ok()
+        };
         assert!(reachable(Budget::TargetCur(0.5), 2, 4));
         assert!(!reachable(Budget::TargetCur(0.6), 2, 4));
         assert!(!reachable(Budget::TargetSpeedup(50.0), 20, 4));

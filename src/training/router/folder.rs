@@ -171,9 +171,9 @@ impl<'m> RouterRun<'m> {
         targets.extend(more_targets);
         let graph = &info.outline.graph;
         let slots = max_slots(max_cache, graph);
-        targets
-            .iter()
-            .try_for_each(|target| target.check_reachable(run.steps, graph, slots))?;
+        targets.iter().try_for_each(|target| {
+            target.check_reachable(run.steps, graph, slots, |s| settings.trains(s, run.steps))
+        })?;
         let identities = Identities {
             replay: replay.as_ref().map(Replay::identity),
             prompts: prompts.identity(),

@@ -79,7 +79,10 @@ impl Budget {
         }
         let branches = router.branches();
         let logits = router.logits();
-        let mut order: Vec<usize> = (branches..logits.len()).collect();
+        // What must be computed is worth more than anything.
+        let mut order: Vec<usize> = (branches..logits.len())
+            .filter(|i| values[*i].is_finite())
+            .collect();
         order.sort_by(|a, b| {
             logits[*a]
                 .total_cmp(&logits[*b])

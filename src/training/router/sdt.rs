@@ -3,6 +3,8 @@
 //! One *pass* walks a batch of noise down the whole trajectory. At every step but the first, the student mixes
 //! fresh and cached features by the router's scores, is compared with the full model at the student's own
 //! `x_t`, and one AdamW step moves that step's row of the router.
+//!
+//! Learning-to-Cache is the same on pairs of steps of the full model's path ([`SdtSettings::pairs`]).
 
 use std::ops::ControlFlow;
 
@@ -81,7 +83,11 @@ impl Sdt<'_> {
         training["final_beta"] = state.beta.into();
         training["weights"] = info.resident.kept.to_string().into();
         let policy = PolicyRecord {
-            name: "harmonica".into(),
+            name: match settings.pairs {
+                true => "learning-to-cache",
+                false => "harmonica",
+            }
+            .into(),
             parameters: Some(serde_json::to_value(target).unwrap_or_default()),
         };
         let (model, run) = (
@@ -150,6 +156,15 @@ impl Sdt<'_> {
             self.walker.step(0, walk, conditions, Treatment::Full);
         }
         for s in 1..steps {
+            if !self.settings.trains(s, steps) {
+                for Part {
+                    walk, conditions, ..
+                } in &mut parts
+                {
+                    self.walker.step(s, walk, conditions, Treatment::Full);
+                }
+                continue;
+            }
             let iteration = self.train(s, state, &mut parts).await?;
             if each(Progress::Trained(iteration)).await.is_break() {
                 return Ok(false);
@@ -242,7 +257,12 @@ impl Sdt<'_> {
                 .zip(&student.gradient)
                 .for_each(|(sum, g)| *sum += *share * g);
             walk.cache = student.cache;
-            self.walker.advance(s, walk, student.output);
+            // A pair says nothing of what its reuse does to later steps.
+            let output = match self.settings.pairs {
+                true => student.teacher,
+                false => student.output,
+            };
+            self.walker.advance(s, walk, output);
         }
         Ok((mse, gradient))
     }

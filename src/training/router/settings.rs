@@ -3,7 +3,9 @@
 use serde::{Deserialize, Serialize};
 
 use super::{Budget, Proxy};
-use crate::{models::Outline, sampler::batch_for, training::run::TrainingError};
+use crate::{
+    models::Outline, sampler::batch_for, schedule::ends_a_pair, training::run::TrainingError,
+};
 
 /// Memory for activations where the micro-batch is chosen by itself; the graph keeps many times a forward pass.
 const MICRO_BATCH_BYTES: u64 = 256 << 20;
@@ -29,6 +31,10 @@ pub struct SdtSettings {
     pub seed: u64,
     /// Keep only the blocks' inputs in the forward pass.
     pub gradient_checkpointing: bool,
+    /// As Learning-to-Cache (arXiv 2406.01733): not along the student's path but on pairs of steps of the uncached one. The first of
+    /// a pair is computed, the second alone may reuse ([`ends_a_pair`]), and `λ = 1`.
+    #[serde(default)]
+    pub pairs: bool,
 }
 
 impl SdtSettings {
@@ -49,7 +55,22 @@ impl SdtSettings {
             budget,
             seed: 0,
             gradient_checkpointing: false,
+            pairs: false,
         }
+    }
+
+    /// Those of Learning-to-Cache.
+    pub fn usual_of_pairs(budget: Budget) -> Self {
+        Self {
+            proxy: Proxy::None,
+            pairs: true,
+            ..Self::usual(budget)
+        }
+    }
+
+    /// Whether row `s` of the router of such a run is trained.
+    pub fn trains(&self, s: usize, steps: usize) -> bool {
+        s > 0 && (!self.pairs || ends_a_pair(s, steps))
     }
 
     /// Images of a batch that the graph of a network has room for at a time.
@@ -87,6 +108,13 @@ impl SdtSettings {
         if !(self.tau > 0.0 && self.tau < 1.0) {
             return refused("tau", self.tau.to_string(), "a number between 0 and 1");
         }
+        if self.pairs && self.proxy != Proxy::None {
+            return refused(
+                "proxy",
+                self.proxy.to_string(),
+                "none: Learning-to-Cache weights all steps alike",
+            );
+        }
         self.budget.check()
     }
 
@@ -117,6 +145,7 @@ impl SdtSettings {
             budget: Budget::Beta(1e-3),
             seed: 4,
             gradient_checkpointing: false,
+            pairs: false,
         }
     }
 }

@@ -9,7 +9,7 @@ use crate::{
 };
 
 impl<'m> Sdt<'m> {
-    /// A fresh router (logits from N(0, 1), step 0 pinned at 5), or the replay's.
+    /// A fresh router (logits from N(0, 1), rows that are not trained pinned at 5), or the replay's.
     ///
     /// # Errors
     /// [`TrainingError`] for settings that make no sense or a replay that does not fit.
@@ -29,7 +29,9 @@ impl<'m> Sdt<'m> {
             Budget::Beta(beta) => beta,
             _ => 0.0,
         };
-        let state = TrainingState::of(router, beta);
+        let mut state = TrainingState::of(router, beta);
+        let untrained = (1..steps).filter(|s| !settings.trains(*s, steps));
+        state.pin(untrained)?;
         Self::resume(model, run, settings, prompts, replay, state)
     }
 

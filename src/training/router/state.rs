@@ -36,6 +36,22 @@ impl TrainingState {
         }
     }
 
+    /// Makes all branches of these steps be computed, whatever is learned.
+    ///
+    /// # Errors
+    /// None that rows of the router can meet.
+    pub(super) fn pin(&mut self, rows: impl Iterator<Item = usize>) -> Result<(), ScheduleError> {
+        let branches = self.router.branches();
+        let mut logits = self.router.logits().to_vec();
+        for s in rows {
+            let row = s * branches..(s + 1) * branches;
+            logits[row.clone()].fill(LOGIT_LIMIT);
+            self.steering.values[row].fill(f32::INFINITY);
+        }
+        self.router = Router::new(self.router.steps(), branches, logits)?;
+        Ok(())
+    }
+
     /// Whether everything has the router's size.
     pub(super) fn is_whole(&self) -> bool {
         let (steps, branches) = (self.router.steps(), self.router.branches());

@@ -18,6 +18,8 @@ use crate::{
 pub(super) struct StudentStep {
     /// Guided output `[b or 2b, C_out, H, W]`, without gradients.
     pub output: Tensor<4>,
+    /// The full model's.
+    pub teacher: Tensor<4>,
     /// Mean of `(ε* − ε̂)²` over this micro-batch.
     pub mse: f64,
     /// `∂mse/∂r` of every branch.
@@ -71,7 +73,7 @@ pub(super) async fn student_step(
         mixed.into()
     });
     let output = walker.guide(output(model, x, at));
-    let difference = output.clone() - teacher;
+    let difference = output.clone() - teacher.clone();
     let loss = (difference.clone() * difference).mean();
     let mut gradients = loss.backward();
     let leaves = leaves.iter();
@@ -79,6 +81,7 @@ pub(super) async fn student_step(
     let (mse, gradient) = error_and_slopes(loss.clone().inner(), slopes.collect()).await?;
     Ok(StudentStep {
         output: output.inner(),
+        teacher,
         mse,
         gradient,
         cache,
@@ -122,7 +125,7 @@ async fn checkpointed(
 
     let last = x.autodiff().require_grad();
     let output = walker.guide(output(model, last.clone(), at));
-    let difference = output.clone() - teacher;
+    let difference = output.clone() - teacher.clone();
     let loss = (difference.clone() * difference).mean();
     let mut gradients = loss.backward();
     let mut flowing = last.grad_remove(&mut gradients);
@@ -147,6 +150,7 @@ async fn checkpointed(
     let (mse, gradient) = error_and_slopes(loss.inner(), slopes).await?;
     Ok(StudentStep {
         output: output.inner(),
+        teacher,
         mse,
         gradient,
         cache,

@@ -1,0 +1,122 @@
+//! Forecasts for a table that somebody else made: FORA's, TaylorSeer's, a router's.
+
+use super::{
+    fit::{Draws, Purpose, Stop},
+    saved::Judged,
+    settings::LadderSettings,
+};
+use crate::{
+    graph::Graph,
+    pipeline::Pipeline,
+    plan::compile,
+    sampler::{BATCH_BYTES, Settings, batch_for},
+    schedule::{Forecast, Schedule},
+    training::run::{DeviceWatch, TrainingError, guarded},
+};
+
+/// Bytes that the features of all draws may take.
+pub(super) const FEATURE_BYTES: usize = 4 << 30;
+
+/// Features of so many images that there is room for, with guidance or without.
+pub(super) fn slots_for(images: usize, guided: bool, graph: &Graph) -> usize {
+    FEATURE_BYTES / bytes_of(images, guided, graph)
+}
+
+/// Images that can be walked under a table at once, for all its features to have room.
+pub fn images_for(table: &Schedule, guided: bool, graph: &Graph) -> usize {
+    match compile(table, graph).slots() {
+        0 => usize::MAX,
+        slots => (FEATURE_BYTES / slots / bytes_of(1, guided, graph)).max(1),
+    }
+}
+
+/// Bytes of a feature of so many images.
+fn bytes_of(images: usize, guided: bool, graph: &Graph) -> usize {
+    let copies = if guided { 2 } else { 1 };
+    (4 * copies * images)
+        .saturating_mul(graph.feature_numbers())
+        .max(1)
+}
+
+/// A table, as it was and with forecasts.
+#[derive(Debug, Clone)]
+pub struct Corrected {
+    /// How it fares as it was.
+    pub plain: Judged,
+    /// How it fares with forecasts.
+    pub corrected: Judged,
+    /// The table with forecasts.
+    pub schedule: Schedule,
+}
+
+impl Corrected {
+    /// Whether the forecasts hold on draws that they were not fitted to.
+    pub fn holds(&self) -> bool {
+        self.corrected.typical < self.plain.typical
+    }
+}
+
+/// Fits forecasts to tables, one after another.
+pub struct Corrector {
+    fit: Draws,
+    judge: Draws,
+    watch: DeviceWatch,
+}
+
+impl Corrector {
+    /// Draws what `settings` say, to fit to and to judge by, and walks the uncached run; `stop` is asked between steps, here and
+    /// later.
+    ///
+    /// # Errors
+    /// As [`Draws::new`].
+    pub fn new(
+        pipeline: &Pipeline,
+        run: Settings,
+        settings: &LadderSettings,
+        stop: Stop,
+    ) -> Result<Self, TrainingError> {
+        settings.check()?;
+        let watch = DeviceWatch::new(&pipeline.engine);
+        let outline = &pipeline.info.outline;
+        let drawn = |purpose, images: usize| {
+            let batch = batch_for(outline, run.guidance.is_active(), BATCH_BYTES).min(images);
+            Draws::new(
+                &pipeline.model,
+                run,
+                &pipeline.prompts,
+                purpose,
+                settings.seed,
+                images,
+                batch,
+                stop.clone(),
+            )
+        };
+        let draws = guarded(|| {
+            let fit = drawn(Purpose::Fit, settings.draws)?;
+            Ok((fit, drawn(Purpose::Validation, settings.validation)?))
+        });
+        let (fit, judge) = draws.map_err(|error| watch.explained(error))?;
+        Ok(Self { fit, judge, watch })
+    }
+
+    /// Fits what each step of a table takes for the clean image, and judges it on other draws. Forecasts that the table has give
+    /// way; the steps that run no network stay those.
+    ///
+    /// # Errors
+    /// [`TrainingError`] of the device, and where it is to stop.
+    pub fn correct(&mut self, table: &Schedule) -> Result<Corrected, TrainingError> {
+        let Self { fit, judge, watch } = self;
+        let done = guarded(|| {
+            let bare = table.clone().with_forecast(Forecast::default())?;
+            let fitted = fit.fit(&bare, &table.forecast().skipped, None)?;
+            Ok(Corrected {
+                plain: Judged::of(&judge.judge(table)?),
+                corrected: Judged::of(&judge.judge(&fitted.schedule)?),
+                schedule: fitted.schedule,
+            })
+        });
+        let done = done.map_err(|error| watch.explained(error))?;
+        watch.check()?;
+        Ok(done)
+    }
+}
