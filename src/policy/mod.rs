@@ -22,7 +22,7 @@ mod origin;
 mod random;
 mod smooth;
 mod spectrum;
-pub mod taylor;
+mod taylor;
 mod tea;
 mod uncached;
 

@@ -4,14 +4,14 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{policy::taylor, schedule::Schedule, training::run::TrainingError};
+use crate::{policy::forecasts, schedule::Schedule, training::run::TrainingError};
 
 /// How far a whole step moves at most.
 const FARTHEST: usize = 2;
 
 /// The steps of a run that compute all branches, and those that compute some or none of them. Other steps run no network.
 ///
-/// What a step in part does not compute is forecast from its features by a line through the last two ([`taylor::forecast`]).
+/// What a step in part does not compute is forecast from its features by a line through the last two ([`forecasts::taylor`]).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "Written", into = "Written")]
 pub struct Computed {
@@ -151,7 +151,7 @@ impl Computed {
         if self.parts.is_empty() {
             return Ok((table, skipped));
         }
-        let lines = taylor::forecast(table.clone(), 1)?;
+        let lines = forecasts::taylor(table.clone(), 1)?;
         let table = table.with_reads(|s, n| match self.runs(s) {
             true => lines.weights(s, n).to_vec(),
             false => Vec::new(),
