@@ -172,12 +172,7 @@ fn check_tensors(
         }
     }
     if let Some((name, expected)) = missing.first() {
-        return Err(CheckpointError::Missing {
-            path: path.into(),
-            name: name.clone(),
-            expected: expected.clone(),
-            count: missing.len(),
-        });
+        return Err(source.missing(name, expected, missing.len()));
     }
     let needless = |name: &str| architecture.ignored().contains(&name);
     let extra: Vec<_> = source

@@ -146,15 +146,21 @@ impl Residence {
         Ok(self.plan(tensors, device)?.1)
     }
 
+    /// `has_f16`: whether the device can keep it.
+    fn check_f16(&self, has_f16: bool) -> Result<(), ResidenceError> {
+        match self.kept == Kept::F16 && !has_f16 {
+            true => Err(ResidenceError::NoF16),
+            false => Ok(()),
+        }
+    }
+
     /// The names of the tensors that wait on the host, and what lies where.
     pub(super) fn plan(
         &self,
         tensors: &[TensorSpec],
         device: &Device,
     ) -> Result<(HashSet<String>, Resident), ResidenceError> {
-        if self.kept == Kept::F16 && !device.supports_dtype(DType::F16) {
-            return Err(ResidenceError::NoF16);
-        }
+        self.check_f16(device.supports_dtype(DType::F16))?;
         let total: u64 = tensors.iter().map(|tensor| self.bytes(tensor)).sum();
         let limit = match self.max_bytes {
             Some(limit) if limit < total => limit,
@@ -316,6 +322,19 @@ mod tests {
         );
         let bytes = |tensor| residence.matrix(tensor, vec![0.5], [1, 1]).unwrap().bytes();
         assert_eq!([bytes(of_block), bytes(&tensors()[0])], [2, 4]);
+    }
+
+    #[test]
+    fn f16_needs_a_device_that_has_it() {
+        let check = |kept, has_f16| {
+            let max_bytes = None;
+            Residence { kept, max_bytes }.check_f16(has_f16)
+        };
+        assert_eq!(check(Kept::F16, false), Err(ResidenceError::NoF16));
+        assert_eq!(check(Kept::F16, true), Ok(()));
+        for kept in [Kept::F32, Kept::Q8] {
+            assert_eq!(check(kept, false), Ok(()));
+        }
     }
 
     #[test]

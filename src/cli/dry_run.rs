@@ -12,8 +12,7 @@ use super::{
 };
 use crate::{
     checkpoint::model_outline,
-    models::vae::Vae,
-    pipeline::{Memory, MemoryRequest},
+    pipeline::{Decoder, Memory, MemoryRequest},
     sampler::{BATCH_BYTES, batch_for},
     words::counted,
 };
@@ -28,7 +27,8 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<(), CliError> {
     let settings = session.run.settings(&info)?;
     let chosen = args.schedule.planned(&info, &settings, context)?;
     let settings = chosen.settings;
-    let vae = model.vae_of(&info)?.map(|path| Vae::outline(&path));
+    let vae = model.vae_of(&info)?;
+    let vae = vae.map(|path| Decoder::outline(&path, &info));
     let vae = vae.transpose()?;
     let encoder = model.text.encoder_of(&info)?;
     let count = args.count.unwrap_or(match info.classes() {
@@ -52,10 +52,15 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<(), CliError> {
     };
     let memory = Memory::of(&engine, &request)?;
     let report = engine.report();
+    let of_encoder = encoder.as_ref().map(|encoder| {
+        let [whole, ..] = encoder.bytes();
+        whole
+    });
     if args.json {
         print_json(&json!({
             "device": report.device, "backend": report.backend, "model": info.outline.name, "schedule": chosen.name,
-            "weights": residence.kept, "images": count, "batch": request.batch, "memory": memory,
+            "weights": residence.kept, "images": count, "batch": request.batch,
+            "text_encoder_bytes": of_encoder, "memory": memory,
         }));
     } else {
         out!("{}", table(&memory));
@@ -69,6 +74,12 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<(), CliError> {
         report.device,
         gigabytes(memory.peak_device_bytes),
     ));
+    if let Some(bytes) = of_encoder {
+        context.say(format!(
+            "text encoder: {} in f32, of which one block at a time is read onto the device, and all is gone before sampling",
+            gigabytes(bytes)
+        ));
+    }
     match (memory.too_large().next(), memory.max_buffer_bytes) {
         (Some(part), Some(limit)) => Err(CliError::Usage(format!(
             "{} need a buffer of {}, and the largest of this device is {}; try {}",

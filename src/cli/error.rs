@@ -109,7 +109,9 @@ impl CliError {
             | Self::Open(OpenError::Sample(error))
             | Self::Training(TrainingError::Sample(error)) => of_sample(error),
             Self::Text(TextError::Checkpoint(error)) => of_checkpoint(error),
-            Self::Text(TextError::NotThere { .. }) => {
+            Self::Text(
+                TextError::NotThere { .. } | TextError::Width { .. } | TextError::Token { .. },
+            ) => {
                 Some("; --text-encoder DIR names another folder, with text_encoder/ and tokenizer/")
             }
             Self::Training(error) => of_training(error),
@@ -181,6 +183,7 @@ fn of_checkpoint(error: &CheckpointError) -> Option<&'static str> {
         CheckpointError::Residence { source, .. } => match source {
             ResidenceError::Buffer { .. } => Some(" (--device cpu)"),
             ResidenceError::Decoding { .. } => Some(" (--vae-tile N, or --device cpu)"),
+            ResidenceError::NoF16 | ResidenceError::Overflow { .. } => Some(" (--dtype f32)"),
             _ => None,
         },
         _ => None,

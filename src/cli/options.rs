@@ -175,15 +175,21 @@ impl ModelArgs {
         }
     }
 
+    /// `drawing`: with what makes pictures of its latents.
     pub fn load(
         &self,
         engine: &Engine,
         residence: &ResidenceArgs,
+        drawing: bool,
         context: &Context,
     ) -> Result<Pipeline, CliError> {
         let (spec, options) = (self.spec()?, self.load_options(context)?);
         let residence = residence.residence(engine)?;
-        let pipeline = Pipeline::open_in(engine, &spec, options, residence)?;
+        let mut pipeline = Pipeline::open_in(engine, &spec, options, residence)?;
+        // Before texts are encoded, which may take minutes.
+        if drawing {
+            pipeline = self.with_decoder(pipeline)?;
+        }
         match &self.texts {
             None => self.text.encode(pipeline, context),
             Some(path) => Ok(pipeline.with_texts(read_texts(path)?)?),
@@ -355,7 +361,12 @@ pub(super) struct Session {
 
 impl SessionArgs {
     pub fn open(&self, context: &Context) -> Result<Session, CliError> {
-        self.open_with(context, None)
+        self.open_for(context, None, false)
+    }
+
+    /// The same with what makes pictures of latents.
+    pub fn open_drawing(&self, context: &Context) -> Result<Session, CliError> {
+        self.open_for(context, None, true)
     }
 
     /// The same with texts that were read elsewhere.
@@ -364,9 +375,20 @@ impl SessionArgs {
         context: &Context,
         texts: Option<Prompts>,
     ) -> Result<Session, CliError> {
+        self.open_for(context, texts, false)
+    }
+
+    fn open_for(
+        &self,
+        context: &Context,
+        texts: Option<Prompts>,
+        drawing: bool,
+    ) -> Result<Session, CliError> {
         let engine = self.device.open(context)?;
         let started = Instant::now();
-        let mut pipeline = self.model.load(&engine, &self.residence, context)?;
+        let mut pipeline = self
+            .model
+            .load(&engine, &self.residence, drawing, context)?;
         if let Some(texts) = texts {
             pipeline = pipeline.with_texts(texts)?;
         }

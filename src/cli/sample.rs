@@ -105,8 +105,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
         pipeline,
         settings,
         seconds_load,
-    } = args.session.open(context)?;
-    let pipeline = args.session.model.with_decoder(pipeline)?;
+    } = args.session.open_drawing(context)?;
     let (engine, info) = (&pipeline.engine, &pipeline.info);
 
     if let Some(picture) = &args.from {

@@ -6,12 +6,14 @@ use clap::Args;
 
 use super::{Context, error::CliError, progress::progress};
 use crate::{
-    checkpoint::{LoadOptions, ModelInfo, ModelSpec, Part, open_model},
+    checkpoint::{LoadOptions, ModelInfo, ModelSpec, open_model},
     models::{
         pixart::PIXELS_OF_CELL,
         text::{T5Encoder, TextError},
     },
-    pipeline::{Pipeline, PromptRequest, encoder_beside, usual_text_cache},
+    pipeline::{
+        Pipeline, PromptRequest, encoder_beside, encoder_for, tokenizer_in, usual_text_cache,
+    },
 };
 
 #[derive(Args, Debug)]
@@ -64,19 +66,38 @@ impl TextArgs {
         Ok(Some(latents))
     }
 
-    /// The encoder that the prompts of a model of texts go through; no weight is read.
+    /// The encoder that the prompts of a model of texts go through, where there is one; no weight is read. With prompts, what
+    /// [`Self::encode`] would refuse before it reads weights is refused.
     pub fn encoder_of(&self, info: &ModelInfo) -> Result<Option<T5Encoder>, CliError> {
-        let beside = || encoder_beside(info);
-        let folder = match info.classes() {
-            Some(_) => None,
-            None => self.text_encoder.clone().or_else(beside),
+        let folder = match self.prompt.is_empty() {
+            false => Some(self.folder(info)?),
+            true if info.classes().is_some() => None,
+            true => self.text_encoder.clone().or_else(|| encoder_beside(info)),
         };
         let Some(folder) = folder else {
             return Ok(None);
         };
-        let inner = folder.join(Part::TextEncoder.name());
-        let folder = if inner.is_dir() { inner } else { folder };
-        Ok(Some(T5Encoder::open(&folder)?))
+        let encoder = encoder_for(info, &folder)?;
+        if !self.prompt.is_empty() {
+            tokenizer_in(&folder)?;
+        }
+        Ok(Some(encoder))
+    }
+
+    /// Where the encoder of prompts lies.
+    fn folder(&self, info: &ModelInfo) -> Result<PathBuf, CliError> {
+        if info.classes().is_some() {
+            return Err(CliError::Usage(
+                "--prompt is for models that draw texts; this one draws classes (--classes)".into(),
+            ));
+        }
+        let folder = self.text_encoder.clone().or_else(|| encoder_beside(info));
+        folder.ok_or_else(|| {
+            CliError::Usage(format!(
+                "no text encoder lies beside the model {}: pass --text-encoder DIR, a folder with text_encoder/ and tokenizer/, or --texts with a file of encoded texts",
+                info.source
+            ))
+        })
     }
 
     /// The pipeline with the prompts, encoded.
@@ -84,20 +105,8 @@ impl TextArgs {
         if self.prompt.is_empty() {
             return Ok(pipeline);
         }
-        if pipeline.info.classes().is_some() {
-            return Err(CliError::Usage(
-                "--prompt is for models that draw texts; this one draws classes (--classes)".into(),
-            ));
-        }
-        let beside = || encoder_beside(&pipeline.info);
-        let Some(folder) = self.text_encoder.clone().or_else(beside) else {
-            return Err(CliError::Usage(format!(
-                "no text encoder lies beside the model {}: pass --text-encoder DIR, a folder with text_encoder/ and tokenizer/, or --texts with a file of encoded texts",
-                pipeline.info.source
-            )));
-        };
         let request = PromptRequest {
-            folder,
+            folder: self.folder(&pipeline.info)?,
             prompts: self.prompt.clone(),
             negative: self.negative_prompt.clone(),
             cache: usual_text_cache(),

@@ -33,6 +33,14 @@ pub enum CheckpointError {
     #[error("{} names the shard `{shard}`, which does not lie beside it; was the folder copied or downloaded wholly?", path.display())]
     MissingShard { path: PathBuf, shard: String },
 
+    /// A tensor that the index of shards places where it is not.
+    #[error("{} places tensor `{name}` in `{shard}`, which does not hold it; was the folder copied or downloaded wholly?", path.display())]
+    NotInShard {
+        path: PathBuf,
+        name: String,
+        shard: String,
+    },
+
     /// A part that a pipeline folder says it has.
     #[error("{} has no `{part}/`, though its model_index.json names it; expected the whole pipeline folder, or at least its transformer and scheduler (of a folder of the hub, `harmonica pull` fetches parts)", path.display())]
     MissingPart { path: PathBuf, part: &'static str },

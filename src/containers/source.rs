@@ -1,7 +1,7 @@
 //! One face for every container: a list of named tensors that can be read one at a time.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt,
     fs::File,
     io::{Cursor, Read, Seek, SeekFrom},
@@ -15,7 +15,7 @@ use super::{
     header::read_header,
     json::read_json,
     torch::TorchFile,
-    weight_file::{WeightFile, read_shard_names},
+    weight_file::{WeightFile, read_shards},
 };
 use crate::files;
 
@@ -121,6 +121,8 @@ pub struct TensorSource {
     metadata: BTreeMap<String, String>,
     /// Where a diffusers `config.json` lies that may belong to the weights.
     config: Option<PathBuf>,
+    /// The index of shards, and where it places each tensor.
+    index: Option<(PathBuf, BTreeMap<String, String>)>,
 }
 
 /// What a container is read from.
@@ -169,6 +171,10 @@ pub fn open(path: &Path) -> Result<TensorSource, CheckpointError> {
             found: "it is a bare pickle, as PyTorch before 1.6 wrote (load it in PyTorch and torch.save it again)".into(),
         }),
         [b'\x89', b'P', b'N', b'G', ..] => Err(unknown("it is a PNG picture")),
+        begins if POINTER.starts_with(begins) => {
+            check_no_pointer(path)?;
+            Err(unknown("it is a text"))
+        }
         _ => Err(unknown("its first bytes are neither a zip archive's nor a safetensors header's")),
     }
 }
@@ -207,25 +213,46 @@ fn open_folder(
         });
     };
     let file = folder.join(&best.name);
-    let files = match best.index {
-        false => vec![file],
+    let (files, index) = match best.index {
+        false => (vec![file], None),
         true => {
-            let shards = read_shard_names(&file)?;
+            let places = read_shards(&file)?;
+            let shards: BTreeSet<&String> = places.values().collect();
             if let Some(missing) = shards.iter().find(|name| !folder.join(name).is_file()) {
                 return Err(CheckpointError::MissingShard {
                     path: file,
-                    shard: missing.clone(),
+                    shard: missing.to_string(),
                 });
             }
-            shards.iter().map(|name| folder.join(name)).collect()
+            let files = shards.iter().map(|name| folder.join(name)).collect();
+            (files, Some((file, places)))
         }
     };
+    files.iter().try_for_each(|file| check_no_pointer(file))?;
     let mut source = match best.format {
         Format::Safetensors => open_safetensors(path, files)?,
         Format::Torch => open_torch(path, files)?,
     };
     source.config = Some(folder.join("config.json"));
+    source.index = index;
     Ok(source)
+}
+
+/// What a clone of a repository without Git LFS has in the place of a large file begins so.
+const POINTER: &[u8] = b"version https://git-lfs";
+
+/// Refuses what stands in the place of a file.
+fn check_no_pointer(path: &Path) -> Result<(), CheckpointError> {
+    let mut file = files::open(path).map_err(|source| io("open", path, source))?;
+    let mut begins = [0; POINTER.len()];
+    let got = read_up_to(&mut file, &mut begins).map_err(|source| io("read", path, source))?;
+    match &begins[..got] == POINTER {
+        false => Ok(()),
+        true => Err(CheckpointError::Damaged {
+            path: path.into(),
+            problem: "it is a Git LFS pointer in the place of the weights; `git lfs pull` in the folder, or `harmonica pull`, fetches them".into(),
+        }),
+    }
 }
 
 fn open_torch(path: &Path, files: Vec<PathBuf>) -> Result<TensorSource, CheckpointError> {
@@ -251,6 +278,7 @@ fn read_torch(path: &Path, archives: Vec<TorchFile>) -> Result<TensorSource, Che
         entries,
         metadata: BTreeMap::new(),
         config: None,
+        index: None,
     })
 }
 
@@ -331,6 +359,7 @@ fn read_safetensors(
         entries,
         metadata,
         config: None,
+        index: None,
     })
 }
 
@@ -379,6 +408,26 @@ impl TensorSource {
     /// The tensor of that name.
     pub fn get(&self, name: &str) -> Option<&TensorEntry> {
         self.entries.get(name).map(|(entry, _)| entry)
+    }
+
+    /// That a tensor which a network needs is not there, the first of `count`. An index of shards may place tensors that none
+    /// holds, as published ones do with tied weights, so it is wrong only where one of them is needed.
+    pub(crate) fn missing(&self, name: &str, expected: &[usize], count: usize) -> CheckpointError {
+        let placed = self.index.as_ref();
+        let placed = placed.and_then(|(index, places)| Some((index, places.get(name)?)));
+        match placed {
+            Some((index, shard)) => CheckpointError::NotInShard {
+                path: index.clone(),
+                name: name.into(),
+                shard: shard.clone(),
+            },
+            None => CheckpointError::Missing {
+                path: self.path.clone(),
+                name: name.into(),
+                expected: expected.into(),
+                count,
+            },
+        }
     }
 
     /// Reads a float tensor as f32, row-major.

@@ -1,7 +1,10 @@
 //! The names under which a folder keeps its weights: one file or shards with an index, safetensors or PyTorch's, in full
 //! precision or a variant of it.
 
-use std::{collections::BTreeSet, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+};
 
 use super::{Format, error::CheckpointError, json::read_json};
 
@@ -87,6 +90,15 @@ impl WeightFile {
 /// # Errors
 /// [`CheckpointError`]: unreadable, or names that are no file names.
 pub fn read_shard_names(index: &Path) -> Result<Vec<String>, CheckpointError> {
+    let files: BTreeSet<String> = read_shards(index)?.into_values().collect();
+    Ok(files.into_iter().collect())
+}
+
+/// Where a shard index places each tensor.
+///
+/// # Errors
+/// As [`read_shard_names`].
+pub(super) fn read_shards(index: &Path) -> Result<BTreeMap<String, String>, CheckpointError> {
     let json = read_json(index)?;
     let config = |problem: String| CheckpointError::Config {
         path: index.into(),
@@ -98,7 +110,7 @@ pub fn read_shard_names(index: &Path) -> Result<Vec<String>, CheckpointError> {
         .ok_or_else(|| {
             config("expected an object `weight_map` from tensor names to file names".into())
         })?;
-    let mut names = BTreeSet::new();
+    let mut places = BTreeMap::new();
     for (tensor, file) in map {
         let is_name = |name: &&str| {
             Path::new(name).file_name().is_some_and(|n| n == *name) && !name.contains('\\')
@@ -108,12 +120,12 @@ pub fn read_shard_names(index: &Path) -> Result<Vec<String>, CheckpointError> {
                 "tensor `{tensor}` is placed in {file}, which is no file name"
             ))
         })?;
-        names.insert(name.to_owned());
+        places.insert(tensor.clone(), name.to_owned());
     }
-    if names.is_empty() {
+    if places.is_empty() {
         return Err(config("`weight_map` is empty".into()));
     }
-    Ok(names.into_iter().collect())
+    Ok(places)
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use image::RgbImage;
 use crate::{
     checkpoint::{CheckpointError, ModelInfo, ResidenceError},
     device::Engine,
-    models::vae::{Tiling, Vae, VaeError},
+    models::vae::{Tiling, Vae, VaeError, VaeOutline},
     report::image_from_values,
 };
 
@@ -33,6 +33,25 @@ impl Decoder {
         info: &ModelInfo,
         engine: &Engine,
     ) -> Result<Self, CheckpointError> {
+        let outline = Self::outline(path, info)?;
+        let bytes = outline.largest_buffer(info.outline.latents.size, tiling);
+        match engine.report().max_buffer_bytes {
+            Some(limit) if bytes > limit => Err(CheckpointError::Residence {
+                path: path.into(),
+                source: ResidenceError::Decoding { bytes, limit },
+            }),
+            _ => {
+                let vae = Vae::open_decoder(path, engine.device())?;
+                Ok(Self::Vae(Box::new(vae), tiling))
+            }
+        }
+    }
+
+    /// What [`Self::open`] would load, of which no weight is read.
+    ///
+    /// # Errors
+    /// As [`Self::open`], but for those of the weights' values and of the device.
+    pub fn outline(path: &Path, info: &ModelInfo) -> Result<VaeOutline, CheckpointError> {
         let contradiction = |problem: String| CheckpointError::Settings {
             path: path.into(),
             problem,
@@ -44,27 +63,20 @@ impl Decoder {
                 model.name
             )));
         }
-        let vae = Vae::open_decoder(path, engine.device())?;
-        let channels = vae.config().latent_channels();
+        let outline = Vae::outline(path)?;
+        let channels = outline.config.latent_channels();
         if channels != model.latents.channels {
             return Err(contradiction(format!(
                 "the autoencoder has {channels} latent channels, {} draws {}; expected the one that it was trained with",
                 model.name, model.latents.channels
             )));
         }
-        if !vae.decodes() {
+        if !outline.decodes() {
             return Err(contradiction(
                 "it holds an encoder alone; expected a decoder".into(),
             ));
         }
-        let bytes = Vae::outline(path)?.largest_buffer(model.latents.size, tiling);
-        match engine.report().max_buffer_bytes {
-            Some(limit) if bytes > limit => Err(CheckpointError::Residence {
-                path: path.into(),
-                source: ResidenceError::Decoding { bytes, limit },
-            }),
-            _ => Ok(Self::Vae(Box::new(vae), tiling)),
-        }
+        Ok(outline)
     }
 
     /// The picture of one image `[C, H, W]`. `go_on` is asked before every tile of a large one.

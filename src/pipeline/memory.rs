@@ -126,11 +126,11 @@ impl Memory {
             )
         });
         let text = request.text_encoder.map(|encoder| {
-            let [_, at_a_time] = encoder.bytes();
+            let [_, block, table] = encoder.bytes();
             MemoryPart {
                 what: "text encoder",
-                device_bytes: at_a_time,
-                host_bytes: 0,
+                device_bytes: block,
+                host_bytes: table,
                 largest_buffer: encoder.largest_matrix().1,
                 smaller: "--texts with texts that were encoded elsewhere",
             }

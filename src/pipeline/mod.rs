@@ -19,7 +19,9 @@ pub use {
     decoder::Decoder,
     facade::{OpenError, Pipeline},
     memory::{Memory, MemoryPart, MemoryRequest},
-    prompts::{CutPrompt, PromptRequest, encoder_beside, usual_text_cache},
+    prompts::{
+        CutPrompt, PromptRequest, encoder_beside, encoder_for, tokenizer_in, usual_text_cache,
+    },
     texts::{read_texts, texts_named},
 };
 

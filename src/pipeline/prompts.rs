@@ -48,6 +48,33 @@ pub fn encoder_beside(model: &ModelInfo) -> Option<PathBuf> {
     model.folder_with(ENCODER)
 }
 
+/// The encoder in a folder, for the texts of a model; no weight is read.
+///
+/// # Errors
+/// [`TextError`], also where its texts are of another width than the model's.
+pub fn encoder_for(model: &ModelInfo, folder: &Path) -> Result<T5Encoder, TextError> {
+    let Conditioning::Text { width, .. } = model.outline.conditioning else {
+        return Err(TextError::Classes);
+    };
+    let encoder = T5Encoder::open(&part(folder, ENCODER))?;
+    match encoder.config().d_model {
+        found if found == width => Ok(encoder),
+        found => Err(TextError::Width {
+            folder: encoder.folder().into(),
+            found,
+            expected: width,
+        }),
+    }
+}
+
+/// The tokenizer in the folder of an encoder.
+///
+/// # Errors
+/// [`TextError`].
+pub fn tokenizer_in(folder: &Path) -> Result<TextTokenizer, TextError> {
+    TextTokenizer::open(&part(folder, TOKENIZER))
+}
+
 /// `$XDG_CACHE_HOME/harmonica/texts`; without that variable in `%LOCALAPPDATA%` or `~/.cache`.
 pub fn usual_text_cache() -> Option<PathBuf> {
     let folder = |name| {
@@ -76,26 +103,15 @@ impl Pipeline {
         request: &PromptRequest,
         each: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
     ) -> Result<(Self, Vec<CutPrompt>), TextError> {
-        let Conditioning::Text {
-            tokens: most,
-            width,
-        } = self.info.outline.conditioning
-        else {
+        let Conditioning::Text { tokens: most, .. } = self.info.outline.conditioning else {
             return Err(TextError::Classes);
         };
-        let encoder = T5Encoder::open(&part(&request.folder, ENCODER))?;
-        if encoder.config().d_model != width {
-            return Err(TextError::Width {
-                folder: encoder.folder().into(),
-                found: encoder.config().d_model,
-                expected: width,
-            });
-        }
+        let encoder = encoder_for(&self.info, &request.folder)?;
         let empty = self.prompts.null.is_none().then(String::new);
         let negative = request.negative.clone().or(empty);
         let words: Vec<&String> = request.prompts.iter().chain(&negative).collect();
 
-        let tokenizer = TextTokenizer::open(&part(&request.folder, TOKENIZER))?;
+        let tokenizer = tokenizer_in(&request.folder)?;
         let (mut ids, mut cut) = (Vec::new(), Vec::new());
         for words in &words {
             let text = words.trim().to_lowercase();

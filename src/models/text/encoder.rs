@@ -84,8 +84,9 @@ impl T5Encoder {
         &self.config
     }
 
-    /// Bytes of its weights in f32, and of those that are on the device at a time: a block, or the embedding table.
-    pub fn bytes(&self) -> [u64; 2] {
+    /// Bytes in f32: of all its weights; of a block, which is on the device at a time; and of the table of token embeddings, which
+    /// is on the host while texts begin.
+    pub fn bytes(&self) -> [u64; 3] {
         let bytes = |shape: &[usize]| 4 * shape.iter().product::<usize>() as u64;
         let tensors = self.tensors();
         let whole = tensors.iter().map(|(_, shape)| bytes(shape)).sum();
@@ -94,7 +95,7 @@ impl T5Encoder {
             .filter(|(name, _)| name.starts_with("encoder.block.0."));
         let block = in_block.map(|(_, shape)| bytes(shape)).sum();
         let table = bytes(&[self.config.vocab_size, self.config.d_model]);
-        [whole, table.max(block)]
+        [whole, block, table]
     }
 
     /// The largest of the matrices that it multiplies by, and its bytes in f32; the embedding table stays on the host.
@@ -148,12 +149,7 @@ impl T5Encoder {
         let is_missing = |(name, _): &&(String, Vec<usize>)| self.source.get(name).is_none();
         let mut missing = expected.iter().filter(is_missing);
         if let Some((name, shape)) = missing.next() {
-            return Err(CheckpointError::Missing {
-                path: path(),
-                name: name.clone(),
-                expected: shape.clone(),
-                count: 1 + missing.count(),
-            });
+            return Err(self.source.missing(name, shape, 1 + missing.count()));
         }
         for (name, expected) in expected {
             let Some(entry) = self.source.get(&name) else {

@@ -247,12 +247,7 @@ fn half(
         _ if *naming == Naming::Sequence && stored.first().is_some_and(absent) => return Ok(None),
         (Some(_), true) => return Ok(None),
         (Some((weight, name)), false) => {
-            return Err(CheckpointError::Missing {
-                path: path.into(),
-                name: name.clone(),
-                expected: weight.shape.clone(),
-                count: missing.len(),
-            });
+            return Err(source.missing(name, &weight.shape, missing.len()));
         }
         (None, _) => {}
     }

@@ -47,6 +47,11 @@ pub struct VaeOutline {
 }
 
 impl VaeOutline {
+    /// Whether it makes pictures of latents.
+    pub fn decodes(&self) -> bool {
+        !self.decoder.is_empty()
+    }
+
     /// Bytes of its decoder's weights on a device.
     pub fn weight_bytes(&self) -> u64 {
         self.weight_bytes
