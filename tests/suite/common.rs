@@ -175,6 +175,84 @@ pub fn kill_ten_times(
     assert!(last.status.success(), "{said}");
 }
 
+/// Runs the command, which must succeed, and says the peak of its resident set in bytes.
+#[cfg(target_os = "linux")]
+pub fn peak_rss(arguments: &[&str]) -> (u64, Output) {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_harmonica"))
+        .args(arguments)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // VmHWM never falls, so the last value seen before the end is the peak up to that moment.
+    let status = format!("/proc/{}/status", child.id());
+    let mut peak = 0;
+    while child.try_wait().unwrap().is_none() {
+        let text = std::fs::read_to_string(&status).unwrap_or_default();
+        let line = text.lines().find(|l| l.starts_with("VmHWM:"));
+        let kib = line
+            .and_then(|l| l.split_whitespace().nth(1))
+            .and_then(|n| n.parse::<u64>().ok());
+        peak = peak.max(kib.unwrap_or(0) * 1024);
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let out = child.wait_with_output().unwrap();
+    let text = String::from_utf8_lossy(&out.stderr);
+    assert!(out.status.success(), "{text}");
+    (peak, out)
+}
+
+/// A folder in another, copied.
+pub fn copy_tree(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let place = to.join(entry.file_name());
+        match entry.path().is_dir() {
+            true => copy_tree(&entry.path(), &place),
+            false => drop(std::fs::copy(entry.path(), place).unwrap()),
+        }
+    }
+}
+
+/// Name, shape and values of tensors.
+pub type Tensors = Vec<(String, Vec<usize>, Vec<f32>)>;
+
+/// All tensors of a file or folder.
+pub fn tensors_of(path: &Path) -> Tensors {
+    let mut source = checkpoint::open(path).unwrap();
+    let entries: Vec<_> = source.entries().cloned().collect();
+    let read = |entry: checkpoint::TensorEntry| {
+        let values = source.read_f32(&entry.name).unwrap();
+        (entry.name, entry.shape, values)
+    };
+    entries.into_iter().map(read).collect()
+}
+
+/// Writes tensors as a safetensors file.
+pub fn write_safetensors(path: &Path, tensors: &[(String, Vec<usize>, Vec<f32>)]) {
+    let tensors: Vec<_> = tensors
+        .iter()
+        .map(|(name, shape, values)| (&**name, shape.clone(), values.clone()))
+        .collect();
+    checkpoint::write_tensors(path, &tensors).unwrap();
+}
+
+/// Writes tensors into two shards with their index: `model-00001-of-00002.safetensors` of the stem `model`.
+pub fn write_shards(folder: &Path, stem: &str, tensors: &[(String, Vec<usize>, Vec<f32>)]) {
+    let mut map = serde_json::Map::new();
+    for (i, tensors) in tensors.chunks(tensors.len() / 2 + 1).enumerate() {
+        let file = format!("{stem}-0000{}-of-00002.safetensors", i + 1);
+        for (name, ..) in tensors {
+            map.insert(name.clone(), file.clone().into());
+        }
+        write_safetensors(&folder.join(file), tensors);
+    }
+    let index = serde_json::json!({ "weight_map": map }).to_string();
+    let path = folder.join(format!("{stem}.safetensors.index.json"));
+    std::fs::write(path, index).unwrap();
+}
+
 /// A process that does not outlive the test.
 #[cfg(unix)]
 pub struct Guard(pub std::process::Child);

@@ -20,26 +20,13 @@ use harmonica::{
 use serde_json::{Value, json};
 
 use crate::{
-    common::{engines, forward, golden, integers, tensor, within},
+    common::{copy_tree, engines, forward, golden, integers, tensor, within},
     hub_server::{COMMIT, Fault, Hub, NAME, WEIGHTS, command_with_cache, sha256},
 };
 
 const IO: &str = "hub.io.safetensors";
 const SAFETENSORS: &str = "diffusion_pytorch_model.safetensors";
 const BIN: &str = "diffusion_pytorch_model.bin";
-
-fn copy_tree(from: &Path, to: &Path) {
-    fs::create_dir_all(to).unwrap();
-    for entry in fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        let place = to.join(entry.file_name());
-        if entry.path().is_dir() {
-            copy_tree(&entry.path(), &place);
-        } else {
-            fs::copy(entry.path(), place).unwrap();
-        }
-    }
-}
 
 /// A copy of the pipeline to change.
 struct Folder(tempfile::TempDir);

@@ -1,34 +1,6 @@
 //! DiT-XL/2 at its real size.
 
-use crate::common::{harmonica, harmonica_json};
-
-/// Peak resident set of a child, in bytes.
-#[cfg(target_os = "linux")]
-fn peak_rss(arguments: &[&str]) -> (u64, String) {
-    use std::{process::Command, process::Stdio};
-    let mut child = Command::new(env!("CARGO_BIN_EXE_harmonica"))
-        .args(arguments)
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    // VmHWM never falls, so the last value seen before the end is the peak up to that moment.
-    let status = format!("/proc/{}/status", child.id());
-    let mut peak = 0;
-    while child.try_wait().unwrap().is_none() {
-        let text = std::fs::read_to_string(&status).unwrap_or_default();
-        let line = text.lines().find(|l| l.starts_with("VmHWM:"));
-        let kib = line
-            .and_then(|l| l.split_whitespace().nth(1))
-            .and_then(|n| n.parse::<u64>().ok());
-        peak = peak.max(kib.unwrap_or(0) * 1024);
-        std::thread::sleep(std::time::Duration::from_millis(5));
-    }
-    let out = child.wait_with_output().unwrap();
-    let text = String::from_utf8_lossy(&out.stderr).into_owned();
-    assert!(out.status.success(), "{text}");
-    (peak, text)
-}
+use crate::common::{harmonica, harmonica_json, peak_rss};
 
 #[cfg(target_os = "linux")]
 #[test]
@@ -48,7 +20,7 @@ fn xl_2_loads_from_f16_within_a_quarter_above_its_weights_and_steps() {
     assert!(std::fs::metadata(&file).unwrap().len() < parameters * 2 + (1 << 20));
 
     let picture = folder.path().join("xl.png");
-    let (peak, text) = peak_rss(&[
+    let (peak, out) = peak_rss(&[
         "sample",
         "--model",
         path,
@@ -61,6 +33,7 @@ fn xl_2_loads_from_f16_within_a_quarter_above_its_weights_and_steps() {
         "--out",
         picture.to_str().unwrap(),
     ]);
+    let text = String::from_utf8_lossy(&out.stderr);
     let ratio = peak as f64 / (parameters * 4) as f64;
     println!(
         "{text}peak RSS {:.2} GB, {ratio:.3} of the weights in f32",

@@ -14,6 +14,7 @@ mod docs;
 mod doctor;
 mod embedding;
 mod forecast;
+mod formats;
 mod forward;
 mod fuzz;
 mod gpu_faults;

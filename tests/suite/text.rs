@@ -17,7 +17,9 @@ use harmonica::{
 };
 use serde_json::Value;
 
-use crate::common::{engines, golden, integers, tensor, within};
+use crate::common::{
+    copy_tree, engines, golden, integers, tensor, tensors_of, within, write_shards,
+};
 
 const ENCODER_BOUND: f64 = 1e-5;
 const END: u32 = 1;
@@ -49,19 +51,6 @@ fn encode(folder: &Path, ids: &[Vec<u32>], engine: &Engine) -> Vec<TextEmbedding
     let encoder = T5Encoder::open(folder).unwrap();
     let each = &mut |_| ControlFlow::Continue(());
     encoder.encode(ids, engine.device(), each).unwrap()
-}
-
-/// A folder in another, copied.
-fn copy(from: &Path, to: &Path) {
-    std::fs::create_dir_all(to).unwrap();
-    for entry in std::fs::read_dir(from).unwrap() {
-        let path = entry.unwrap().path();
-        let to = to.join(path.file_name().unwrap());
-        match path.is_dir() {
-            true => copy(&path, &to),
-            false => drop(std::fs::copy(&path, &to).unwrap()),
-        }
-    }
 }
 
 #[test]
@@ -144,24 +133,7 @@ fn hidden_states_are_those_of_transformers() {
 
 /// The weights of a folder in two files with an index.
 fn shard(from: &Path, to: &Path) {
-    let mut source = checkpoint::open(&from.join("model.safetensors")).unwrap();
-    let entries: Vec<_> = source.entries().cloned().collect();
-    let files = [
-        "model-00001-of-00002.safetensors",
-        "model-00002-of-00002.safetensors",
-    ];
-    let mut map = serde_json::Map::new();
-    for (file, entries) in files.iter().zip(entries.chunks(entries.len() / 2 + 1)) {
-        let mut tensors = Vec::new();
-        for entry in entries {
-            let values = source.read_f32(&entry.name).unwrap();
-            map.insert(entry.name.clone(), (*file).into());
-            tensors.push((&*entry.name, entry.shape.clone(), values));
-        }
-        checkpoint::write_tensors(&to.join(file), &tensors).unwrap();
-    }
-    let index = serde_json::json!({ "weight_map": map }).to_string();
-    std::fs::write(to.join("model.safetensors.index.json"), index).unwrap();
+    write_shards(to, "model", &tensors_of(&from.join("model.safetensors")));
     std::fs::copy(from.join("config.json"), to.join("config.json")).unwrap();
 }
 
@@ -223,7 +195,7 @@ fn damaged_folders_say_what_is_wrong() {
     let place = folder.path().join("folder");
     let refused = |name: &str, damage: &dyn Fn(&Path), reason: &str| {
         let _ = std::fs::remove_dir_all(&place);
-        copy(&golden(name), &place);
+        copy_tree(&golden(name), &place);
         damage(&place);
         let tokenizer = name.ends_with("tokenizer");
         let error = match tokenizer {
@@ -354,9 +326,9 @@ impl Place {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let model = folder.path().join("model");
-        copy(&golden("pixart-alpha"), &model);
-        copy(&golden("text/text_encoder"), &model.join("text_encoder"));
-        copy(&golden("text/tokenizer"), &model.join("tokenizer"));
+        copy_tree(&golden("pixart-alpha"), &model);
+        copy_tree(&golden("text/text_encoder"), &model.join("text_encoder"));
+        copy_tree(&golden("text/tokenizer"), &model.join("tokenizer"));
         Self { folder }
     }
 
