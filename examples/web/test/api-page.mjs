@@ -43,11 +43,11 @@ export async function openApi({ chromium, url, expected }, { webgpu = true, befo
         },
         async words(/** @type {() => unknown} */ action) {
           let result;
-          const late = new Promise((_, reject) => setTimeout(() => reject(new TypeError('late')), 30_000));
+          const late = new Promise((_, reject) => setTimeout(() => reject(new TypeError('late')), 120_000));
           try {
             result = await Promise.race([action(), late]);
           } catch (error) {
-            if (error instanceof TypeError && error.message === 'late') throw new Error('It was neither refused nor done in 30 s');
+            if (error instanceof TypeError && error.message === 'late') throw new Error('It was neither refused nor done in 120 s');
             if (!(error instanceof Error)) throw new Error(`It threw something that is no Error: ${String(error)}`);
             if (error instanceof WebAssembly.RuntimeError) throw new Error(`The program trapped: ${error.message}`);
             if (error.message.length < 20 || error.message.trim().split(/\s+/).length < 4) throw new Error(`The words are no sentence: “${error.message}”`);

@@ -25,7 +25,7 @@ const folder = new URL('./expected/', import.meta.url).pathname;
 const scratch = await mkdtemp(join(tmpdir(), 'harmonica-expect-'));
 try {
   await mkdir(folder, { recursive: true });
-  await run(harmonica, ['convert', '--quiet', '--model', tiny, '--heads', '4', '--out', join(folder, 'tiny.safetensors')]);
+  await run(harmonica, ['convert', '--quiet', '--model', tiny, '--heads', '4', '--dtype', 'f32', '--out', join(folder, 'tiny.safetensors')]);
   for (const { name, ...request } of REQUESTS) {
     const tensors = join(scratch, `${name}.safetensors`);
     const { device, classes, seed, steps, schedule } = request;

@@ -5,7 +5,7 @@ import { ensure, openApi } from './api-page.mjs';
 /** @typedef {import('./run.mjs').Check} Check */
 
 /** How long the engine may be silent about a fault. */
-const SILENCE_MS = 60_000;
+const SILENCE_MS = 180_000;
 
 /** Keeps the devices that are handed out. */
 function keepDevices() {

@@ -19,7 +19,7 @@ import { ensure, openApi } from './api-page.mjs';
 /** @typedef {{ device: string, classes: number[], seed: number, steps: number, schedule: string, shape: number[] }} Request and other settings */
 /** @typedef {{ name: string, request: Request }} Expected */
 
-export const LEAST_DB = 60;
+export const LEAST_DB = 100;
 const MUST = { cpu: ['none', 'learned:2', 'fora:2'], webgpu: ['none', 'fora:2', 'taylor:2', 'fb:0.2'] };
 
 /** Draws in a page that `openApi` opened, and compares. @param {import('playwright-core').Page} page @param {Expected} expected @param {string} folder @returns {Promise<number>} decibels */

@@ -23,7 +23,14 @@ export const checks = [
   {
     name: 'trouble: a lost device is said, and reopened with its model by a button',
     async run(context) {
-      const { page } = await visit(context, { hash: SHORT, workerBefore: LOSE_DEVICE });
+      // A software GPU is taken where it is asked for, and draws with a small network in good time.
+      const browser = await context.chromium.context();
+      await browser.route('**/model.safetensors', (route) => route.fulfill({ path: join(context.expected, 'tiny.safetensors') }));
+      const { page } = await visit(context, { browser, hash: '#steps=4&schedule=fora:2', workerBefore: LOSE_DEVICE });
+      await page.selectOption('#device-choice', 'webgpu');
+      await page.waitForFunction(() => /WebGPU/.test(document.getElementById('device')?.textContent ?? ''));
+      await page.waitForSelector('#main:not([hidden])');
+      await untilDrawn(page);
       await page.evaluate(() => new BroadcastChannel('lose-device').postMessage(''));
       await page.waitForTimeout(300);
       await page.click('#draw');
@@ -32,7 +39,7 @@ export const checks = [
       await page.waitForSelector('#notices [data-key="lost"]', { state: 'detached' });
       await page.waitForSelector('#main:not([hidden])');
       await untilDrawn(page);
-      ensure((await colours(page, 'cached')) > 50, 'nothing is drawn afterwards');
+      ensure((await colours(page, 'cached')) > 20, 'nothing is drawn afterwards');
       return words.slice(0, 160);
     },
   },

@@ -40,7 +40,7 @@ import { checks as withoutChecks } from './without-webgpu.mjs';
  */
 /** @typedef {{ name: string, seconds?: number, run: (context: Context) => Promise<string | void> }} Check `seconds`: what it may take; it resolves with a detail worth a look, or rejects */
 
-const USUAL_SECONDS = 240;
+const USUAL_SECONDS = 400;
 /** What a built page must hold. */
 const BUILT = ['index.html', 'page.js', 'worker.js', 'package/harmonica.js', 'package/harmonica_bg.wasm', 'model.safetensors'];
 

@@ -6,8 +6,8 @@ import { ensure } from './api-page.mjs';
 /** @typedef {import('playwright-core').Page} Page */
 /** @typedef {import('playwright-core').BrowserContext} BrowserContext */
 
-/** What the page may take to draw, on a software device. */
-export const PATIENCE_MS = 120_000;
+/** What the page may take to draw, on a software device of a busy machine. */
+export const PATIENCE_MS = 300_000;
 
 /**
  * @param {Context} context
