@@ -39,7 +39,7 @@ if [ "${1:-}" = --web ]; then
   fi
   node -e 'process.exit(process.versions.node.split(".")[0] < 18 ? 1 : 0)' || need "Node.js $(node --version) is too old: install 18 or newer"
   npm ci --prefix examples/web/test --cache "${XDG_CACHE_HOME:-$HOME/.cache}/harmonica/web/npm" --prefer-offline --no-audit --no-fund --loglevel=error \
-    || need "npm could not fetch what drives the browser: does the machine reach registry.npmjs.org?"
+    || need "npm could not fetch what drives the browser: does the machine reach its registry?"
   # What the checks lack is said before the long builds.
   node --input-type=module -e "
     import { Chromium } from './examples/web/test/chromium.mjs';
