@@ -162,6 +162,16 @@ pub fn exit(code: i32) -> ! {
     std::process::exit(code)
 }
 
+/// Removes what this process has not finished writing, unless somebody is beginning or ending a file just now, who may be waiting
+/// for this very call.
+pub(crate) fn remove_unfinished() {
+    if let Ok(list) = UNFINISHED.try_lock() {
+        for path in list.iter() {
+            let _ = fs::remove_file(path);
+        }
+    }
+}
+
 /// Keeps other processes out of a folder, which is made, while the result lives. `None` where the system has no such locks.
 ///
 /// # Errors

@@ -1,9 +1,46 @@
 //! The `harmonica` command.
 
-/// The CPU backend makes and drops large buffers all the time; the system's allocator returns each to the
-/// kernel and gets it back page by page.
+use std::alloc::{GlobalAlloc, Layout};
+
+use mimalloc::MiMalloc;
+
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: OrEnd = OrEnd;
+
+/// The CPU backend makes and drops large buffers all the time; the system's allocator returns each to the
+/// kernel and gets it back page by page. Where there is no more memory, the command ends as it does with other errors: what Rust
+/// does by itself is to abort.
+struct OrEnd;
+
+fn checked(memory: *mut u8, bytes: usize) -> *mut u8 {
+    match memory.is_null() {
+        true => harmonica::cli::out_of_memory(bytes),
+        false => memory,
+    }
+}
+
+// SAFETY: all is left to the other allocator.
+unsafe impl GlobalAlloc for OrEnd {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: the caller's promise.
+        checked(unsafe { MiMalloc.alloc(layout) }, layout.size())
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: the caller's promise.
+        checked(unsafe { MiMalloc.alloc_zeroed(layout) }, layout.size())
+    }
+
+    unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
+        // SAFETY: the caller's promise.
+        unsafe { MiMalloc.dealloc(memory, layout) }
+    }
+
+    unsafe fn realloc(&self, memory: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        // SAFETY: the caller's promise.
+        checked(unsafe { MiMalloc.realloc(memory, layout, size) }, size)
+    }
+}
 
 fn main() -> std::process::ExitCode {
     quiet_display_search();

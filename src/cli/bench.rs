@@ -100,7 +100,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
     } = &session;
     let (engine, info) = (&pipeline.engine, &pipeline.info);
     check_outputs(args.csv.iter().chain(&args.report))?;
-    let entries = entries(&args, &session)?;
+    let entries = entries(&args, &session, context)?;
     let once = Request {
         conditions: pipeline.prompts.in_turn(args.batch),
         seed: 0,
@@ -192,12 +192,12 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
 }
 
 /// The uncached run first, then what was asked for.
-fn entries(args: &Args, session: &Session) -> Result<Vec<Entry>, CliError> {
+fn entries(args: &Args, session: &Session, context: &Context) -> Result<Vec<Entry>, CliError> {
     let dtype = args.cache.cache_dtype;
-    let uncached = Entry::uncached(session, dtype)?;
+    let uncached = Entry::uncached(session, dtype, context)?;
     let mut entries = vec![uncached];
     if args.conditioning_each_step {
-        let uncached = Entry::uncached(session, dtype)?;
+        let uncached = Entry::uncached(session, dtype, context)?;
         entries.push(Entry {
             name: "none, adaLN each step".into(),
             sampler: uncached.sampler.with_conditioning_bytes(0),
@@ -205,7 +205,7 @@ fn entries(args: &Args, session: &Session) -> Result<Vec<Entry>, CliError> {
         });
     }
     for spec in args.schedules.iter().filter(|spec| *spec != "none") {
-        entries.push(Entry::of(spec, args.force, session, dtype)?);
+        entries.push(Entry::of(spec, args.force, session, dtype, context)?);
     }
     Ok(entries)
 }

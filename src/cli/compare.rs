@@ -98,8 +98,8 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
     } = &session;
     let (report, info) = (pipeline.engine.report(), &pipeline.info);
     let dtype = args.cache.cache_dtype;
-    let entry = |spec: &str| Entry::of(spec, args.force, &session, dtype);
-    let mut entries = vec![Entry::uncached(&session, dtype)?];
+    let entry = |spec: &str| Entry::of(spec, args.force, &session, dtype, context);
+    let mut entries = vec![Entry::uncached(&session, dtype, context)?];
     for spec in &args.schedules {
         entries.push(entry(spec)?);
     }
@@ -173,7 +173,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
     let ratios: Vec<f64> = measured.iter().map(|m| m.row.macs_ratio).collect();
     let late = fewer(&ratios, &entries)?;
     if !late.is_empty() {
-        let mut again = vec![Entry::uncached(&session, dtype)?];
+        let mut again = vec![Entry::uncached(&session, dtype, context)?];
         again.extend(late);
         bar.inc_length((steps(&again) * (args.count + 1)) as u64);
         measured.extend(measure(&again)?.into_iter().skip(1));

@@ -27,7 +27,7 @@ pub(super) enum CliError {
     #[error(transparent)]
     Report(#[from] ReportError),
     #[error(transparent)]
-    Sample(#[from] SampleError),
+    Sample(SampleError),
     #[error(transparent)]
     Schedule(#[from] ScheduleError),
     #[error(transparent)]
@@ -49,6 +49,15 @@ pub(super) enum CliError {
     /// Ctrl-C.
     #[error("interrupted")]
     Interrupted,
+}
+
+impl From<SampleError> for CliError {
+    fn from(error: SampleError) -> Self {
+        match error {
+            SampleError::Stopped => Self::Interrupted,
+            error => Self::Sample(error),
+        }
+    }
 }
 
 impl From<VaeError> for CliError {

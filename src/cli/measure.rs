@@ -34,8 +34,12 @@ pub(super) struct Entry {
 
 impl Entry {
     /// The run that computes everything.
-    pub fn uncached(session: &Session, dtype: CacheDtype) -> Result<Self, CliError> {
-        Self::of("none", false, session, dtype)
+    pub fn uncached(
+        session: &Session,
+        dtype: CacheDtype,
+        context: &Context,
+    ) -> Result<Self, CliError> {
+        Self::of("none", false, session, dtype, context)
     }
 
     pub fn of(
@@ -43,6 +47,7 @@ impl Entry {
         force: bool,
         session: &Session,
         dtype: CacheDtype,
+        context: &Context,
     ) -> Result<Self, CliError> {
         let Session {
             pipeline, settings, ..
@@ -53,7 +58,7 @@ impl Entry {
             name: chosen.name,
             policy: chosen.policy,
             origin: chosen.origin,
-            sampler: sampler.with_cache_dtype(dtype),
+            sampler: sampler.with_cache_dtype(dtype).with_stop(context.stop()),
         })
     }
 

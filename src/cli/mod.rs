@@ -22,6 +22,7 @@ mod error;
 mod inspect;
 mod man;
 mod measure;
+mod memory;
 mod misplaced;
 mod options;
 mod pictures;
@@ -51,7 +52,9 @@ use std::{
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
+use crate::sampler::Stop;
 use error::CliError;
+pub use memory::out_of_memory;
 
 const EXIT_CODES: &str = "\
 Examples:
@@ -159,6 +162,12 @@ impl Context {
         } else {
             Ok(())
         }
+    }
+
+    /// The same for work that asks by itself.
+    fn stop(&self) -> Stop {
+        let interrupted = self.interrupted.clone();
+        Arc::new(move || interrupted.load(Ordering::Relaxed))
     }
 
     /// A line for people.

@@ -157,7 +157,8 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
     let settings = chosen.settings;
     let sampler = pipeline
         .sampler(settings, Some(chosen.reuse))?
-        .with_cache_dtype(args.cache.cache_dtype);
+        .with_cache_dtype(args.cache.cache_dtype)
+        .with_stop(context.stop());
     let fitting = || {
         sampler
             .batch_within(BATCH_BYTES)

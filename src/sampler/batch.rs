@@ -93,7 +93,7 @@ impl Batch {
             return Ok(output.apart());
         }
         let at = self.at(setup, parts.as_deref_mut());
-        let pass = Pass::new(&*setup.model, &at, &mut self.store, parts, self.decisions);
+        let pass = Pass::new(setup, &at, &mut self.store, parts, self.decisions);
         let ops = &self.plan.steps()[self.step];
         let (tokens, decisions) = pass.tokens(ops, self.x.clone(), setup.copies()).await?;
         self.decisions = decisions;

@@ -5,6 +5,8 @@ use burn::tensor::Tensor;
 use super::{
     SampleError,
     parts::{Part, PartTimes},
+    setup::Setup,
+    stop::Asked,
 };
 use crate::{
     cache::FeatureStore,
@@ -23,6 +25,7 @@ pub(super) struct Pass<'a> {
     pub at: &'a At,
     pub store: &'a mut FeatureStore,
     pub parts: Option<&'a mut PartTimes>,
+    stop: &'a Asked,
     /// The stream where each open segment begins.
     opened: Vec<Tensor<3>>,
     /// How the run has decided so far, and then how this step did.
@@ -33,17 +36,18 @@ pub(super) struct Pass<'a> {
 
 impl<'a> Pass<'a> {
     pub fn new(
-        model: &'a dyn Denoiser,
+        setup: &'a Setup,
         at: &'a At,
         store: &'a mut FeatureStore,
         parts: Option<&'a mut PartTimes>,
         decisions: Decisions,
     ) -> Self {
         Self {
-            model,
+            model: &*setup.model,
             at,
             store,
             parts,
+            stop: &setup.stop,
             opened: Vec::new(),
             decisions,
             computed_before: decisions.computed,
@@ -77,6 +81,7 @@ impl<'a> Pass<'a> {
     }
 
     async fn op(&mut self, op: &Op, x: Tensor<3>) -> Result<Tensor<3>, SampleError> {
+        self.stop.go_on()?;
         let (model, at) = (self.model, self.at);
         match op {
             Op::Compute { branch, write } => {

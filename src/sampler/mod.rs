@@ -1,7 +1,7 @@
 //! Sampling: a model, a solver and a schedule make images.
 //!
 //! A [`Run`] tells [`Event`]s, most of them one denoising step each: asking for none pauses it, dropping it cancels. It is asked
-//! by [`Run::next_event`], which can be awaited, or as an iterator, which waits.
+//! by [`Run::next_event`], which can be awaited, or as an iterator, which waits. [`Sampler::with_stop`] ends it within a step.
 
 mod batch;
 mod execute;
@@ -14,6 +14,7 @@ mod setup;
 mod state;
 #[cfg(not(target_family = "wasm"))]
 mod stepper;
+mod stop;
 
 #[cfg(not(target_family = "wasm"))]
 pub(crate) use observe::{Observer, Seen};
@@ -23,6 +24,7 @@ pub use setup::{Sampler, cache_bytes};
 pub use state::RunState;
 #[cfg(not(target_family = "wasm"))]
 pub(crate) use stepper::{Stand, Stepper, Uncorrected};
+pub use stop::Stop;
 
 use crate::{
     cache::CacheError,
@@ -84,6 +86,9 @@ pub enum SampleError {
         "the state is that of another run: resume it with the model, the settings and the schedule it was started with"
     )]
     State,
+    /// Whoever was asked by [`Sampler::with_stop`] wanted it.
+    #[error("stopped in the middle of a step")]
+    Stopped,
     /// The device failed.
     #[error(transparent)]
     Device(#[from] DeviceFault),

@@ -9,6 +9,7 @@ use super::{
     output::KnownOutput,
     parts::PartTimes,
     run::{Request, Run},
+    stop::{Asked, Stop},
 };
 use crate::{
     cache::{CacheDtype, FeatureStore},
@@ -49,6 +50,7 @@ pub(super) struct Setup {
     pub recovery: bool,
     poison: bool,
     pub engine: Option<Engine>,
+    pub stop: Asked,
     /// The slots of the batch that was finished last, for the next one.
     spare: Arc<Mutex<Option<FeatureStore>>>,
 }
@@ -114,6 +116,7 @@ impl Sampler {
                 recovery: false,
                 poison: false,
                 engine: None,
+                stop: Asked::default(),
                 spare: Arc::default(),
             }),
         })
@@ -158,6 +161,13 @@ impl Sampler {
     /// there was one: some faults leave wrong values and a read-back that succeeds.
     pub fn with_engine(self, engine: &Engine) -> Self {
         self.with(|setup| setup.engine = Some(engine.clone()))
+    }
+
+    /// Asks this before each branch of a pass whether to stop, as a step of a large model may take a minute on a processor: runs
+    /// then end with [`SampleError::Stopped`] in the middle of a step. What they have told stays, and with
+    /// [`Self::with_recovery`] they can go on from their last finished step. A GPU still does what it was given before.
+    pub fn with_stop(self, stop: Stop) -> Self {
+        self.with(|setup| setup.stop = Asked::of(stop))
     }
 
     /// How it samples.
