@@ -55,6 +55,8 @@ pub use product::{half_product, product};
 pub use quantised::{Quantised, QuantisedData, dequantise, quantised_product};
 pub use reuse_span::{Reused, reuse_span};
 pub use solver_step::{After, Before, OutputLayout, solver_step, solver_step_of_images};
+#[doc(hidden)]
+pub use tiles::constants_of_products;
 pub use vectors::VectorAt;
 
 /// How an operation runs.

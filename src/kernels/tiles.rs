@@ -68,6 +68,31 @@ const BY_MATRIX_UNITS: Form = Form {
     whole: true,
 };
 
+impl Form {
+    /// What completes its text for a tile.
+    fn constants(&self, tile: Tile) -> Vec<(&'static str, u32)> {
+        vec![
+            ("tall", tile.tall),
+            ("wide", tile.wide),
+            ("deep", tile.deep),
+            ("own_rows", tile.own[0]),
+            ("own_columns", tile.own[1]),
+            ("threads", (self.threads)(tile)),
+        ]
+    }
+}
+
+/// What completes the text of the shader of products of this name, for each of its tiles.
+#[doc(hidden)]
+pub fn constants_of_products(name: &str) -> Vec<Vec<(&'static str, u32)>> {
+    let form = [IN_F32, BY_MATRIX_UNITS]
+        .into_iter()
+        .find(|form| form.name == name);
+    form.iter()
+        .flat_map(|form| form.tiles.iter().map(|tile| form.constants(*tile)))
+        .collect()
+}
+
 impl Tile {
     fn groups(self, rows: usize, columns: usize) -> usize {
         rows.div_ceil(self.tall as usize) * columns.div_ceil(self.wide as usize)
@@ -130,14 +155,7 @@ pub(super) fn product_wgsl(x: CubeTensor, weight: CubeTensor) -> CubeTensor {
     let shader = Shader {
         name: form.name,
         source: form.source,
-        constants: vec![
-            ("tall", tile.tall),
-            ("wide", tile.wide),
-            ("deep", tile.deep),
-            ("own_rows", tile.own[0]),
-            ("own_columns", tile.own[1]),
-            ("threads", threads),
-        ],
+        constants: form.constants(tile),
     };
     let groups = tile.groups(rows, columns);
     let across = columns.div_ceil(tile.wide as usize);

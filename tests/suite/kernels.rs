@@ -8,8 +8,8 @@ use harmonica::{
     diffusion::{Guidance, GuidedChannels, ImageNoise, Step, StepNoise, Weights},
     kernels::{
         Before, Hardware, OutputLayout, Reused, SlotAt, VectorAt, add_bias, attention, cache_write,
-        embed_tokens, gated_residual, gelu, half_product, modulate, product, reuse_span,
-        solver_step,
+        constants_of_products, embed_tokens, gated_residual, gelu, half_product, modulate, product,
+        reuse_span, solver_step,
     },
     metrics::max_abs_error,
 };
@@ -647,21 +647,6 @@ fn clipping_keeps_what_is_no_number() {
     }
 }
 
-/// Tiles of a product, where a thread makes `each` numbers of every row and column of its own.
-fn tiles(each: u32, tiles: &[[u32; 5]]) -> Vec<Vec<(&'static str, u32)>> {
-    let constants = |&[tall, wide, deep, own_rows, own_columns]: &[u32; 5]| {
-        vec![
-            ("tall", tall),
-            ("wide", wide),
-            ("deep", deep),
-            ("own_rows", own_rows),
-            ("own_columns", own_columns),
-            ("threads", tall * wide / (each * own_rows * own_columns)),
-        ]
-    };
-    tiles.iter().map(constants).collect()
-}
-
 /// What completes a shader's text: attention with the largest heads in use, 128 channels, and with the smallest; products in
 /// all their tiles.
 fn constants_of(path: &std::path::Path) -> Vec<Vec<(&'static str, u32)>> {
@@ -686,19 +671,7 @@ fn constants_of(path: &std::path::Path) -> Vec<Vec<(&'static str, u32)>> {
             ]
         })
         .to_vec(),
-        "product" => tiles(
-            4,
-            &[
-                [64, 64, 16, 8, 2],
-                [32, 64, 32, 4, 1],
-                [32, 32, 32, 2, 1],
-                [16, 32, 32, 2, 1],
-            ],
-        ),
-        "matrix_product" => tiles(
-            8,
-            &[[64, 128, 32, 2, 4], [32, 64, 64, 1, 2], [32, 32, 64, 1, 1]],
-        ),
+        "product" | "matrix_product" => constants_of_products(name),
         _ => vec![vec![("threads", 256)]],
     }
 }
@@ -717,7 +690,9 @@ fn shaders_fit_every_webgpu_device() {
         let path = entry.unwrap().path();
         let text = std::fs::read_to_string(&path).unwrap();
         let matrix_units = path.ends_with("matrix_product.wgsl");
-        for constants in constants_of(&path) {
+        let every = constants_of(&path);
+        assert!(!every.is_empty(), "{path:?}");
+        for constants in every {
             let text = constants.iter().fold(text.clone(), |text, (name, value)| {
                 text.replace(&format!("{{{{ {name} }}}}"), &value.to_string())
             });
