@@ -56,7 +56,7 @@ fn lose_patience(at_stake: &AtomicBool, quiet: bool) {
     if !quiet {
         let _ = writeln!(
             stderr,
-            "stopping after the step at hand, to save what is finished; Ctrl-C again ends at once"
+            "stopping as soon as what is finished can be saved; Ctrl-C again ends at once"
         );
     }
 }

@@ -265,6 +265,42 @@ fn fuzz(target: &str, inputs: usize, body: fn(&[u8]) -> bool) {
     assert!(accepted < inputs, "{target}: all of {inputs} accepted");
 }
 
+/// What cargo-fuzz builds needs another compiler: here the same functions are fed, from the same seeds.
+#[test]
+fn every_target_of_cargo_fuzz_has_its_twin_here() {
+    let here = include_str!("fuzz.rs");
+    let fuzz = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz");
+    let manifest = std::fs::read_to_string(fuzz.join("Cargo.toml")).unwrap();
+    let named: Vec<_> = manifest
+        .split("[[bin]]")
+        .skip(1)
+        .map(|bin| {
+            let field = |name: &str| bin.split(&format!("{name} = \"")).nth(1).unwrap();
+            let value = |name: &str| field(name).split('"').next().unwrap().to_owned();
+            (value("name"), value("path"))
+        })
+        .collect();
+    assert_eq!(named.len(), 13);
+    for (target, path) in &named {
+        let text = std::fs::read_to_string(fuzz.join(path)).unwrap();
+        let body = text.split("harmonica_fuzz::").nth(1).unwrap();
+        let body = body.split('(').next().unwrap();
+        let twin = here
+            .lines()
+            .find(|line| line.contains(&format!("fuzz(\"{target}\", ")));
+        let twin = twin.unwrap_or_else(|| panic!("{target} has no twin"));
+        assert!(twin.contains(&format!("bodies::{body})")), "{twin}");
+    }
+    let mut seeds: Vec<_> = std::fs::read_dir(fuzz.join("corpus"))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    seeds.sort();
+    let mut names: Vec<_> = named.into_iter().map(|(name, _)| name).collect();
+    names.sort();
+    assert_eq!(seeds, names);
+}
+
 #[test]
 fn safetensors_are_read_as_their_own_crate_reads_them_or_refused() {
     fuzz("safetensors", 200_000, bodies::safetensors);

@@ -41,6 +41,7 @@ mod sampling;
 mod schedules;
 mod signals;
 mod solver;
+mod stopping;
 mod text;
 mod training;
 mod vae;
