@@ -1,11 +1,6 @@
 //! `harmonica train router` by forecasts: a schedule for every speed.
 
-use std::{
-    ops::ControlFlow,
-    path::PathBuf,
-    sync::{Arc, atomic::Ordering},
-    time::Instant,
-};
+use std::{ops::ControlFlow, path::PathBuf, time::Instant};
 
 use comfy_table::Table;
 use serde_json::{Value, json};
@@ -114,10 +109,7 @@ pub(super) fn make(
         prompts: pipeline.prompts.clone(),
         batch: batch_for(&info.outline, settings.guidance.is_active(), BATCH_BYTES),
         resume: asked.resume,
-        stop: Arc::new({
-            let interrupted = context.interrupted.clone();
-            move || interrupted.load(Ordering::Relaxed)
-        }),
+        stop: context.stop(),
     };
     context.something_is_at_stake();
     let mut run = LadderRun::open(&pipeline.model, info, settings, options)?.with_engine(engine);

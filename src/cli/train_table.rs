@@ -3,7 +3,6 @@
 use std::{
     ffi::OsStr,
     path::{Path, PathBuf},
-    sync::{Arc, atomic::Ordering},
     time::Instant,
 };
 
@@ -164,15 +163,12 @@ fn corrected(
         "· drawing {}",
         counted(fitting.draws + fitting.validation, "uncached image")
     ));
-    let stop = Arc::new({
-        let interrupted = context.interrupted.clone();
-        move || interrupted.load(Ordering::Relaxed)
-    });
     let stopped = |error: TrainingError| match error {
         TrainingError::Stopped => CliError::Interrupted,
         error => error.into(),
     };
-    let mut corrector = Corrector::new(pipeline, settings, &fitting, stop).map_err(stopped)?;
+    let mut corrector =
+        Corrector::new(pipeline, settings, &fitting, context.stop()).map_err(stopped)?;
     let mut rows = Vec::new();
     for (name, table, path) in tables {
         bar.set_message(format!("· {name}"));

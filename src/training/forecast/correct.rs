@@ -1,7 +1,7 @@
 //! Forecasts for a table that somebody else made: FORA's, TaylorSeer's, a router's.
 
 use super::{
-    fit::{Draws, Purpose, Stop},
+    fit::{Draws, Purpose},
     saved::Judged,
     settings::LadderSettings,
 };
@@ -9,7 +9,7 @@ use crate::{
     graph::Graph,
     pipeline::Pipeline,
     plan::compile,
-    sampler::{BATCH_BYTES, Settings, batch_for},
+    sampler::{BATCH_BYTES, Settings, Stop, batch_for},
     schedule::{Forecast, Schedule},
     training::run::{DeviceWatch, TrainingError, guarded},
 };

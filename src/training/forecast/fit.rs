@@ -12,7 +12,7 @@ use crate::{
     metrics::mse,
     models::{Condition, Model, Prompts},
     plan::compile,
-    sampler::{SampleError, Sampler, Settings, Stand, Stepper, Uncorrected},
+    sampler::{SampleError, Sampler, Settings, Stand, Stepper, Stop, Uncorrected},
     schedule::{FORECAST_DEPTH, Forecast, Schedule},
     training::run::{Drawn, TrainingError, check_pool},
 };
@@ -41,9 +41,6 @@ impl Purpose {
         }
     }
 }
-
-/// Asked between steps: whether to stop.
-pub type Stop = Arc<dyn Fn() -> bool + Send + Sync>;
 
 /// Draws of noise and conditions, and the uncached trajectories from them.
 pub struct Draws {

@@ -8,7 +8,7 @@ use std::{fs::File, ops::ControlFlow, path::PathBuf};
 use super::{
     computed::Computed,
     correct::slots_for,
-    fit::{Draws, Fit, Purpose, Stop},
+    fit::{Draws, Fit, Purpose},
     saved::{Judged, Rung, RungSummary, Saved},
     search::{Search, Tried},
     settings::LadderSettings,
@@ -20,7 +20,7 @@ use crate::{
     metrics::psnr_from_mse,
     models::{Model, Prompts},
     report::draw_schedule,
-    sampler::Settings,
+    sampler::{Settings, Stop},
     schedule::{Measured, PolicyRecord, ScheduleFile},
     training::{
         router::{Budget, RunFolder},
