@@ -164,7 +164,7 @@ pub fn exit(code: i32) -> ! {
 
 /// Removes what this process has not finished writing, unless somebody is beginning or ending a file just now, who may be waiting
 /// for this very call.
-pub(crate) fn remove_unfinished() {
+pub fn remove_unfinished() {
     if let Ok(list) = UNFINISHED.try_lock() {
         for path in list.iter() {
             let _ = fs::remove_file(path);
