@@ -237,13 +237,11 @@ impl Computed {
                 let first = moves.len();
                 moves.push((more.clone(), s));
                 // Rear branches say most about a step's output: they are taken, and front ones given.
-                let taken = matches!(end, End::Rear);
-                let giver = |d: &usize| taken && self.gives(*d, from_halves);
-                let before = (1..s).rev().find(giver);
-                let after = (s + 1..steps).find(giver);
-                for d in before.into_iter().chain(after) {
-                    if let Some(less) = more.giving(d, branches, unit) {
-                        moves.push((less, s.min(d)));
+                if matches!(end, End::Rear) {
+                    for d in self.givers(s, steps, from_halves) {
+                        if let Some(less) = more.giving(d, branches, unit) {
+                            moves.push((less, s.min(d)));
+                        }
                     }
                 }
                 // An empty row looks the same from both ends only where all of it is taken.
@@ -256,10 +254,22 @@ impl Computed {
         all.into_iter().chain(moves).collect()
     }
 
-    /// Whether a step may give branches away.
-    fn gives(&self, s: usize, whole_too: bool) -> bool {
+    /// The nearest steps before and after `s` that may give branches away: those in part, and whole ones too where `whole` says so.
+    fn givers(&self, s: usize, steps: usize, whole: bool) -> Vec<usize> {
         let some = |row: &Vec<bool>| row.contains(&true);
-        self.parts.get(&s).is_some_and(some) || (whole_too && self.whole.contains(&s))
+        let in_part = |d: &usize| self.parts.get(d).is_some_and(some);
+        let of_whole = |d: &usize| whole && self.whole.contains(d);
+        let before = |gives: &dyn Fn(&usize) -> bool| (1..s).rev().find(gives);
+        let after = |gives: &dyn Fn(&usize) -> bool| (s + 1..steps).find(gives);
+        [
+            before(&in_part),
+            after(&in_part),
+            before(&of_whole),
+            after(&of_whole),
+        ]
+        .into_iter()
+        .flatten()
+        .collect()
     }
 
     /// With `unit` branches fewer at step `d`.

@@ -126,8 +126,8 @@ mod tests {
             assert!(allows(target, 0, ["####", "", "####", ""]));
             assert!(!allows(target, 4, ["####", "...#", "####", ""]));
             // Two branches at a time wait for the step that reads them.
-            assert!(allows(target, 2, ["####", "", "##..", "..##"]));
-            assert!(!allows(target, 1, ["####", "", "##..", "..##"]));
+            assert!(allows(target, 2, ["####", "", "..##", "##.."]));
+            assert!(!allows(target, 1, ["####", "", "..##", "##.."]));
         }
         let of = |target, slots| Allowance::new(target, slots).parts();
         assert!(of(Budget::TargetCur(0.5), 1) && !of(Budget::TargetCur(0.5), 0));
