@@ -67,7 +67,7 @@ pub(super) struct Args {
     /// (fora:2, taylor:2:1, a router's *.schedule.json). Each becomes corrected-NAME.schedule.json, unless it fares better as it is
     #[arg(long, value_name = "SCHEDULE,…", value_delimiter = ',', conflicts_with_all = ["target_cur", "target_speedup", "sweeps", "max_cache", "resume"])]
     table: Vec<String>,
-    /// forecast: images that weights are fitted to, and as many more that they are judged on [default: 96]
+    /// forecast: images to search on, as many more that weights are fitted to, and as many that they are judged on [default: 96]
     #[arg(long, value_name = "N")]
     draws: Option<usize>,
     /// forecast: sweeps over all moves of computed steps, at most; 0 computes even steps [default: 3]

@@ -27,7 +27,9 @@ const UNKNOWNS: usize = FORECAST_DEPTH + 1;
 /// What draws are for: each purpose has noise and conditions of its own, and none those of a sampled image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Purpose {
-    /// Weights are fitted to them, and tables compared on them.
+    /// Tables are compared on them, each with weights fitted to them.
+    Search,
+    /// Weights that are kept are fitted to them.
     Fit,
     /// What was found is judged on them.
     Validation,
@@ -36,6 +38,7 @@ pub enum Purpose {
 impl Purpose {
     fn stream(self) -> &'static str {
         match self {
+            Self::Search => "harmonica forecast search",
             Self::Fit => "harmonica forecast fit",
             Self::Validation => "harmonica forecast validation",
         }

@@ -167,10 +167,19 @@ impl<'m> LadderRun<'m> {
             return Ok(true);
         }
         let LadderSettings {
-            draws, validation, ..
+            draws,
+            glance,
+            validation,
+            sweeps,
+            ..
         } = self.options.settings;
+        let searched = if sweeps == 0 {
+            0
+        } else {
+            draws + glance.min(draws)
+        };
         if each(Progress::Reference {
-            images: draws + validation,
+            images: searched + draws + validation,
         })
         .is_break()
         {
@@ -181,24 +190,30 @@ impl<'m> LadderRun<'m> {
             return Ok(false);
         }
         let settings = &self.options.settings;
-        let mut search = Search {
-            glance: self.draws(Purpose::Fit, settings.glance.min(draws))?,
-            all: self.draws(Purpose::Fit, draws)?,
-            steps: self.run.steps,
-            graph: self.info.outline.graph.clone(),
-            sweeps: settings.sweeps,
-            rung: 0,
+        let mut search = match settings.sweeps {
+            0 => None,
+            sweeps => Some(Search {
+                glance: self.draws(Purpose::Search, settings.glance.min(draws))?,
+                all: self.draws(Purpose::Search, draws)?,
+                steps: self.run.steps,
+                graph: self.info.outline.graph.clone(),
+                sweeps,
+                rung: 0,
+            }),
         };
+        let mut fit = self.draws(Purpose::Fit, draws)?;
         let mut judge = self.draws(Purpose::Validation, validation)?;
         for number in 0..self.saved.rungs.len() {
             if self.saved.rungs[number].done.is_some() {
                 continue;
             }
-            if !self.searched(number, &mut search, each)? {
+            if let Some(search) = &mut search
+                && !self.searched(number, search, each)?
+            {
                 self.save()?;
                 return Ok(false);
             }
-            let told = self.finish(number, &mut search, &mut judge)?;
+            let told = self.finish(number, &mut fit, &mut judge)?;
             self.save()?;
             self.draw()?;
             if each(told).is_break() {
@@ -226,7 +241,8 @@ impl<'m> LadderRun<'m> {
     fn slots(&self) -> usize {
         let LadderSettings { draws, glance, .. } = self.options.settings;
         let guided = self.run.guidance.is_active();
-        let images = draws + glance.min(draws);
+        // Those of the search wait while what it found is fitted.
+        let images = 2 * draws + glance.min(draws);
         let room = slots_for(images, guided, &self.info.outline.graph);
         self.slots_wanted().min(room)
     }
@@ -291,14 +307,16 @@ impl<'m> LadderRun<'m> {
     fn finish(
         &mut self,
         number: usize,
-        search: &mut Search,
+        fit: &mut Draws,
         judge: &mut Draws,
     ) -> Result<Progress, TrainingError> {
         let place = self.saved.rungs[number].place.clone();
+        let branches = self.info.outline.graph.branches();
         let whole = place.best_whole().clone();
         let even = Computed::even(whole.steps().len(), self.run.steps);
         let mut judged = |computed: Computed| -> Result<(Computed, Fit, Judged), TrainingError> {
-            let fit = search.fitted(&computed)?;
+            let (table, skipped) = computed.table(self.run.steps, branches)?;
+            let fit = fit.fit(&table, &skipped, None)?;
             let errors = judge.judge(&fit.schedule)?;
             Ok((computed, fit, Judged::of(&errors)))
         };

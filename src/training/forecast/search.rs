@@ -2,8 +2,8 @@
 //! parts of steps, from half of the branches down to single ones.
 //!
 //! A move is tried on few draws first, where most fail; what passes is fitted on all of them and kept if it holds there.
-//! Only the steps from the first that moved on are run again. What is found is judged on draws that neither fit nor search
-//! has seen, against even steps fitted alike.
+//! Only the steps from the first that moved on are run again. What is found is fitted to other draws, and judged on draws
+//! that neither search nor fit has seen, against even steps fitted alike.
 
 use std::ops::ControlFlow;
 
@@ -11,11 +11,7 @@ use serde::{Deserialize, Serialize};
 
 #[cfg(doc)]
 use super::fit::typical;
-use super::{
-    computed::Computed,
-    fit::{Draws, Fit},
-    target::Allowance,
-};
+use super::{computed::Computed, fit::Draws, target::Allowance};
 use crate::{graph::Graph, training::run::TrainingError};
 
 /// A move must lower the error by this share to be kept: less is chance.
@@ -29,7 +25,7 @@ pub struct Search {
     pub all: Draws,
     pub steps: usize,
     pub graph: Graph,
-    /// Sweeps over moves of whole steps at most; without any, even steps stay.
+    /// Sweeps over moves of whole steps at most.
     pub sweeps: usize,
     /// The target that is searched for, from 0.
     pub rung: usize,
@@ -154,15 +150,6 @@ pub struct Tried {
 }
 
 impl Search {
-    /// The fit of a run on all draws.
-    ///
-    /// # Errors
-    /// [`TrainingError`] of the device.
-    pub fn fitted(&mut self, computed: &Computed) -> Result<Fit, TrainingError> {
-        let (table, skipped) = computed.table(self.steps, self.graph.branches())?;
-        self.all.fit(&table, &skipped, None)
-    }
-
     /// What is left of a stage's sweep over its moves within the allowance, and on to the next sweep or stage; `tell` hears of each
     /// move that was tried, and breaks off. Returns whether it came to the end of the sweep: where not, going on from `place` ends
     /// where the undisturbed sweep does.
@@ -191,8 +178,7 @@ impl Search {
         let halves = branches.div_ceil(2);
         let next = match place.stage {
             Stage::Steps if gained => Stage::Steps,
-            // Where nothing is searched, parts are not either.
-            Stage::Steps if self.sweeps == 0 || !allowed.parts() => Stage::Over,
+            Stage::Steps if !allowed.parts() => Stage::Over,
             Stage::Steps => Stage::Parts(halves),
             // Smaller units are worth it while larger ones were; at first there may be no work left for halves.
             Stage::Parts(unit) if unit > 1 && (gained || unit == halves) => Stage::Parts(unit / 2),

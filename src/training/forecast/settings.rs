@@ -11,7 +11,7 @@ use crate::training::{
 /// How much is drawn and searched.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct LadderSettings {
-    /// Images that weights are fitted to and moves are believed on.
+    /// Images that moves are believed on, and as many others that weights are fitted to.
     pub draws: usize,
     /// Images of a first look at a move, at most as many.
     pub glance: usize,
