@@ -40,11 +40,9 @@ const OWN_FLAGS: &str = "Recipes harmonica and learning-to-cache";
 const EXAMPLES: &str = "\
 Examples:
   harmonica train router --steps 20               for speeds from 1.25 to 4
-  harmonica train router --steps 20 --resume --target-speedup 2.25
   harmonica train router --steps 20 --table fora:2,taylor:2:1
   harmonica sample --steps 20 --schedule router --speed 2
-  harmonica train router --recipe harmonica --target-cur 0.4 --out published
-  harmonica train router --recipe learning-to-cache --target-cur 0.25 --out pairs";
+  harmonica train router --recipe harmonica --target-cur 0.4 --out published";
 
 #[derive(clap::Args, Debug)]
 #[command(after_help = EXAMPLES, next_help_heading = "Learning", allow_negative_numbers = true)]

