@@ -19,11 +19,11 @@ use crate::{
     files::check_writable,
     metrics::psnr_from_mse,
     pipeline::{Chosen, Pipeline},
-    sampler::{Settings, model_identity, run_settings},
-    schedule::{Measured, PolicyRecord, Reuse, Schedule, ScheduleError, ScheduleFile},
+    sampler::Settings,
+    schedule::{PolicyRecord, Reuse, Schedule, ScheduleError},
     training::{
         TrainingError,
-        forecast::{Corrected, Corrector, LadderSettings, images_for},
+        forecast::{Corrector, LadderSettings, images_for},
     },
     words::counted,
 };
@@ -76,7 +76,7 @@ pub(super) fn run(
         })?;
         tables.push((name, table, path));
     }
-    let rows = corrected(&asked, tables, &pipeline, settings, context)?;
+    let (rows, validation) = corrected(&asked, tables, &pipeline, settings, context)?;
     let seconds = started.elapsed().as_secs_f64();
     let report = pipeline.engine.report();
     if asked.json {
@@ -102,7 +102,7 @@ pub(super) fn run(
     out!("{}", markdown_table(&header, cells));
     context.say(format!(
         "error to the uncached images over {} that nothing was fitted to; {seconds:.0} s on {} ({})",
-        counted(asked.settings.validation, "draw"),
+        counted(validation, "draw"),
         report.device,
         report.backend
     ));
@@ -131,13 +131,14 @@ fn slug(name: &str) -> String {
     name.chars().map(plain).collect()
 }
 
+/// What became of each table, and the draws that they were judged on.
 fn corrected(
     asked: &Asked,
     tables: Vec<(String, Schedule, PathBuf)>,
     pipeline: &Pipeline,
     settings: Settings,
     context: &Context,
-) -> Result<Vec<Value>, CliError> {
+) -> Result<(Vec<Value>, usize), CliError> {
     let info = &pipeline.info;
     let (graph, guided) = (&info.outline.graph, settings.guidance.is_active());
     let fits = tables
@@ -153,6 +154,7 @@ fn corrected(
             counted(most, "draw")
         ));
     }
+    let validation = fitting.validation;
     // Tables differ too much in what they cost for a guess at what is left.
     let template = "{bar:32} {pos}/{len} tables · {elapsed} {msg}";
     let bar = bar_or_lines(context, tables.len() as u64, template, |bar| {
@@ -161,7 +163,7 @@ fn corrected(
     });
     bar.set_message(format!(
         "· drawing {}",
-        counted(fitting.draws + fitting.validation, "uncached image")
+        counted(fitting.draws + validation, "uncached image")
     ));
     let stopped = |error: TrainingError| match error {
         TrainingError::Stopped => CliError::Interrupted,
@@ -181,7 +183,18 @@ fn corrected(
         });
         match found.holds() {
             true => {
-                file_of(&name, &found, &fitting, pipeline, &settings)?.write(&path)?;
+                let policy = PolicyRecord {
+                    name: "corrected".into(),
+                    parameters: Some(json!({ "table": name })),
+                };
+                let training = json!({
+                    "draws": fitting.draws, "validation": validation, "seed": fitting.seed,
+                });
+                let (judged, schedule) = (&found.corrected, &found.schedule);
+                judged
+                    .file(schedule, policy, training, validation, info, &settings)
+                    .map_err(TrainingError::from)?
+                    .write(&path)?;
                 row["file"] = json!(path);
                 bar.suspend(|| context.say(format!("{}: {name}, corrected", path.display())));
             }
@@ -195,44 +208,7 @@ fn corrected(
         bar.inc(1);
     }
     bar.finish_and_clear();
-    Ok(rows)
-}
-
-fn file_of(
-    table: &str,
-    found: &Corrected,
-    fitting: &LadderSettings,
-    pipeline: &Pipeline,
-    settings: &Settings,
-) -> Result<ScheduleFile, CliError> {
-    let info = &pipeline.info;
-    let policy = PolicyRecord {
-        name: "corrected".into(),
-        parameters: Some(json!({ "table": table })),
-    };
-    let mut run = run_settings(info, settings)?;
-    run.clip_x0 = Some(settings.clip_x0);
-    let LadderSettings {
-        draws,
-        validation,
-        seed,
-        ..
-    } = *fitting;
-    let schedule = &found.schedule;
-    let measured = Measured {
-        mse: Some(found.corrected.mse),
-        psnr: Some(psnr_from_mse(found.corrected.mse)),
-        images: Some(validation),
-        ..Measured::of(schedule, &info.outline.graph)
-    };
-    Ok(ScheduleFile {
-        training: Some(json!({
-            "draws": draws, "validation": validation, "seed": seed,
-            "weights": info.resident.kept.to_string(),
-        })),
-        measured: Some(measured),
-        ..ScheduleFile::of(schedule, policy, model_identity(info), run)
-    })
+    Ok((rows, validation))
 }
 
 #[cfg(test)]

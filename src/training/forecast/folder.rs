@@ -17,11 +17,10 @@ use super::{
 use crate::{
     checkpoint::ModelInfo,
     device::Engine,
-    metrics::psnr_from_mse,
     models::{Model, Prompts},
     report::draw_schedule,
     sampler::{Settings, Stop},
-    schedule::{Measured, PolicyRecord, ScheduleFile},
+    schedule::{PolicyRecord, ScheduleFile},
     training::{
         router::{Budget, RunFolder},
         run::{
@@ -372,21 +371,16 @@ impl<'m> LadderRun<'m> {
         let mut training = serde_json::to_value(&self.options.settings).unwrap_or_default();
         training["searched"] = summary.searched.into();
         training["parts"] = (!summary.computed.parts().is_empty()).into();
-        training["weights"] = self.info.resident.kept.to_string().into();
-        let (model, mut run) = (self.saved.model.clone(), self.saved.run.clone());
-        run.clip_x0 = Some(self.run.clip_x0);
-        let graph = &self.info.outline.graph;
-        let measured = Measured {
-            mse: Some(summary.judged.mse),
-            psnr: Some(psnr_from_mse(summary.judged.mse)),
-            images: Some(self.options.settings.validation),
-            ..Measured::of(&fit.schedule, graph)
-        };
-        let file = ScheduleFile {
-            training: Some(training),
-            measured: Some(measured),
-            ..ScheduleFile::of(&fit.schedule, policy, model, run)
-        };
+        let images = self.options.settings.validation;
+        let judged = &summary.judged;
+        let file = judged.file(
+            &fit.schedule,
+            policy,
+            training,
+            images,
+            self.info,
+            &self.run,
+        )?;
         Ok((self.path_of(target), file))
     }
 

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::{
     computed::Computed,
@@ -15,9 +16,9 @@ use crate::{
     checkpoint::{Kept, ModelInfo},
     diffusion::DiffusionError,
     files::{read_text_up_to, write_bytes_atomically},
-    metrics::{mean_and_error, median},
+    metrics::{mean_and_error, median, psnr_from_mse},
     sampler::{Settings, model_identity, run_settings},
-    schedule::{ModelIdentity, RunSettings},
+    schedule::{Measured, ModelIdentity, PolicyRecord, RunSettings, Schedule, ScheduleFile},
     training::{
         router::Budget,
         run::{Difference, TrainingError, difference},
@@ -52,6 +53,35 @@ impl Judged {
             worst: errors.iter().copied().fold(0.0, f64::max),
             typical: typical(errors),
         }
+    }
+
+    /// The file of a schedule of this model and run that fared so over `images`; `training` says how it came to be.
+    ///
+    /// # Errors
+    /// As [`run_settings`].
+    pub fn file(
+        &self,
+        schedule: &Schedule,
+        policy: PolicyRecord,
+        mut training: Value,
+        images: usize,
+        info: &ModelInfo,
+        settings: &Settings,
+    ) -> Result<ScheduleFile, DiffusionError> {
+        let mut run = run_settings(info, settings)?;
+        run.clip_x0 = Some(settings.clip_x0);
+        training["weights"] = info.resident.kept.to_string().into();
+        let measured = Measured {
+            mse: Some(self.mse),
+            psnr: Some(psnr_from_mse(self.mse)),
+            images: Some(images),
+            ..Measured::of(schedule, &info.outline.graph)
+        };
+        Ok(ScheduleFile {
+            training: Some(training),
+            measured: Some(measured),
+            ..ScheduleFile::of(schedule, policy, model_identity(info), run)
+        })
     }
 }
 
