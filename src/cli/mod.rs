@@ -40,6 +40,8 @@ mod train_dit;
 mod train_ladder;
 mod train_router;
 mod train_table;
+mod train_vae;
+mod training_data;
 
 use std::{
     process::ExitCode,
@@ -124,6 +126,8 @@ enum Command {
 enum Train {
     /// Train a DiT from a folder of pictures; resumable
     Dit(Box<train_dit::Args>),
+    /// Train an autoencoder from a folder of pictures, for a DiT that draws its latents; resumable
+    Vae(Box<train_vae::Args>),
     /// Learn what may be reused or forecast at which step, from noise alone; resumable
     Router(Box<train_router::Args>),
     /// Measure what the policies smooth, cem, mag and tea need of a model and run, from noise alone
@@ -230,6 +234,7 @@ pub fn main() -> ExitCode {
         Command::Devices(args) => devices::run(args, &context),
         Command::Sample(args) => sample::run(*args, &context),
         Command::Train(Train::Dit(args)) => train_dit::run(*args, &context),
+        Command::Train(Train::Vae(args)) => train_vae::run(*args, &context),
         Command::Train(Train::Router(args)) => train_router::run(*args, &context),
         Command::Train(Train::Calibrate(args)) => train_calibrate::run(*args, &context),
         Command::Compare(args) => compare::run(*args, &context),

@@ -256,7 +256,7 @@ impl DifferentiableKernels for Flex {
 }
 
 /// Hands every parent that wants one its gradient: `of(state, gradient of the output)`, by parent.
-fn flow<B: Backend, S, const N: usize>(
+pub(super) fn flow<B: Backend, S, const N: usize>(
     ops: Ops<S, N>,
     grads: &mut Gradients,
     of: impl FnOnce(S, FloatTensor<B>) -> [FloatTensor<B>; N],

@@ -24,6 +24,8 @@ mod lanes;
 mod microkernel;
 mod modulate;
 mod patches;
+#[cfg(not(target_family = "wasm"))]
+mod pictures;
 mod product;
 mod quantised;
 mod reuse_span;
@@ -50,6 +52,10 @@ pub use hardware::Hardware;
 pub(crate) use lanes::exp;
 pub use modulate::modulate;
 pub use patches::{images_of, output_patches_of, patches_of};
+#[cfg(not(target_family = "wasm"))]
+pub(crate) use pictures::PATCH_NUMBERS;
+#[cfg(not(target_family = "wasm"))]
+pub use pictures::{Groups, Window, convolution, doubled, group_norm};
 pub(crate) use product::{Matrix, product_cpu, product_onto};
 pub use product::{half_product, product};
 pub use quantised::{Quantised, QuantisedData, dequantise, quantised_product};

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::{
     ReportError,
-    plot::{WIDTH, line, picture},
+    plot::{Scale, WIDTH, line, picture},
 };
 
 /// One curve.
@@ -13,6 +13,8 @@ pub struct Panel {
     pub caption: String,
     /// `(x, y)` in order of x.
     pub points: Vec<(f64, f64)>,
+    /// Of y.
+    pub scale: Scale,
 }
 
 const HEIGHT: u32 = 260;
@@ -26,7 +28,7 @@ pub fn draw_curves(panels: &[Panel], path: &Path) -> Result<(), ReportError> {
     let rows = drawn.len().max(1);
     picture((WIDTH, HEIGHT * rows as u32), path, |root| {
         for (area, panel) in root.split_evenly((rows, 1)).iter().zip(&drawn) {
-            line(area, &panel.caption, &panel.points, None)?;
+            line(area, &panel.caption, &panel.points, None, panel.scale)?;
         }
         Ok(())
     })

@@ -7,7 +7,7 @@ use plotters::prelude::*;
 
 use super::{
     ReportError,
-    plot::{Area, Drawn, FONT, INK, LINE, MARK, WIDTH, line, picture},
+    plot::{Area, Drawn, FONT, INK, LINE, MARK, Scale, Ticked, WIDTH, line, picture},
 };
 use crate::{
     diffusion::Weights,
@@ -24,6 +24,8 @@ pub struct Curves {
 }
 
 const REUSE: RGBColor = RGBColor(250, 226, 200);
+/// Pixels of title and legend.
+const HEAD: u32 = 66;
 /// Steps that run no network.
 const FORECAST: RGBColor = RGBColor(214, 234, 214);
 
@@ -39,7 +41,7 @@ pub fn draw_schedule(
     let curves = curves.filter(|c| c.loss.len() > 1);
     let rows = file.run.steps as u32;
     let panel = (rows * 14).clamp(180, 620) + 90;
-    let height = 40 + panel + if curves.is_some() { 260 } else { 0 };
+    let height = HEAD + panel + if curves.is_some() { 260 } else { 0 };
     picture((WIDTH, height), path, |root| {
         draw(file, curves, panel, root)
     })
@@ -61,7 +63,8 @@ fn draw(file: &ScheduleFile, curves: Option<&Curves>, panel: u32, root: &Area<'_
         (16, 10),
         (FONT, 20).into_font().color(&INK),
     ))?;
-    let (_, body) = root.split_vertically(40);
+    legend(root, &schedule, file.router()?.is_some())?;
+    let (_, body) = root.split_vertically(HEAD);
     let (panels, below) = body.split_vertically(panel);
     let (maps, side) = panels.split_horizontally(820);
     let kinds = file.model.graph.kinds();
@@ -98,12 +101,12 @@ fn draw(file: &ScheduleFile, curves: Option<&Curves>, panel: u32, root: &Area<'_
     side_bars(&macs, "MACs of the step", share, file.run.steps, LINE)?;
     if let Some(curves) = curves {
         let parts = below.split_evenly((1, 2));
-        let logs = curves.loss.iter().map(|l| l.max(1e-12).log10()).collect();
         line(
             &parts[0],
-            "log10 of the mean loss, by pass",
-            &by_pass(logs),
+            "mean loss, by pass",
+            &by_pass(curves.loss.clone()),
             None,
+            Scale::Decades,
         )?;
         let cur = curves.cur.iter().map(|c| 100.0 * c).collect();
         line(
@@ -111,6 +114,7 @@ fn draw(file: &ScheduleFile, curves: Option<&Curves>, panel: u32, root: &Area<'_
             "CUR % at τ, by pass",
             &by_pass(cur),
             curves.target_cur.map(|c| 100.0 * c),
+            Scale::Even,
         )?;
     }
     Ok(())
@@ -118,6 +122,51 @@ fn draw(file: &ScheduleFile, curves: Option<&Curves>, panel: u32, root: &Area<'_
 
 fn by_pass(values: Vec<f64>) -> Vec<(f64, f64)> {
     (0..).map(f64::from).zip(values).collect()
+}
+
+/// What the colours mean, of those that occur.
+fn legend(root: &Area<'_>, schedule: &Schedule, has_scores: bool) -> Drawn {
+    let network = |s: usize| schedule.runs_network(s);
+    let steps = || 0..schedule.steps();
+    let reuses = |s: usize| (0..schedule.branches()).any(|n| !schedule.computes(s, n));
+    let scored = |with: &'static str, without| if has_scores { with } else { without };
+    let entries = [
+        (
+            true,
+            shade(1.0),
+            scored("computed: the darker, the higher its score", "computed"),
+        ),
+        (
+            steps().any(|s| network(s) && reuses(s)),
+            reuse_shade(None, None),
+            scored(
+                "reused: the stronger, the further below the threshold",
+                "reused",
+            ),
+        ),
+        (
+            steps().any(|s| !network(s)),
+            FORECAST,
+            "the network does not run: the clean image is made of earlier ones",
+        ),
+    ];
+    let mut x = 16;
+    for (_, colour, text) in entries.into_iter().filter(|(occurs, ..)| *occurs) {
+        root.draw(&Rectangle::new([(x, 43), (x + 22, 55)], colour.filled()))?;
+        let font = (FONT, 13).into_font();
+        let (width, _) = font.box_size(text)?;
+        root.draw(&Text::new(text, (x + 29, 43), font.color(&INK)))?;
+        x += 29 + width as i32 + 28;
+    }
+    Ok(())
+}
+
+/// Middles of cells that are named: all, or every second, fifth, … where they are many.
+fn middles(cells: usize) -> Vec<f64> {
+    let apart = [1, 2, 5, 10, 20, 50];
+    let step = apart.into_iter().find(|step| cells / step <= 26);
+    let named = (0..cells).step_by(step.unwrap_or(100));
+    named.map(|cell| cell as f64 + 0.5).collect()
 }
 
 /// Steps × blocks of one kind of branch; step 0 at the top.
@@ -130,15 +179,24 @@ fn heat_map(file: &ScheduleFile, area: &Area<'_>, kind: SiteKind) -> Drawn {
         .margin(8)
         .x_label_area_size(34)
         .y_label_area_size(44)
-        .build_cartesian_2d(0f64..blocks as f64, steps as f64..0f64)?;
+        .build_cartesian_2d(
+            Ticked {
+                ends: [0.0, blocks as f64],
+                ticks: middles(blocks),
+            },
+            Ticked {
+                ends: [steps as f64, 0.0],
+                ticks: middles(steps),
+            },
+        )?;
     chart
         .configure_mesh()
         .disable_mesh()
         .x_desc("block")
         .y_desc("step (0: noisiest)")
         .label_style((FONT, 12).into_font().color(&INK))
-        .x_label_formatter(&|x| format!("{x:.0}"))
-        .y_label_formatter(&|y| format!("{y:.0}"))
+        .x_label_formatter(&|x| format!("{:.0}", x - 0.5))
+        .y_label_formatter(&|y| format!("{:.0}", y - 0.5))
         .draw()?;
     let schedule = file.schedule()?;
     let router = file.router()?;

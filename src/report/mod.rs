@@ -32,6 +32,7 @@ pub use picture::{
     PictureFormat, PictureText, encode_picture, image_from_values, text_of_png, write_picture,
     write_png,
 };
+pub use plot::Scale;
 
 /// Why a picture could not be written.
 #[derive(Debug, thiserror::Error)]

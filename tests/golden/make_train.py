@@ -1,9 +1,9 @@
 """Golden tensors for training a DiT: what a plain PyTorch program computes, for the Rust tests to compare with.
 
-    python tests/golden/make_train.py                  # both parts
-    python tests/golden/make_train.py pretrain crop    # the same
+    python tests/golden/make_train.py                      # every part
+    python tests/golden/make_train.py pretrain crop vae    # the same
 
-Needs torch, numpy, safetensors and Pillow. Files are written beside this script, always the same ones. Nothing here is
+Needs torch, numpy, safetensors and Pillow; part vae also diffusers. Files are written beside this script, always the same ones. Nothing here is
 shared with the Rust code: it is a second reading of the formulas of Improved DDPM (arXiv 2102.09672) and of the public
 DiT release's `training_losses`, written to be obvious. Everything is computed in float64 and stored in float32.
 
@@ -17,6 +17,12 @@ Parts
               muon.<name>, muon_ema.<name>   the same where Muon moves the weights of attention and MLP
             Pixels lie on the 256 levels, many of them on the lowest and the highest; timestep 0 is among those of every
             batch, so the discretised likelihood takes part with all three of its cases.
+  vae       vae-train.safetensors: diffusers' AutoencoderKL of vae/kl in training. Three batches: images [3,2,3,24,20] in [-1, 1]
+            and noise [3,2,4,6,5], which makes latents of moments.
+              losses [3,5]     weighted sum, mean absolute error of pixels, the same of differences between neighbours at three
+                               sizes, divergence a latent number, norm of the gradient before clipping, of every batch in turn
+              grad.<name>      gradient of the first batch's loss, before clipping
+              after.<name>     weights after three steps of AdamW, one a batch
   crop      crop.safetensors: pictures `in.<i>` [H,W,3] u8 and ADM's center crop of them, `out.<i>` [24,24,3] u8, by Pillow.
 """
 
@@ -202,6 +208,47 @@ def part_pretrain():
     write("pretrain.safetensors", out | {"images": images, "noise": noise, "timesteps": timesteps, "labels": labels})
 
 
+KL_WEIGHT, GRADIENT_WEIGHT = 0.03, 0.7
+
+
+def vae_losses(vae, images, noise):
+    posterior = vae.encode(images).latent_dist
+    back = vae.decode(posterior.mean + posterior.std * noise).sample
+    error, edges = (images - back).abs().mean(), 0.0
+    for scale in (1, 2, 4):
+        a, b = (torch.nn.functional.avg_pool2d(x, scale) if scale > 1 else x for x in (images, back))
+        for dim in (2, 3):
+            edges = edges + (torch.diff(a, dim=dim) - torch.diff(b, dim=dim)).abs().mean()
+    kl = posterior.kl().sum() / noise.numel()
+    return error + GRADIENT_WEIGHT * edges + KL_WEIGHT * kl, error, edges, kl
+
+
+def part_vae():
+    from diffusers import AutoencoderKL
+
+    folder = pathlib.Path(__file__).resolve().parent / "vae" / "kl"
+    vae = AutoencoderKL.from_pretrained(folder).double()
+    trained = dict(vae.named_parameters())
+    random = torch.Generator().manual_seed(41)
+    draw = lambda *shape: torch.randn(*shape, generator=random, dtype=torch.float64).float()
+    images, noise = draw(3, 2, 3, 24, 20).mul(0.5).clamp(-1, 1), draw(3, 2, 4, 6, 5)
+    adamw = torch.optim.AdamW(trained.values(), lr=LR, betas=BETAS, eps=1e-8, weight_decay=0)
+    out, figures = {}, []
+    for step in range(3):
+        adamw.zero_grad()
+        losses = vae_losses(vae, images[step].double(), noise[step].double())
+        losses[0].backward()
+        figures.append([*(loss.item() for loss in losses), gradient_norm(trained)])
+        if step == 0:
+            out.update({f"grad.{k}": w.grad.clone() for k, w in trained.items()})
+        torch.nn.utils.clip_grad_norm_(trained.values(), CLIP)
+        adamw.step()
+    assert all(f[-1] > CLIP for f in figures), "clipping takes part"
+    out |= {f"after.{k}": w for k, w in trained.items()}
+    out = {k: v.detach().float().contiguous() for k, v in out.items()}
+    write("vae-train.safetensors", out | {"images": images, "noise": noise, "losses": torch.tensor(figures).float()})
+
+
 def part_crop(size=24):
     random = np.random.default_rng(3)
     out = {}
@@ -222,7 +269,7 @@ def part_crop(size=24):
 
 
 if __name__ == "__main__":
-    parts = {"pretrain": part_pretrain, "crop": part_crop}
+    parts = {"pretrain": part_pretrain, "crop": part_crop, "vae": part_vae}
     for name in sys.argv[1:] or parts:
         parts[name]()
         print("wrote", name)

@@ -7,9 +7,9 @@ use half::f16;
 use harmonica::{
     diffusion::{Guidance, GuidedChannels, ImageNoise, Step, StepNoise, Weights},
     kernels::{
-        Before, Hardware, OutputLayout, Reused, SlotAt, VectorAt, add_bias, attention, cache_write,
-        constants_of_products, embed_tokens, gated_residual, gelu, half_product, modulate, product,
-        reuse_span, solver_step,
+        Before, Groups, Hardware, OutputLayout, Reused, SlotAt, VectorAt, Window, add_bias,
+        attention, cache_write, constants_of_products, convolution, doubled, embed_tokens,
+        gated_residual, gelu, group_norm, half_product, modulate, product, reuse_span, solver_step,
     },
     metrics::max_abs_error,
 };
@@ -352,6 +352,51 @@ fn gradients_are_those_of_the_composed_forms() {
                 gated_residual(x, &vectors, slab.at(dim), feature, Some(bias))
             },
         );
+    }
+}
+
+#[test]
+fn gradients_of_pictures_are_those_of_the_composed_forms() {
+    // More cells than a strip's, sides of every rest, a single cell, one channel and more than a vector's.
+    for [batch, h, w, c] in [[2, 9, 31, 3], [1, 6, 8, 70], [3, 1, 1, 4], [2, 20, 18, 16]] {
+        let count = batch * h * w * c;
+        let picture = |x: Tensor<1>| x.reshape([batch, h, w, c]);
+        let flat = |x: Tensor<4>| -> Tensor<3> { x.flatten(0, 1) };
+        for (stride, before) in [(1, 1), (2, 0), (2, 1)] {
+            if h + before + 1 < 3 {
+                continue;
+            }
+            let window = Window {
+                stride,
+                before,
+                after: 1,
+            };
+            let outputs = c + 1;
+            check_gradients(
+                "convolution",
+                4e-6,
+                [count, 9 * c * outputs],
+                |[x, weight]| {
+                    let weight = weight.reshape([9 * c, outputs]);
+                    flat(convolution(picture(x), weight, window))
+                },
+            );
+        }
+        for (groups, silu) in [
+            (1, false),
+            (c, true),
+            (if c % 2 == 0 { c / 2 } else { 1 }, true),
+        ] {
+            let groups = Groups {
+                count: groups,
+                eps: 1e-2,
+                silu,
+            };
+            check_gradients("group_norm", 4e-6, [count, c, c], |[x, scale, shift]| {
+                flat(group_norm(picture(x), scale, shift, groups))
+            });
+        }
+        check_gradients("doubled", 1e-6, [count], |[x]| flat(doubled(picture(x))));
     }
 }
 

@@ -2,6 +2,7 @@
 //! implementation (`tests/golden/make.py`, `make_train.py`, `make_text.py`, `make_rivals.py`, `make_quant.py`) and against each other on two devices.
 
 mod allocations;
+mod autoencoder;
 mod bad_input;
 mod cached_golden;
 mod caching;

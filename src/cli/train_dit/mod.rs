@@ -2,11 +2,7 @@
 
 mod options;
 
-use std::{
-    ops::ControlFlow,
-    path::{Path, PathBuf},
-    time::{Duration, Instant},
-};
+use std::{ops::ControlFlow, path::PathBuf, time::Duration};
 
 use indicatif::ProgressBar;
 use serde_json::json;
@@ -16,17 +12,18 @@ use super::{
     error::CliError,
     options::{DeviceArgs, DtypeArg, print_json},
     progress::progress,
+    training_data::{self, TrainingPictures},
 };
 use crate::{
-    checkpoint::{LoadOptions, ModelSpec, StoredDtype, load_state},
+    checkpoint::{LoadOptions, ModelSpec, StateDict, StoredDtype, load_state},
     device::DeviceReport,
     metrics::peak_memory_bytes,
-    models::{dit::DitConfig, vae::Vae},
+    models::vae::Vae,
     training::{
         TrainingError,
         network::{
-            DataError, DataOptions, Dataset, Length, PretrainEvent, PretrainFolder,
-            PretrainOptions, PretrainRun, PretrainSettings, PretrainStart, PretrainStep, SavedRun,
+            Dataset, Length, PretrainEvent, PretrainFolder, PretrainOptions, PretrainRun,
+            PretrainSettings, PretrainStart, PretrainStep, SavedRun,
         },
     },
     words::counted,
@@ -144,16 +141,24 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
         // A run goes on from its own weights.
         _ => None,
     };
-    let known = init
-        .as_ref()
-        .map(|state| &state.config)
-        .or(before.as_ref().map(|b| &b.config));
     let vae = args
         .vae
         .as_ref()
         .map(|path| Vae::open(path, engine.device()))
         .transpose()?;
-    let data = read_data(&place, &args, known, vae.as_ref(), context)?;
+    let factor = vae.as_ref().map_or(1, |vae| vae.config().factor());
+    let before_config = before.as_ref().map(|saved| &saved.config);
+    let known = init.as_ref().map(|state| &state.config).or(before_config);
+    // A network of pixels that goes on with latents does not know the size of the pictures that they are made of.
+    let channels = vae.as_ref().map(|vae| vae.config().latent_channels());
+    let known = known.filter(|config| channels.is_none_or(|channels| channels == config.channels));
+    let known = known.map(|config| config.input_size[0] * factor);
+    let wanted = TrainingPictures {
+        image_size: args.network.image_size.or(known),
+        factor,
+        memory: args.data_memory,
+    };
+    let data = wanted.read(&place, context)?;
     if data.len() < FEWEST && before.is_none() && !args.length.is_named() {
         return Err(CliError::Usage(format!(
             "{} holds {}, which a network learns by heart: expected at least {FEWEST} for the usual hour; pass --minutes, --images or --steps to train on fewer",
@@ -166,7 +171,13 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
         None => data,
     };
     let start = match (init, &before) {
-        (Some(state), _) => PretrainStart::From(Box::new(state)),
+        (Some(state), _) => PretrainStart::From(Box::new(fitted(
+            state,
+            &data,
+            args.network.patch,
+            settings.seed,
+            context,
+        )?)),
         (None, Some(before)) if !args.network.names_one() => {
             PretrainStart::Fresh(before.config.clone())
         }
@@ -211,6 +222,32 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
     train(&mut run, &settings, &args, context)?;
     report(&run, &data, engine.report(), &args, context);
     Ok(())
+}
+
+/// A model's weights for this data, which may be of another size or of other channels than the model's own.
+fn fitted(
+    state: StateDict,
+    data: &Dataset,
+    patch: Option<usize>,
+    seed: u64,
+    context: &Context,
+) -> Result<StateDict, CliError> {
+    let (before, shape) = (state.config.clone(), data.shape());
+    let patch = patch.unwrap_or(before.patch);
+    if (before.image_shape(), before.patch) == (shape, patch) {
+        return Ok(state);
+    }
+    let (state, begun) = state.for_pictures(shape, patch, seed)?;
+    context.say(format!(
+        "--init was trained on {:?} in patches of {}, this data is {shape:?} in patches of {patch}: {}",
+        before.image_shape(),
+        before.patch,
+        match begun.is_empty() {
+            true => "all of its weights are kept".into(),
+            false => format!("{} begin anew, all else is kept", begun.join(", ")),
+        }
+    ));
+    Ok(state)
 }
 
 /// Says what could not be read.
@@ -385,15 +422,7 @@ fn encoded(
         }
     });
     bar.finish_and_clear();
-    read(latents)
-}
-
-fn read(data: Result<Dataset, DataError>) -> Result<Dataset, CliError> {
-    match data {
-        Ok(data) => Ok(data),
-        Err(DataError::Stopped) => Err(CliError::Interrupted),
-        Err(e) => Err(TrainingError::from(e).into()),
-    }
+    training_data::read(latents)
 }
 
 /// Where the pictures lie: where this command says, or where they lay when the run was saved.
@@ -405,52 +434,4 @@ fn place_of_data(args: &Args, before: Option<&SavedRun>) -> Result<PathBuf, CliE
             args.out.display()
         ))
     })
-}
-
-/// Reads the pictures, with a bar.
-fn read_data(
-    place: &Path,
-    args: &Args,
-    known: Option<&DitConfig>,
-    vae: Option<&Vae>,
-    context: &Context,
-) -> Result<Dataset, CliError> {
-    let factor = vae.map_or(1, |vae| vae.config().factor());
-    let known = known.map(|c| c.input_size[0] * factor);
-    let image_size = args.network.image_size.or(known);
-    if let Some(size) = image_size.filter(|size| !size.is_multiple_of(factor)) {
-        return Err(CliError::Usage(format!(
-            "--image-size is {size}, expected a multiple of {factor}, the pixels of a cell of the autoencoder's latents"
-        )));
-    }
-    if image_size.is_some_and(|size| size == 0 || size > 1 << 14) {
-        return Err(CliError::Usage(format!(
-            "--image-size is {}, expected 1 to {}",
-            image_size.unwrap_or_default(),
-            1 << 14
-        )));
-    }
-    if args.data_memory.is_nan() || args.data_memory < 0.0 {
-        return Err(CliError::Usage(format!(
-            "--data-memory is {}, expected a number of gigabytes of at least 0",
-            args.data_memory
-        )));
-    }
-    let options = DataOptions {
-        image_size,
-        memory: (args.data_memory * 1e9) as u64,
-    };
-    let bar = progress(context, 0, "pictures");
-    let started = Instant::now();
-    let data = Dataset::open(place, &options, &mut |done, all| {
-        bar.set_length(all as u64);
-        bar.set_position(done as u64);
-        match context.check_interrupt() {
-            Ok(()) => ControlFlow::Continue(()),
-            Err(_) => ControlFlow::Break(()),
-        }
-    });
-    bar.finish_and_clear();
-    tracing::debug!(seconds = started.elapsed().as_secs_f64(), "read the data");
-    read(data)
 }

@@ -1,13 +1,13 @@
 //! What fixes an autoencoder's shape.
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 /// Scaling of the latents of Stable Diffusion's autoencoder, which DiT and PixArt-α were trained on: what configs of that
 /// age do not name.
 const SD_SCALING: f32 = 0.18215;
 
 /// An `AutoencoderKL` as diffusers' `config.json` describes it. Loaders refuse what does not pass [`VaeConfig::check`].
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct KlConfig {
     pub in_channels: usize,
@@ -108,6 +108,10 @@ pub enum VaeConfig {
 }
 
 impl VaeConfig {
+    /// What a config must be, in few words.
+    pub(crate) const EXPECTED: &str =
+        "1 to 6 widths that the norms' groups divide, 1 to 16 layers and 1 to 64 latent channels";
+
     /// For people.
     pub fn name(&self) -> &'static str {
         match self {

@@ -2,15 +2,15 @@
 
 use burn::tensor::{
     Device, Tensor, TensorData,
-    activation::{relu, silu, softmax},
+    activation::{relu, softmax},
     s,
 };
 
 use super::{
-    layers::{NORM_EPS, PATCH_NUMBERS, Padding, QUERIES},
+    layers::{NORM_EPS, Padding, QUERIES},
     machine::Machine,
 };
-use crate::kernels::product;
+use crate::kernels::{Groups, Window, add_bias, convolution, doubled, group_norm, product};
 
 /// The device. Pictures are `[1, H, W, C]`.
 #[derive(Debug, Clone)]
@@ -19,18 +19,18 @@ pub(super) struct OnDevice(pub Device);
 /// A convolution.
 #[derive(Debug, Clone)]
 pub(super) struct Filter {
-    kernel: usize,
+    pub kernel: usize,
     /// `[kernel · kernel · inputs, outputs]`
-    weight: Tensor<2>,
+    pub weight: Tensor<2>,
     /// `[outputs]`
-    bias: Option<Tensor<1>>,
+    pub bias: Option<Tensor<1>>,
 }
 
 #[derive(Debug, Clone)]
 pub(super) struct Norm {
-    groups: usize,
-    scale: Tensor<1>,
-    shift: Tensor<1>,
+    pub groups: usize,
+    pub scale: Tensor<1>,
+    pub shift: Tensor<1>,
 }
 
 impl OnDevice {
@@ -70,41 +70,36 @@ impl Machine for OnDevice {
     }
 
     fn same(filter: &Filter, x: &Tensor<4>) -> Tensor<4> {
-        if filter.kernel == 1 {
-            let [b, h, w, c] = x.dims();
-            let [_, outputs] = filter.weight.dims();
-            let rows = x.clone().reshape([b * h * w, c]);
-            return filter.products(rows).reshape([b, h, w, outputs]);
-        }
-        filter.over_patches(padded(x, [1, 1]), 1)
+        let x = x.clone();
+        filter.biased(match filter.kernel {
+            1 => product(x, filter.weight.clone()),
+            _ => convolution(x, filter.weight.clone(), Window::SAME),
+        })
     }
 
     fn halved(filter: &Filter, x: &Tensor<4>, padding: Padding) -> Tensor<4> {
-        let around = match padding {
-            Padding::Around => [1, 1],
-            Padding::After => [0, 1],
+        let window = Window {
+            stride: 2,
+            before: match padding {
+                Padding::Around => 1,
+                Padding::After => 0,
+            },
+            after: 1,
         };
-        filter.over_patches(padded(x, around), 2)
+        filter.biased(convolution(x.clone(), filter.weight.clone(), window))
     }
 
     fn doubled(x: &Tensor<4>) -> Tensor<4> {
-        let [b, h, w, c] = x.dims();
-        let x = x.clone().reshape([b, h, 1, w, 1, c]);
-        x.expand([b, h, 2, w, 2, c]).reshape([b, 2 * h, 2 * w, c])
+        doubled(x.clone())
     }
 
-    fn normed(norm: &Norm, x: &Tensor<4>, with_silu: bool) -> Tensor<4> {
-        let [b, h, w, c] = x.dims();
-        let of_group = c / norm.groups;
-        let x = x.clone().reshape([b, h * w, norm.groups, of_group]);
-        let mean = x.clone().mean_dim(3).mean_dim(1);
-        let x = x - mean;
-        let variance = x.clone().powi_scalar(2).mean_dim(3).mean_dim(1);
-        let per_channel = |v: &Tensor<1>| v.clone().reshape([1, 1, norm.groups, of_group]);
-        let x = x / (variance + NORM_EPS).sqrt();
-        let x = x * per_channel(&norm.scale) + per_channel(&norm.shift);
-        let x = x.reshape([b, h, w, c]);
-        if with_silu { silu(x) } else { x }
+    fn normed(norm: &Norm, x: &Tensor<4>, silu: bool) -> Tensor<4> {
+        let groups = Groups {
+            count: norm.groups,
+            eps: NORM_EPS,
+            silu,
+        };
+        group_norm(x.clone(), norm.scale.clone(), norm.shift.clone(), groups)
     }
 
     fn attention(query: &Tensor<4>, key: &Tensor<4>, value: &Tensor<4>) -> Tensor<4> {
@@ -138,51 +133,10 @@ impl Machine for OnDevice {
 }
 
 impl Filter {
-    /// Over every patch of a padded picture, rows at a time, so that patches take bounded memory.
-    fn over_patches(&self, x: Tensor<4>, stride: usize) -> Tensor<4> {
-        let [b, h, w, c] = x.dims();
-        let [_, outputs] = self.weight.dims();
-        let [rows, columns] = [h, w].map(|side| (side - self.kernel) / stride + 1);
-        let row_numbers = b * columns * self.kernel * self.kernel * c;
-        let at_a_time = (PATCH_NUMBERS / row_numbers.max(1)).clamp(1, rows);
-        let mut pieces = Vec::new();
-        for first in (0..rows).step_by(at_a_time) {
-            let count = at_a_time.min(rows - first);
-            let mut cells = Vec::with_capacity(self.kernel * self.kernel);
-            for down in 0..self.kernel {
-                for across in 0..self.kernel {
-                    let top = first * stride + down;
-                    let bottom = top + (count - 1) * stride + 1;
-                    let right = across + (columns - 1) * stride + 1;
-                    let step = stride as isize;
-                    let cell = s![.., top..bottom;step, across..right;step, ..];
-                    cells.push(x.clone().slice(cell));
-                }
-            }
-            let patches = Tensor::cat(cells, 3);
-            let patches = patches.reshape([b * count * columns, self.kernel * self.kernel * c]);
-            pieces.push(self.products(patches).reshape([b, count, columns, outputs]));
-        }
-        match pieces.len() {
-            1 => pieces.remove(0),
-            _ => Tensor::cat(pieces, 1),
-        }
-    }
-
-    /// `[rows, inputs]` to `[rows, outputs]`.
-    fn products(&self, x: Tensor<2>) -> Tensor<2> {
-        let out = product(x, self.weight.clone());
+    fn biased(&self, x: Tensor<4>) -> Tensor<4> {
         match &self.bias {
-            Some(bias) => out + bias.clone().unsqueeze(),
-            None => out,
+            Some(bias) => add_bias(x, bias.clone()),
+            None => x,
         }
     }
-}
-
-/// Zeros `[before, after]` both sides.
-fn padded(x: &Tensor<4>, [before, after]: [usize; 2]) -> Tensor<4> {
-    let [b, h, w, c] = x.dims();
-    let shape = [b, h + before + after, w + before + after, c];
-    let inside = s![.., before..before + h, before..before + w, ..];
-    Tensor::zeros(shape, &x.device()).slice_assign(inside, x.clone())
 }

@@ -1,11 +1,10 @@
 //! An autoencoder's halves as lists of layers: pure data, from which weights are checked and passes are run.
 
 use super::config::{KlConfig, TinyConfig};
+use crate::kernels::PATCH_NUMBERS;
 
 /// Epsilon of the norms.
 pub(super) const NORM_EPS: f64 = 1e-6;
-/// Numbers of the patches that a convolution lays out at a time.
-pub(super) const PATCH_NUMBERS: usize = 1 << 24;
 /// Queries that attention takes at a time.
 pub(super) const QUERIES: usize = 1024;
 

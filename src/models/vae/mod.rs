@@ -12,12 +12,14 @@ mod machine;
 mod names;
 mod network;
 mod tiles;
+mod trainable;
 
 pub use config::{KlConfig, TinyConfig, VaeConfig};
 pub use layers::{Layer, Padding};
 pub use tiles::Tiling;
+pub(crate) use trainable::{Leaf, TrainableVae, VaeParameter};
 
-use std::path::Path;
+use std::{collections::HashMap, path::Path};
 
 use burn::tensor::Device;
 
@@ -159,6 +161,29 @@ impl Vae {
             decoder: found.decoder.map_or(Vec::new(), |half| half.layers),
             config: found.config,
         })
+    }
+
+    /// Config and weights of an AutoencoderKL with both halves, by diffusers' names and in PyTorch's layout: what training goes on
+    /// from.
+    ///
+    /// # Errors
+    /// As [`Self::open`]; [`CheckpointError::Config`] for one of another kind, or for half of one.
+    pub fn read_weights(
+        path: &Path,
+    ) -> Result<(KlConfig, HashMap<String, Vec<f32>>), CheckpointError> {
+        let (mut source, found) = describe(path, None)?;
+        let (VaeConfig::Kl(config), Some(encoder), Some(decoder)) =
+            (found.config, found.encoder, found.decoder)
+        else {
+            return Err(CheckpointError::Config {
+                path: source.path().into(),
+                problem: "training goes on from an AutoencoderKL with encoder and decoder".into(),
+            });
+        };
+        let stored = encoder.stored.into_iter().chain(decoder.stored);
+        let weights = stored.map(|(weight, name)| Ok((weight.name, source.read_f32(&name)?)));
+        let weights = weights.collect::<Result<_, CheckpointError>>()?;
+        Ok((config, weights))
     }
 
     /// What is known of it beside its weights.

@@ -30,7 +30,7 @@ enum Placed {
 }
 
 #[derive(Debug, Clone)]
-enum Op<M: Machine> {
+pub(super) enum Op<M: Machine> {
     Conv(M::Filter),
     Halve(M::Filter, Padding),
     Double,
@@ -53,14 +53,29 @@ enum Op<M: Machine> {
     Affine(f32, f32),
 }
 
-/// Reads weights by diffusers' names.
+/// Where the weights of layers come from, by diffusers' names.
+pub(super) trait Supply<M: Machine> {
+    type Error;
+
+    fn norm(&mut self, name: &str, groups: usize) -> Result<M::Norm, Self::Error>;
+
+    fn conv(
+        &mut self,
+        name: &str,
+        channels: [usize; 2],
+        kernel: usize,
+        bias: bool,
+    ) -> Result<M::Filter, Self::Error>;
+}
+
+/// Reads weights from files.
 struct Loader<'a, M> {
     source: &'a mut TensorSource,
     stored: HashMap<&'a str, &'a str>,
     machine: M,
 }
 
-impl<M: Machine> Loader<'_, M> {
+impl<M> Loader<'_, M> {
     fn values(&mut self, name: &str) -> Result<Vec<f32>, CheckpointError> {
         let stored = self.stored.get(name).copied().unwrap_or(name);
         let values = self.source.read_f32(stored)?;
@@ -73,6 +88,10 @@ impl<M: Machine> Loader<'_, M> {
             }),
         }
     }
+}
+
+impl<M: Machine> Supply<M> for Loader<'_, M> {
+    type Error = CheckpointError;
 
     fn norm(&mut self, name: &str, groups: usize) -> Result<M::Norm, CheckpointError> {
         let scale = self.values(&format!("{name}.weight"))?;
@@ -80,7 +99,6 @@ impl<M: Machine> Loader<'_, M> {
         Ok(self.machine.norm(groups, scale, shift))
     }
 
-    /// Of PyTorch's `[outputs, inputs, kernel, kernel]`.
     fn conv(
         &mut self,
         name: &str,
@@ -89,38 +107,60 @@ impl<M: Machine> Loader<'_, M> {
         bias: bool,
     ) -> Result<M::Filter, CheckpointError> {
         let values = self.values(&format!("{name}.weight"))?;
-        let cells = kernel * kernel;
-        let mut turned = vec![0.0; values.len()];
-        for (out, filter) in values.chunks(inputs * cells).enumerate() {
-            for (input, cell_values) in filter.chunks(cells).enumerate() {
-                for (cell, value) in cell_values.iter().enumerate() {
-                    turned[(cell * inputs + input) * outputs + out] = *value;
-                }
-            }
-        }
+        let turned = of_torch(&values, [inputs, outputs]);
         let bias = match bias {
             true => Some(self.values(&format!("{name}.bias"))?),
             false => None,
         };
         Ok(self.machine.filter(turned, kernel, outputs, bias))
     }
+}
 
-    fn op(&mut self, layer: &Layer) -> Result<Op<M>, CheckpointError> {
+/// PyTorch's `[outputs, inputs, kernel, kernel]` as `[kernel · kernel · inputs, outputs]`.
+pub(super) fn of_torch(values: &[f32], [inputs, outputs]: [usize; 2]) -> Vec<f32> {
+    let cells = values.len() / (inputs * outputs).max(1);
+    let mut turned = vec![0.0; values.len()];
+    for (out, filter) in values.chunks(inputs * cells).enumerate() {
+        for (input, cell_values) in filter.chunks(cells).enumerate() {
+            for (cell, value) in cell_values.iter().enumerate() {
+                turned[(cell * inputs + input) * outputs + out] = *value;
+            }
+        }
+    }
+    turned
+}
+
+/// The way back.
+pub(super) fn to_torch(values: &[f32], [inputs, outputs]: [usize; 2]) -> Vec<f32> {
+    let cells = values.len() / (inputs * outputs).max(1);
+    let mut turned = vec![0.0; values.len()];
+    for (row, of_outputs) in values.chunks(outputs).enumerate() {
+        let (cell, input) = (row / inputs, row % inputs);
+        for (out, value) in of_outputs.iter().enumerate() {
+            turned[(out * inputs + input) * cells + cell] = *value;
+        }
+    }
+    turned
+}
+
+impl<M: Machine> Op<M> {
+    /// A layer with its weights.
+    pub(super) fn new<S: Supply<M>>(layer: &Layer, supply: &mut S) -> Result<Self, S::Error> {
         Ok(match layer {
             Layer::Conv {
                 name,
                 channels,
                 kernel,
                 bias,
-            } => Op::Conv(self.conv(name, *channels, *kernel, *bias)?),
+            } => Self::Conv(supply.conv(name, *channels, *kernel, *bias)?),
             Layer::Halve {
                 name,
                 channels,
                 padding,
                 bias,
-            } => Op::Halve(self.conv(name, *channels, 3, *bias)?, *padding),
-            Layer::Double => Op::Double,
-            Layer::Norm { name, groups, .. } => Op::Norm(self.norm(name, *groups)?),
+            } => Self::Halve(supply.conv(name, *channels, 3, *bias)?, *padding),
+            Layer::Double => Self::Double,
+            Layer::Norm { name, groups, .. } => Self::Norm(supply.norm(name, *groups)?),
             Layer::Residual {
                 name,
                 channels,
@@ -128,18 +168,18 @@ impl<M: Machine> Loader<'_, M> {
             } => {
                 let [input, output] = *channels;
                 let shortcut = format!("{name}.conv_shortcut");
-                Op::Residual {
+                Self::Residual {
                     norms: [
-                        self.norm(&format!("{name}.norm1"), *groups)?,
-                        self.norm(&format!("{name}.norm2"), *groups)?,
+                        supply.norm(&format!("{name}.norm1"), *groups)?,
+                        supply.norm(&format!("{name}.norm2"), *groups)?,
                     ],
                     convs: [
-                        self.conv(&format!("{name}.conv1"), *channels, 3, true)?,
-                        self.conv(&format!("{name}.conv2"), [output; 2], 3, true)?,
+                        supply.conv(&format!("{name}.conv1"), *channels, 3, true)?,
+                        supply.conv(&format!("{name}.conv2"), [output; 2], 3, true)?,
                     ],
                     shortcut: match input == output {
                         true => None,
-                        false => Some(self.conv(&shortcut, *channels, 1, true)?),
+                        false => Some(supply.conv(&shortcut, *channels, 1, true)?),
                     },
                 }
             }
@@ -148,10 +188,10 @@ impl<M: Machine> Loader<'_, M> {
                 channels,
                 groups,
             } => {
-                let norm = self.norm(&format!("{name}.group_norm"), *groups)?;
+                let norm = supply.norm(&format!("{name}.group_norm"), *groups)?;
                 let mut part =
-                    |part: &str| self.conv(&format!("{name}.{part}"), [*channels; 2], 1, true);
-                Op::Attention {
+                    |part: &str| supply.conv(&format!("{name}.{part}"), [*channels; 2], 1, true);
+                Self::Attention {
                     norm,
                     query: part("to_q")?,
                     key: part("to_k")?,
@@ -161,12 +201,12 @@ impl<M: Machine> Loader<'_, M> {
             }
             Layer::Block { name, channels } => {
                 let mut part =
-                    |n: usize| self.conv(&format!("{name}.conv.{n}"), [*channels; 2], 3, true);
-                Op::Block([part(0)?, part(2)?, part(4)?])
+                    |n: usize| supply.conv(&format!("{name}.conv.{n}"), [*channels; 2], 3, true);
+                Self::Block([part(0)?, part(2)?, part(4)?])
             }
-            Layer::Relu => Op::Relu,
-            Layer::SoftClamp => Op::SoftClamp,
-            Layer::Affine(scale, shift) => Op::Affine(*scale, *shift),
+            Layer::Relu => Self::Relu,
+            Layer::SoftClamp => Self::SoftClamp,
+            Layer::Affine(scale, shift) => Self::Affine(*scale, *shift),
         })
     }
 }
@@ -184,7 +224,8 @@ fn load<M: Machine>(
         stored: stored.collect(),
         machine,
     };
-    half.layers.iter().map(|layer| loader.op(layer)).collect()
+    let layers = half.layers.iter();
+    layers.map(|layer| Op::new(layer, &mut loader)).collect()
 }
 
 impl Network {
@@ -236,7 +277,7 @@ impl Network {
 }
 
 impl<M: Machine> Op<M> {
-    fn apply(&self, x: M::Picture) -> M::Picture {
+    pub(super) fn apply(&self, x: M::Picture) -> M::Picture {
         match self {
             Self::Conv(conv) => M::same(conv, &x),
             Self::Halve(conv, padding) => M::halved(conv, &x, *padding),

@@ -5,7 +5,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    report::Panel,
+    report::{Panel, Scale},
     training::run::{Log, TrainingError},
 };
 
@@ -96,21 +96,15 @@ impl History {
                 .map(|p| (p.images as f64, of(p)))
                 .collect()
         };
-        let panel = |caption: &str, points| Panel {
+        let panel = |caption: &str, of, scale| Panel {
             caption: caption.into(),
-            points,
+            points: curve(of),
+            scale,
         };
-        let log = |x: f64| x.max(1e-12).log10();
         vec![
-            panel(
-                "log10 of the mean squared error, by pictures",
-                curve(|p| p.mse)
-                    .into_iter()
-                    .map(|(x, y)| (x, log(y)))
-                    .collect(),
-            ),
-            panel("variational bound, bits a value", curve(|p| p.vlb)),
-            panel("learning rate × 1000", curve(|p| 1000.0 * p.lr)),
+            panel("mean squared error, by pictures", |p| p.mse, Scale::Decades),
+            panel("variational bound, bits a value", |p| p.vlb, Scale::Decades),
+            panel("learning rate × 1000", |p| 1000.0 * p.lr, Scale::Even),
         ]
     }
 }

@@ -1,4 +1,4 @@
-//! Training a DiT from pictures, on machines that people have.
+//! Training a DiT from pictures, on machines that people have; and an autoencoder for it ([`autoencoder`]).
 //!
 //! - [`Dataset`]: folders, atlases and latents, read whole before training
 //! - [`Objective`]: the public release's loss, with its formulas
@@ -45,6 +45,8 @@
 //! ```
 
 use super::data;
+
+pub mod autoencoder;
 mod feeder;
 mod forward;
 mod gradient;
@@ -66,4 +68,7 @@ pub use learner::{Learned, Learner};
 pub use objective::{Batch, Objective};
 pub use run::{PretrainEvent, PretrainOptions, PretrainRun, PretrainStart};
 pub use saved::{PretrainFolder, SavedRun};
-pub use settings::{Length, Optimizer, Precision, PretrainSettings, USUAL_WARMUP, WARMUP_SHARE};
+pub use settings::{
+    Length, Optimizer, Precision, PretrainSettings, USUAL_WARMUP, WARMUP_SHARE, ema_decay,
+    learning_rate,
+};

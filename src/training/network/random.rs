@@ -15,6 +15,10 @@ pub(super) enum Purpose {
     Epoch,
     /// A picture of a batch: which one, how augmented, with which label, timestep and noise.
     Picture,
+    /// The weights that an autoencoder begins with.
+    Weights,
+    /// A picture of an autoencoder's batch: which one, how augmented, and what is added to its latents.
+    Latents,
 }
 
 /// A stream of random numbers.
@@ -26,6 +30,8 @@ impl Stream {
         let domain: &[u8] = match purpose {
             Purpose::Epoch => b"harmonica pretrain epoch",
             Purpose::Picture => b"harmonica pretrain picture",
+            Purpose::Weights => b"harmonica autoencoder weights",
+            Purpose::Latents => b"harmonica autoencoder latents",
         };
         let mut key = blake3::Hasher::new();
         key.update(domain)

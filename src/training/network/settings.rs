@@ -16,6 +16,65 @@ pub enum Length {
     Steps(u64),
 }
 
+impl Length {
+    /// Share of a run in batches of `batch` that is done after `steps` optimizer steps and `seconds`, 1 at its end.
+    pub fn progress(self, batch: usize, steps: u64, seconds: f64) -> f64 {
+        let done = match self {
+            Self::Minutes(minutes) => seconds / (60.0 * minutes),
+            Self::Images(_) | Self::Steps(_) => {
+                steps as f64 / self.steps(batch).unwrap_or(1).max(1) as f64
+            }
+        };
+        done.clamp(0.0, 1.0)
+    }
+
+    /// Optimizer steps of the whole run, unless time ends it.
+    pub fn steps(self, batch: usize) -> Option<u64> {
+        match self {
+            Self::Minutes(_) => None,
+            Self::Images(images) => Some(images.div_ceil(batch as u64)),
+            Self::Steps(steps) => Some(steps),
+        }
+    }
+
+    /// Its name among settings, its number, and what that must be.
+    pub(super) fn checked(self) -> (&'static str, f64, bool, &'static str) {
+        let whole = "a whole number of at least 1";
+        match self {
+            Self::Minutes(m) => (
+                "minutes",
+                m,
+                m > 0.0 && m.is_finite(),
+                "a finite number above 0",
+            ),
+            Self::Images(n) => ("images", n as f64, n > 0, whole),
+            Self::Steps(n) => ("steps", n as f64, n > 0, whole),
+        }
+    }
+}
+
+/// The learning rate of the step after `steps`, for the highest one and a run's progress: a linear rise over the warm-up, times a
+/// cosine from 1 to 0 over the run (`½(1 + cos π·progress)`).
+pub fn learning_rate([highest, progress]: [f64; 2], warmup: Option<u64>, steps: u64) -> f64 {
+    let risen = |warmup: u64| (steps + 1) as f64 / warmup.max(1) as f64;
+    let rise = match warmup {
+        Some(warmup) => risen(warmup),
+        // A run of two minutes has no 200 steps on every machine.
+        None => risen(USUAL_WARMUP).max(progress / WARMUP_SHARE),
+    };
+    highest * rise.min(1.0) * 0.5 * (1.0 + (std::f64::consts::PI * progress).cos())
+}
+
+/// The decay of a moving average at step `n`, counted from 1.
+pub fn ema_decay(highest: f64, n: u64) -> f64 {
+    highest.min(n as f64 / (n as f64 + 10.0))
+}
+
+/// Whether pictures of a class of this name may be mirrored: none whose name holds one of `words`.
+pub(super) fn mirrors(flip: bool, words: &[String], class: &str) -> bool {
+    flip && !words.iter().any(|word| class.contains(word.as_str()))
+}
+
 /// Number type of the blocks' matrix products, where most of the work is. Weights, optimizer, norms, the residual
 /// stream and the loss stay in f32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -128,6 +187,20 @@ impl Default for PretrainSettings {
     }
 }
 
+/// Refuses the first setting that is out of range: `(name, value, whether it is good, what was expected)`.
+pub(super) fn check_all(
+    checks: &[(&'static str, f64, bool, &'static str)],
+) -> Result<(), TrainingError> {
+    match checks.iter().find(|(_, _, good, _)| !good) {
+        None => Ok(()),
+        Some((setting, value, _, expected)) => Err(TrainingError::Setting {
+            setting,
+            value: value.to_string(),
+            expected,
+        }),
+    }
+}
+
 impl PretrainSettings {
     /// # Errors
     /// [`TrainingError::Setting`] for the first number that is out of range.
@@ -139,17 +212,8 @@ impl PretrainSettings {
         let at_least = |x: f64| x >= 0.0 && x.is_finite();
         let below_one = |x: f64| (0.0..1.0).contains(&x);
         let whole = "a whole number of at least 1";
-        let (setting, value, good) = match self.length {
-            Length::Minutes(m) => ("minutes", m, above(m)),
-            Length::Images(n) => ("images", n as f64, n > 0),
-            Length::Steps(n) => ("steps", n as f64, n > 0),
-        };
-        let expected = match self.length {
-            Length::Minutes(_) => positive,
-            _ => whole,
-        };
         let checks = [
-            (setting, value, good, expected),
+            self.length.checked(),
             ("batch", self.batch as f64, self.batch > 0, whole),
             (
                 "micro-batch",
@@ -193,62 +257,32 @@ impl PretrainSettings {
                 "a number from 0 to 1",
             ),
         ];
-        for (setting, value, good, expected) in checks {
-            if !good {
-                return Err(TrainingError::Setting {
-                    setting,
-                    value: value.to_string(),
-                    expected,
-                });
-            }
-        }
-        Ok(())
+        check_all(&checks)
     }
 
-    /// Share of the run that is done after `steps` optimizer steps and `seconds`, 1 at its end.
+    /// [`Length::progress`].
     pub fn progress(&self, steps: u64, seconds: f64) -> f64 {
-        let done = match self.length {
-            Length::Minutes(minutes) => seconds / (60.0 * minutes),
-            Length::Images(_) | Length::Steps(_) => {
-                steps as f64 / self.steps().unwrap_or(1).max(1) as f64
-            }
-        };
-        done.clamp(0.0, 1.0)
+        self.length.progress(self.batch, steps, seconds)
     }
 
-    /// Optimizer steps of the whole run, unless time ends it.
+    /// [`Length::steps`].
     pub fn steps(&self) -> Option<u64> {
-        match self.length {
-            Length::Minutes(_) => None,
-            Length::Images(images) => Some(images.div_ceil(self.batch as u64)),
-            Length::Steps(steps) => Some(steps),
-        }
+        self.length.steps(self.batch)
     }
 
-    /// The learning rate of the step after `steps`: a linear rise over the warm-up, times a cosine from 1 to 0 over the
-    /// run (`½(1 + cos π·progress)`).
+    /// [`learning_rate`].
     pub fn learning_rate(&self, steps: u64, progress: f64) -> f64 {
-        let risen = |warmup: u64| (steps + 1) as f64 / warmup.max(1) as f64;
-        let rise = match self.warmup {
-            Some(warmup) => risen(warmup),
-            // A run of two minutes has no 200 steps on every machine.
-            None => risen(USUAL_WARMUP).max(progress / WARMUP_SHARE),
-        };
-        self.lr * rise.min(1.0) * 0.5 * (1.0 + (std::f64::consts::PI * progress).cos())
+        learning_rate([self.lr, progress], self.warmup, steps)
     }
 
-    /// The EMA's decay at step `n`, counted from 1.
+    /// [`ema_decay`].
     pub fn ema_decay(&self, n: u64) -> f64 {
-        self.ema.min(n as f64 / (n as f64 + 10.0))
+        ema_decay(self.ema, n)
     }
 
     /// Whether pictures of a class of this name may be mirrored.
     pub fn mirrors(&self, class: &str) -> bool {
-        self.flip
-            && !self
-                .no_flip
-                .iter()
-                .any(|word| class.contains(word.as_str()))
+        mirrors(self.flip, &self.no_flip, class)
     }
 }
 

@@ -25,6 +25,8 @@ pub(super) const ROUTER_STATE: &str = "router.safetensors";
 pub(super) const LADDER_STATE: &str = "ladder.json";
 /// Name of a network's training state.
 pub(super) const NETWORK_STATE: &str = "checkpoint.safetensors";
+/// Name of an autoencoder's training state.
+pub(super) const AUTOENCODER_STATE: &str = "autoencoder.safetensors";
 
 /// Whether a folder holds the run whose state has the name `state`, which must be so exactly when it is to be resumed.
 ///
@@ -37,7 +39,7 @@ pub(super) fn check_folder(
     resume: bool,
 ) -> Result<bool, TrainingError> {
     let path = path.to_path_buf();
-    let others = [ROUTER_STATE, LADDER_STATE, NETWORK_STATE];
+    let others = [ROUTER_STATE, LADDER_STATE, NETWORK_STATE, AUTOENCODER_STATE];
     let mut others = others.into_iter().filter(|other| *other != state);
     if let Some(file) = others.find(|other| path.join(other).exists()) {
         return Err(TrainingError::OtherRun { path, file });

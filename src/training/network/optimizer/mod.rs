@@ -112,10 +112,11 @@ pub(super) fn norm(
         }
         return Ok((square.sqrt(), read(losses)?));
     }
+    let count = losses.dims()[0];
     let mut parts = vec![losses];
     parts.extend(gradients.iter().map(|g| (g.clone() * g.clone()).sum()));
     let mut values = read(Tensor::cat(parts, 0))?;
-    let squares = values.split_off(2);
+    let squares = values.split_off(count);
     let square: f64 = squares.iter().map(|s| f64::from(*s)).sum();
     Ok((square.sqrt(), values))
 }

@@ -1,0 +1,381 @@
+//! An autoencoder's training in a folder: resumable, never half-written.
+
+use std::{
+    fs::File,
+    time::{Duration, Instant},
+};
+
+use burn::tensor::Device;
+use image::{RgbImage, imageops};
+use serde::{Deserialize, Serialize};
+
+use super::{
+    super::data::{Augmentation, DataError, Dataset},
+    feeder::VaeFeeder,
+    learner::{VaeLearner, VaeStart},
+    saved::{SavedVae, VaeFolder, write_vae},
+    settings::VaeSettings,
+};
+use crate::{
+    checkpoint::StoredDtype,
+    device::Engine,
+    models::vae::{KlConfig, VaeConfig},
+    report::{Panel, Scale, Tile, columns_for, draw_curves, grid, image_from_values, write_png},
+    training::run::{DeviceWatch, Log, TrainingError, guarded, hold_folder},
+};
+
+/// Pictures of the sample grid.
+const SAMPLES: usize = 24;
+/// Pictures that scaling and shift of the latents are measured on.
+const MEASURED: usize = 128;
+/// Points of a curve at most.
+const POINTS: usize = 1024;
+
+/// How a run is kept, beside what it learns.
+#[derive(Debug, Clone)]
+pub struct VaeOptions {
+    pub folder: VaeFolder,
+    pub settings: VaeSettings,
+    /// Go on with the run in the folder.
+    pub resume: bool,
+    /// Time between checkpoints.
+    pub save_every: Duration,
+    /// Element type of the autoencoder's file.
+    pub dtype: StoredDtype,
+}
+
+/// One optimizer step in a few numbers; a line of `train.jsonl`.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct VaeStep {
+    /// Counted from 0.
+    pub step: u64,
+    /// Pictures so far, this step's included.
+    pub images: u64,
+    pub loss: f64,
+    /// Mean absolute error of the pixels, which lie in [-1, 1].
+    pub error: f64,
+    /// The same of differences between neighbouring pixels, summed over three sizes.
+    pub edges: f64,
+    /// Divergence to N(0, 1), a latent number.
+    pub kl: f64,
+    pub lr: f64,
+    /// Norm of the gradient before clipping.
+    pub grad_norm: f64,
+    pub images_per_second: f64,
+}
+
+/// What happened in a poll.
+#[derive(Debug, Clone, PartialEq)]
+pub enum VaeEvent {
+    Step(VaeStep),
+    /// Checkpoint, autoencoder, curve and samples were written.
+    Saved,
+}
+
+/// An autoencoder in training, in a folder: an iterator that does one thing a poll, an optimizer step or a save. What a step draws
+/// depends on the seed and the step's number alone, so a resumed run goes on bit for bit where it was saved.
+#[derive(Debug)]
+pub struct VaeRun<'d> {
+    data: &'d Dataset,
+    learner: VaeLearner,
+    feeder: VaeFeeder<'d>,
+    options: VaeOptions,
+    log: Log<VaeStep>,
+    steps: Vec<VaeStep>,
+    /// Seconds of earlier sessions and of this one.
+    seconds: f64,
+    saved: Instant,
+    unsaved: u64,
+    watch: DeviceWatch,
+    ended: bool,
+    /// Keeps other processes out of the folder.
+    #[expect(dead_code, reason = "holding it is its use")]
+    held: Option<File>,
+}
+
+impl<'d> VaeRun<'d> {
+    /// Starts a run, or goes on with the one in the folder, which must be of the same network, data and settings (another length
+    /// is welcome).
+    ///
+    /// # Errors
+    /// [`TrainingError`]: data that are no pictures or of sides that are no multiples of the factor, a run that is there already,
+    /// is not there, or was made with other settings.
+    pub fn open(
+        data: &'d Dataset,
+        start: VaeStart,
+        options: VaeOptions,
+        device: &Device,
+    ) -> Result<Self, TrainingError> {
+        let settings = options.settings.clone();
+        settings.check()?;
+        let latents = check_data(start.config(), data)?;
+        let folder = &options.folder;
+        let there = folder.check(options.resume)?;
+        let held = hold_folder(folder.path())?;
+        let (learner, seconds) = match there {
+            true => {
+                let saved = SavedVae::read(&folder.checkpoint())?;
+                saved.check_same(folder, start.config(), data.identity(), &settings)?;
+                let (saved, learner) = SavedVae::load(&folder.checkpoint(), settings, device)?;
+                (learner, saved.seconds)
+            }
+            false => (VaeLearner::new(start, settings, device)?, 0.0),
+        };
+        let done = learner.steps();
+        let (log, steps) = Log::open(&folder.log(), |entry: &VaeStep| entry.step < done)?;
+        let mut run = Self {
+            feeder: VaeFeeder::new(data, &options.settings, latents),
+            log,
+            steps,
+            data,
+            learner,
+            options,
+            seconds,
+            saved: Instant::now(),
+            unsaved: 0,
+            watch: DeviceWatch::default(),
+            ended: false,
+            held,
+        };
+        // A place that cannot be written is found out before the work, not after it.
+        run.save()?;
+        Ok(run)
+    }
+
+    /// Asks the engine that the network lives on what an error of the device means.
+    pub fn with_engine(self, engine: &Engine) -> Self {
+        let watch = DeviceWatch::of_what_was_done(engine);
+        Self { watch, ..self }
+    }
+
+    /// The network and its optimizer.
+    pub fn learner(&self) -> &VaeLearner {
+        &self.learner
+    }
+
+    /// Where the files lie.
+    pub fn folder(&self) -> &VaeFolder {
+        &self.options.folder
+    }
+
+    /// Seconds trained, over all sessions.
+    pub fn seconds(&self) -> f64 {
+        self.seconds
+    }
+
+    /// Pictures seen.
+    pub fn images(&self) -> u64 {
+        self.learner.steps() * self.learner.settings().batch as u64
+    }
+
+    /// The last step.
+    pub fn last_step(&self) -> Option<&VaeStep> {
+        self.steps.last()
+    }
+
+    /// Share of the run that is done, 1 at its end.
+    pub fn progress(&self) -> f64 {
+        let settings = self.learner.settings();
+        let length = settings.length;
+        length.progress(settings.batch, self.learner.steps(), self.seconds)
+    }
+
+    /// Writes checkpoint, autoencoder, curve and samples.
+    ///
+    /// # Errors
+    /// [`TrainingError`]; what was saved before is left as it was then.
+    pub fn save(&mut self) -> Result<(), TrainingError> {
+        self.watch.check()?;
+        let (data, options) = (self.data, &self.options);
+        let saved = SavedVae::of(&self.learner, data, self.seconds, options.dtype);
+        saved.write(&self.learner, &options.folder.checkpoint())?;
+        let side = data.shape()[1];
+        write_vae(
+            &self.learner,
+            self.scaling()?,
+            side,
+            options.dtype,
+            &options.folder,
+        )?;
+        draw_curves(&self.panels(), &options.folder.curve())?;
+        write_png(&self.samples()?, &options.folder.samples())?;
+        (self.saved, self.unsaved) = (Instant::now(), 0);
+        Ok(())
+    }
+
+    /// Pictures of the data, evenly spread over it: as they are, what came back of them, and their latents.
+    fn spread(&self, count: usize) -> Result<Vec<Sample>, TrainingError> {
+        let shape = self.data.shape();
+        let count = count.min(self.data.len());
+        let size: usize = shape.iter().product();
+        let indices: Vec<_> = (0..count).map(|i| i * self.data.len() / count).collect();
+        let mut samples = Vec::with_capacity(count);
+        for part in indices.chunks(self.learner.settings().batch.max(1)) {
+            let mut images = vec![0.0; part.len() * size];
+            for (index, image) in part.iter().zip(images.chunks_mut(size)) {
+                self.data.read(*index, Augmentation::default(), image)?;
+            }
+            let [means, back] = self.learner.there_and_back(&images, shape)?;
+            let of_means = means.len() / part.len().max(1);
+            for (i, index) in part.iter().enumerate() {
+                samples.push(Sample {
+                    class: self.data.label(*index),
+                    picture: images[i * size..][..size].to_vec(),
+                    back: back[i * size..][..size].to_vec(),
+                    means: means[i * of_means..][..of_means].to_vec(),
+                });
+            }
+        }
+        Ok(samples)
+    }
+
+    /// `1/σ` and `μ` of the latents.
+    fn scaling(&self) -> Result<(f32, f32), TrainingError> {
+        let samples = self.spread(MEASURED)?;
+        let all = || samples.iter().flat_map(|s| &s.means).map(|z| f64::from(*z));
+        let count = all().count().max(1) as f64;
+        let mean = all().sum::<f64>() / count;
+        let variance = all().map(|z| (z - mean).powi(2)).sum::<f64>() / count;
+        Ok(((1.0 / variance.sqrt().max(1e-3)) as f32, mean as f32))
+    }
+
+    /// Pictures at the left, what came back of them at the right.
+    fn samples(&self) -> Result<RgbImage, TrainingError> {
+        let shape = self.data.shape();
+        let tiles = self.spread(SAMPLES)?.into_iter().map(|sample| {
+            let [left, right] =
+                [&sample.picture, &sample.back].map(|values| image_from_values(values, shape));
+            let mut image = RgbImage::new(2 * left.width(), left.height());
+            imageops::replace(&mut image, &left, 0, 0);
+            imageops::replace(&mut image, &right, i64::from(left.width()), 0);
+            let name = self.data.class_names().get(sample.class);
+            Tile {
+                image,
+                label: name.cloned().unwrap_or_default(),
+            }
+        });
+        let tiles: Vec<_> = tiles.collect();
+        Ok(grid(&tiles, columns_for(tiles.len())))
+    }
+
+    fn panels(&self) -> Vec<Panel> {
+        let width = self.steps.len().div_ceil(POINTS).max(1);
+        let curve = |caption: &str, scale: Scale, of: fn(&VaeStep) -> f64| Panel {
+            caption: caption.into(),
+            points: self
+                .steps
+                .chunks(width)
+                .map(|steps| {
+                    let mean = steps.iter().map(of).sum::<f64>() / steps.len() as f64;
+                    let images = steps.last().map_or(0, |step| step.images);
+                    (images as f64, mean)
+                })
+                .collect(),
+            scale,
+        };
+        vec![
+            curve(
+                "mean error of the pixels, by pictures",
+                Scale::Decades,
+                |s| s.error,
+            ),
+            curve("mean error of the edges", Scale::Decades, |s| s.edges),
+            curve(
+                "divergence of the latents to N(0, 1), a number",
+                Scale::Even,
+                |s| s.kl,
+            ),
+        ]
+    }
+
+    /// One optimizer step.
+    fn step(&mut self) -> Result<VaeStep, TrainingError> {
+        let started = Instant::now();
+        let step = self.learner.steps();
+        let progress = self.progress();
+        let lr = self.learner.learning_rate(progress);
+        let batch = self.feeder.batch(self.learner.settings(), step)?;
+        let learned = self.learner.learn(&batch, progress)?;
+        let report = VaeStep {
+            step,
+            images: self.images(),
+            loss: learned.loss,
+            error: learned.error,
+            edges: learned.edges,
+            kl: learned.kl,
+            lr,
+            grad_norm: learned.grad_norm,
+            images_per_second: self.learner.settings().batch as f64
+                / started.elapsed().as_secs_f64().max(1e-9),
+        };
+        self.log.append(std::slice::from_ref(&report))?;
+        self.steps.push(report);
+        self.unsaved += 1;
+        Ok(report)
+    }
+
+    /// The next thing to do; `None` when all is done and written.
+    fn advance(&mut self) -> Result<Option<VaeEvent>, TrainingError> {
+        let done = self.progress() >= 1.0;
+        if self.unsaved > 0 && (done || self.saved.elapsed() >= self.options.save_every) {
+            self.save()?;
+            return Ok(Some(VaeEvent::Saved));
+        }
+        match done {
+            true => Ok(None),
+            false => Ok(Some(VaeEvent::Step(self.step()?))),
+        }
+    }
+}
+
+/// A picture of the data and what became of it, values in [-1, 1].
+struct Sample {
+    class: usize,
+    picture: Vec<f32>,
+    back: Vec<f32>,
+    means: Vec<f32>,
+}
+
+impl Iterator for VaeRun<'_> {
+    type Item = Result<VaeEvent, TrainingError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.ended {
+            return None;
+        }
+        let started = Instant::now();
+        let event = guarded(|| self.advance())
+            .map_err(|error| self.watch.explained(error))
+            .transpose();
+        self.seconds += started.elapsed().as_secs_f64();
+        self.ended = !matches!(event, Some(Ok(_)));
+        event
+    }
+}
+
+/// Whether the network takes the data: numbers of a picture's latents.
+fn check_data(config: &KlConfig, data: &Dataset) -> Result<usize, TrainingError> {
+    if !data.is_pixels() {
+        return Err(TrainingError::DataMismatch {
+            network: "pictures".into(),
+            data: "latents".into(),
+            advice: "an autoencoder learns from pictures",
+        });
+    }
+    let factor = VaeConfig::Kl(config.clone()).factor();
+    let [_, height, width] = data.shape();
+    if !height.is_multiple_of(factor) || !width.is_multiple_of(factor) {
+        return Err(TrainingError::DataMismatch {
+            network: format!("sides that are multiples of {factor}"),
+            data: format!("pictures of {width}×{height} pixels"),
+            advice: "choose another image size or fewer widths",
+        });
+    }
+    if data.is_empty() {
+        return Err(DataError::Empty {
+            path: data.path().into(),
+        }
+        .into());
+    }
+    Ok(config.latent_channels * (height / factor) * (width / factor))
+}
