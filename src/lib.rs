@@ -94,6 +94,7 @@ pub mod policy;
 pub mod report;
 pub mod sampler;
 pub mod schedule;
+mod stop;
 pub mod training;
 #[cfg(all(feature = "web", target_family = "wasm"))]
 pub mod web;

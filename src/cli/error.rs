@@ -33,7 +33,7 @@ pub(super) enum CliError {
     #[error(transparent)]
     Text(#[from] TextError),
     #[error(transparent)]
-    Training(#[from] TrainingError),
+    Training(TrainingError),
     #[error(transparent)]
     Open(#[from] OpenError),
     #[error(transparent)]
@@ -56,6 +56,15 @@ impl From<SampleError> for CliError {
         match error {
             SampleError::Stopped => Self::Interrupted,
             error => Self::Sample(error),
+        }
+    }
+}
+
+impl From<TrainingError> for CliError {
+    fn from(error: TrainingError) -> Self {
+        match error {
+            TrainingError::Stopped => Self::Interrupted,
+            error => Self::Training(error),
         }
     }
 }

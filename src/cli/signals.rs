@@ -43,8 +43,8 @@ pub(super) fn catch(context: &Context, looked_at: bool) {
     }
 }
 
-/// Sampling looks at the flag before each branch, training between steps, which may take a minute: ends the process before that where
-/// nothing is lost, and says otherwise what it waits for.
+/// The network asks for the flag before each branch, and saving may take a while: ends the process before that where nothing is lost,
+/// and says otherwise what it waits for.
 fn lose_patience(at_stake: &AtomicBool, quiet: bool) {
     std::thread::sleep(PATIENCE);
     // Whoever reads stderr may have stopped reading.

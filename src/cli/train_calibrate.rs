@@ -16,10 +16,7 @@ use crate::{
     policy::{CALIBRATIONS, Calibration},
     sampler::{BATCH_BYTES, batch_for, model_identity},
     schedule::ScheduleError,
-    training::{
-        TrainingError,
-        calibration::{CalibrationSettings, calibrate},
-    },
+    training::calibration::{CalibrationSettings, calibrate},
     words::counted,
 };
 
@@ -82,12 +79,9 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
             Err(_) => ControlFlow::Break(()),
         }
     };
-    let measured = calibrate(&pipeline, settings, asked, &mut each);
+    let measured = calibrate(&pipeline, settings, asked, context.stop(), &mut each);
     bar.finish_and_clear();
-    let calibration = match measured {
-        Err(TrainingError::Stopped) => return Err(CliError::Interrupted),
-        measured => measured?,
-    };
+    let calibration = measured?;
     context.something_is_at_stake();
     calibration.write(&path)?;
     let seconds = started.elapsed().as_secs_f64();

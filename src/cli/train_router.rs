@@ -375,7 +375,9 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
         log: args.log,
     };
     context.something_is_at_stake();
-    let mut training = RouterRun::open(&model, &info, run, options)?.with_engine(&engine);
+    let mut training = RouterRun::open(&model, &info, run, options)?
+        .with_engine(&engine)
+        .with_stop(context.stop());
 
     let trained = (1..run.steps).filter(|s| settings.trains(*s, run.steps));
     let trained = trained.count() as u64;

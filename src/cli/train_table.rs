@@ -165,16 +165,11 @@ fn corrected(
         "· drawing {}",
         counted(fitting.draws + validation, "uncached image")
     ));
-    let stopped = |error: TrainingError| match error {
-        TrainingError::Stopped => CliError::Interrupted,
-        error => error.into(),
-    };
-    let mut corrector =
-        Corrector::new(pipeline, settings, &fitting, context.stop()).map_err(stopped)?;
+    let mut corrector = Corrector::new(pipeline, settings, &fitting, context.stop())?;
     let mut rows = Vec::new();
     for (name, table, path) in tables {
         bar.set_message(format!("· {name}"));
-        let found = corrector.correct(&table).map_err(stopped)?;
+        let found = corrector.correct(&table)?;
         let mut row = json!({
             "table": name, "macs_ratio": found.schedule.macs_ratio(graph),
             "mse_as_it_was": found.plain.mse, "mse": found.corrected.mse,

@@ -21,7 +21,9 @@ use super::{
     modulate,
     product::{Matrix, product_cpu},
     sampling::SamplingKernels,
+    way_back,
 };
+use crate::stop::Asked;
 
 /// The differentiable operations with a CPU form of their own.
 #[backend_extension(Flex, Autodiff)]
@@ -86,6 +88,8 @@ pub trait DifferentiableKernels: Backend {
         bias: FloatTensor<Self>,
         grad: FloatTensor<Self>,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>);
+    /// See [`way_back::asked_on_the_way_back`].
+    fn asked(x: FloatTensor<Self>, asked: Asked) -> FloatTensor<Self>;
 }
 
 /// `[…, width]` with another last size.
@@ -252,6 +256,10 @@ impl DifferentiableKernels for Flex {
         );
         let for_gate = tensor(for_gate, [batch, 1, dim]);
         (for_gate, feature, tensor(for_bias, [dim]))
+    }
+
+    fn asked(x: FlexTensor, _: Asked) -> FlexTensor {
+        x
     }
 }
 
@@ -507,5 +515,28 @@ impl<B: Backend + DifferentiableKernels, C: CheckpointStrategy> DifferentiableKe
         _: FloatTensor<Self>,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
         unreachable!("called on the inner backend by the rule above only")
+    }
+
+    fn asked(x: FloatTensor<Self>, asked: Asked) -> FloatTensor<Self> {
+        #[derive(Debug)]
+        struct Rule;
+        impl<B: Backend> Backward<B, 1> for Rule {
+            type State = Asked;
+            fn backward(
+                self,
+                ops: Ops<Self::State, 1>,
+                grads: &mut Gradients,
+                _: &mut Checkpointer,
+            ) {
+                way_back::ask(&ops.state);
+                flow::<B, _, _>(ops, grads, |_, grad| [grad]);
+            }
+        }
+        let prepared = Rule.prepare::<C>([x.node()]);
+        let x = x.into_primitive();
+        match prepared.compute_bound().stateful() {
+            OpsKind::Tracked(prep) => prep.finish(asked, x),
+            OpsKind::UnTracked(prep) => prep.finish(x),
+        }
     }
 }

@@ -33,6 +33,7 @@ mod sampling;
 mod solver_step;
 mod tiles;
 mod vectors;
+mod way_back;
 mod wgsl;
 
 use burn::{
@@ -64,6 +65,7 @@ pub use solver_step::{After, Before, OutputLayout, solver_step, solver_step_of_i
 #[doc(hidden)]
 pub use tiles::constants_of_products;
 pub use vectors::VectorAt;
+pub(crate) use way_back::{asked_on_the_way_back, backward};
 
 /// How an operation runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

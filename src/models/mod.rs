@@ -13,7 +13,7 @@ pub mod text;
 #[cfg(not(target_family = "wasm"))]
 pub mod vae;
 
-use std::{fmt::Debug, ops::Range, sync::Arc};
+use std::{convert::Infallible, fmt::Debug, ops::Range, sync::Arc};
 
 use burn::tensor::{Device, Tensor};
 
@@ -129,16 +129,19 @@ pub type Model = Arc<dyn Denoiser>;
 
 /// The branches of `sites` in execution order: `x` `[B, tokens, dim]` after them, where `feature(site, x)` says what each
 /// adds to it, computed or not. Every pass through a network that no plan rules is a walk.
-pub fn walk(
+///
+/// # Errors
+/// Those of `feature`, which end it.
+pub fn walk<E>(
     model: &dyn Denoiser,
-    sites: Range<usize>,
+    mut sites: Range<usize>,
     x: Tensor<3>,
     at: &At,
-    mut feature: impl FnMut(usize, &Tensor<3>) -> Partial,
-) -> Tensor<3> {
-    sites.fold(x, |x, site| {
-        let partial = feature(site, &x);
-        model.join(site, at).add(x, partial)
+    mut feature: impl FnMut(usize, &Tensor<3>) -> Result<Partial, E>,
+) -> Result<Tensor<3>, E> {
+    sites.try_fold(x, |x, site| {
+        let partial = feature(site, &x)?;
+        Ok(model.join(site, at).add(x, partial))
     })
 }
 
@@ -159,8 +162,8 @@ pub fn forward(
     let at = model.prepare(Times::Each(timesteps), &context);
     let sites = 0..model.outline().graph.branches();
     let tokens = model.begin(x, 1);
-    let x = walk(model, sites, tokens, &at, |site, x| {
-        model.compute(site, x.clone(), &at)
+    let Ok(x) = walk(model, sites, tokens, &at, |site, x| {
+        Ok::<_, Infallible>(model.compute(site, x.clone(), &at))
     });
     output(model, x, &at)
 }

@@ -6,7 +6,6 @@ use super::{
     SampleError,
     parts::{Part, PartTimes},
     setup::Setup,
-    stop::Asked,
 };
 use crate::{
     cache::FeatureStore,
@@ -14,6 +13,7 @@ use crate::{
     models::{At, Denoiser},
     plan::{Op, Slot, Tokens},
     schedule::{Decisions, Joint},
+    stop::Asked,
 };
 
 /// How far past the last computed step, in units from the one before it, a correction goes.

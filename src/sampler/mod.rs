@@ -14,7 +14,6 @@ mod setup;
 mod state;
 #[cfg(not(target_family = "wasm"))]
 mod stepper;
-mod stop;
 
 #[cfg(not(target_family = "wasm"))]
 pub(crate) use observe::{Observer, Seen};
@@ -24,7 +23,8 @@ pub use setup::{Sampler, cache_bytes};
 pub use state::RunState;
 #[cfg(not(target_family = "wasm"))]
 pub(crate) use stepper::{Stand, Stepper, Uncorrected};
-pub use stop::Stop;
+
+pub use crate::stop::Stop;
 
 use crate::{
     cache::CacheError,
@@ -33,6 +33,7 @@ use crate::{
     diffusion::{DiffusionError, Guidance, Predicts, Solver, Spacing, Step, Trajectory},
     models::{ConditionError, Latents, Outline},
     schedule::{GuidanceRecord, ModelIdentity, RunSettings, ScheduleError},
+    stop::Stopped,
 };
 
 /// How to sample, apart from what.
@@ -92,6 +93,12 @@ pub enum SampleError {
     /// The device failed.
     #[error(transparent)]
     Device(#[from] DeviceFault),
+}
+
+impl From<Stopped> for SampleError {
+    fn from(_: Stopped) -> Self {
+        Self::Stopped
+    }
 }
 
 /// What a schedule file says about a model.

@@ -3,7 +3,7 @@
 use burn::tensor::Tensor;
 
 use super::{SampleError, batch::Batch, run::Request, setup::Sampler};
-use crate::{diffusion::ImageNoise, models::walk};
+use crate::{diffusion::ImageNoise, models::walk, stop::Stopped};
 
 /// What passes through the network at a step. Elements are those of the batch, the conditional half first.
 pub(crate) struct Seen {
@@ -44,7 +44,10 @@ impl Observer {
     }
 
     /// What the next step sees.
-    pub fn step(&mut self) -> Seen {
+    ///
+    /// # Errors
+    /// [`Stopped`] where somebody who is asked by the sampler wants it.
+    pub fn step(&mut self) -> Result<Seen, Stopped> {
         let setup = &*self.sampler.setup;
         let (model, batch) = (&*setup.model, &mut self.batch);
         let step = batch.step;
@@ -54,20 +57,21 @@ impl Observer {
         let sites = 0..model.outline().graph.branches();
         let mut features = Vec::with_capacity(sites.len());
         let after = walk(model, sites, before.clone(), &at, |site, x| {
+            setup.stop.go_on()?;
             let feature = model.compute(site, x.clone(), &at).whole();
             features.push(feature.clone());
-            feature.into()
-        });
+            Ok(feature.into())
+        })?;
         let output = model.end(after.clone(), &at);
         batch.step_on(setup, Some(output.clone().apart()));
-        Seen {
+        Ok(Seen {
             step,
             before,
             modulated,
             after,
             features,
             output: output.whole(),
-        }
+        })
     }
 }
 
@@ -121,7 +125,7 @@ mod tests {
         let expected = sampler.sample(request.clone()).unwrap();
         let mut observer = Observer::new(&sampler, request, streams).unwrap();
         for step in 0..3 {
-            let seen = observer.step();
+            let seen = observer.step().unwrap();
             assert_eq!((seen.step, seen.features.len()), (step, 4));
             assert_eq!(seen.after.dims(), [4, 4, 384]);
         }

@@ -9,7 +9,6 @@ use super::{
     output::KnownOutput,
     parts::PartTimes,
     run::{Request, Run},
-    stop::{Asked, Stop},
 };
 use crate::{
     cache::{CacheDtype, FeatureStore},
@@ -19,6 +18,7 @@ use crate::{
     models::{Condition, ConditionError, Latents, Model},
     plan::Plan,
     schedule::{Probe, Reuse, Schedule, ScheduleError},
+    stop::{Asked, Stop},
 };
 
 /// Bytes of adaLN vectors that are computed ahead of the steps that use them.
@@ -167,7 +167,12 @@ impl Sampler {
     /// then end with [`SampleError::Stopped`] in the middle of a step. What they have told stays, and with
     /// [`Self::with_recovery`] they can go on from their last finished step. A GPU still does what it was given before.
     pub fn with_stop(self, stop: Stop) -> Self {
-        self.with(|setup| setup.stop = Asked::of(stop))
+        self.asking(Asked::of(stop))
+    }
+
+    /// The same of whoever is asked by work that this is part of.
+    pub(crate) fn asking(self, asked: Asked) -> Self {
+        self.with(|setup| setup.stop = asked)
     }
 
     /// How it samples.

@@ -255,7 +255,7 @@ fn assert_weights(learner: &Learner, device: &str, prefixes: [&str; 2], bounds: 
     );
 }
 
-fn options(folder: &Path, steps: u64, resume: bool) -> PretrainOptions {
+pub fn options(folder: &Path, steps: u64, resume: bool) -> PretrainOptions {
     PretrainOptions {
         folder: PretrainFolder::new(folder),
         settings: PretrainSettings {
@@ -275,7 +275,7 @@ fn options(folder: &Path, steps: u64, resume: bool) -> PretrainOptions {
     }
 }
 
-fn small() -> PretrainStart {
+pub fn small() -> PretrainStart {
     PretrainStart::Fresh(DitConfig {
         classes: 2,
         ..tiny()

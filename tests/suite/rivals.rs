@@ -1,5 +1,7 @@
 //! Published policies against a sampler that keeps what it needs in variables and is not clever.
 
+use std::{convert::Infallible, sync::Arc};
+
 use burn::tensor::{Tensor, TensorData};
 use harmonica::{
     checkpoint::{LoadOptions, ModelSpec},
@@ -70,7 +72,7 @@ fn calibration(pipeline: &Pipeline, batch: usize, seed: u64) -> Calibration {
         seed,
     };
     let mut each = |_: usize| std::ops::ControlFlow::Continue(());
-    calibrate(pipeline, settings(), asked, &mut each).unwrap()
+    calibrate(pipeline, settings(), asked, Arc::new(|| false), &mut each).unwrap()
 }
 
 fn reuse(spec: &str, model: &Model, calibration: Option<&Calibration>) -> Reuse {
@@ -149,9 +151,10 @@ fn begun(model: &Model, x: Tensor<4>) -> Tensor<3> {
 
 /// The stream after these branches.
 fn through(model: &Model, sites: std::ops::Range<usize>, x: Tensor<3>, at: &At) -> Tensor<3> {
-    walk(&**model, sites, x, at, |site, x| {
-        model.compute(site, x.clone(), at)
-    })
+    let Ok(x) = walk(&**model, sites, x, at, |site, x| {
+        Ok::<_, Infallible>(model.compute(site, x.clone(), at))
+    });
+    x
 }
 
 fn ended(model: &Model, x: Tensor<3>, at: &At) -> Tensor<3> {

@@ -1,4 +1,8 @@
-//! Runs that are ended in the middle of a step.
+//! Runs and trainings that are ended in the middle of a step.
+
+#[cfg(unix)]
+mod by_a_signal;
+mod trainings;
 
 use std::sync::{
     Arc,
@@ -141,65 +145,4 @@ fn a_run_stops_in_the_middle_of_a_step_and_goes_on_from_the_last_one() {
     // Who never wants to stop gets the same images.
     let undisturbed = sampler.with_stop(Arc::new(|| false));
     assert_eq!(undisturbed.sample(request).unwrap(), expected);
-}
-
-#[cfg(unix)]
-mod by_a_signal {
-    use std::{
-        io::{BufRead, BufReader, Read},
-        process::{Command, Stdio},
-        time::{Duration, Instant},
-    };
-
-    use crate::common::Guard;
-
-    /// A step of these takes seconds on a few cores, and 24 branches; the first images are finished before the signal comes, so
-    /// that the command may not just end.
-    #[test]
-    fn ctrl_c_in_a_long_step_ends_within_a_fraction_of_it_and_keeps_what_is_finished() {
-        let folder = tempfile::tempdir().unwrap();
-        let out = folder.path().join("pictures");
-        let mut child = Command::new(env!("CARGO_BIN_EXE_harmonica"))
-            .args([
-                "sample",
-                "--device",
-                "cpu",
-                "--model",
-                "random:DiT-S/2@1024",
-            ])
-            .args(["--steps", "1", "--schedule", "none", "-v"])
-            .args(["--count", "6", "--batch", "3", "--out"])
-            .arg(&out)
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut lines = BufReader::new(child.stderr.take().unwrap());
-        let mut run = Guard(child);
-        let mut wait_for = |word: &str| {
-            let mut said = String::new();
-            while !said.contains(word) {
-                let before = said.len();
-                lines.read_line(&mut said).unwrap();
-                assert!(said.len() > before, "no `{word}` in {said}");
-            }
-            Instant::now()
-        };
-        let loaded = wait_for(" loaded ");
-        let step = wait_for(" drawn ") - loaded;
-        std::thread::sleep(step / 5);
-        let sent = Instant::now();
-        run.signal("INT");
-        let mut said = String::new();
-        lines.read_to_string(&mut said).unwrap();
-        let code = run.0.wait().unwrap().code();
-        let took = sent.elapsed();
-        println!("measured: Ctrl-C in a step of {step:?}: {took:?}");
-        assert_eq!(code, Some(130), "{said}");
-        assert!(said.contains("error: interrupted"), "{said}");
-        assert!(said.contains("3 of 6 images lie in "), "{said}");
-        assert_eq!(std::fs::read_dir(&out).unwrap().count(), 3);
-        // Four fifths of the step were to come. A machine that is that fast may be late by what a process costs.
-        let bound = (step / 3).max(Duration::from_millis(300));
-        assert!(took < bound, "{took:?} of a step of {step:?}");
-    }
 }

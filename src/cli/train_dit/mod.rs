@@ -200,7 +200,9 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
         vae,
     };
     context.something_is_at_stake();
-    let mut run = PretrainRun::open(&data, start, options, engine.device())?.with_engine(&engine);
+    let mut run = PretrainRun::open(&data, start, options, engine.device())?
+        .with_engine(&engine)
+        .with_stop(context.stop());
     context.say(format!(
         "{} with {:.2} M weights; {} of {:?} in {}{}; {}",
         config.name(),
@@ -276,7 +278,11 @@ fn train(
 ) -> Result<(), CliError> {
     let mut meter = Meter::new(run, settings, context);
     loop {
-        if context.check_interrupt().is_err() {
+        let event = match context.check_interrupt() {
+            Ok(()) => run.next().transpose(),
+            Err(_) => Err(TrainingError::Stopped),
+        };
+        if matches!(event, Err(TrainingError::Stopped)) {
             run.save()?;
             meter.bar.abandon();
             let vae = args.vae.as_ref();
@@ -289,7 +295,7 @@ fn train(
             ));
             return Err(CliError::Interrupted);
         }
-        match run.next().transpose()? {
+        match event? {
             Some(PretrainEvent::Step(step)) => meter.step(run, &step),
             Some(PretrainEvent::Saved | PretrainEvent::Sampled) => {}
             None => break,

@@ -11,10 +11,10 @@ use super::{
     own_embedder,
 };
 use crate::{
-    kernels::embed_tokens,
-    kernels::{images_of, patches_of},
+    kernels::{asked_on_the_way_back, embed_tokens, images_of, patches_of},
     layers::{Affine, NORM_EPS, affine, bias, features_on, product},
     models::{At, Condition, Context, Denoiser, Join, Outline, Partial, Supply, Times},
+    stop::{Asked, Stopped},
 };
 
 /// A DiT. Made by [`crate::checkpoint::load_model`] or [`crate::checkpoint::random_model`].
@@ -119,22 +119,38 @@ impl Dit {
         )
     }
 
-    /// All blocks that this part has, their matrix products in half precision where asked.
-    pub(crate) fn run_blocks(&self, x: Tensor<3>, at: &At, half: Option<DType>) -> Tensor<3> {
-        let branches =
-            (0..self.blocks.len()).flat_map(|b| (0..BRANCHES.len()).map(move |i| (b, i)));
-        branches.fold(x, |x, (b, i)| self.run_branch(b, i, x, at, half))
+    /// All blocks that this part has, their matrix products in half precision where that is named. Before each branch, on the way
+    /// back too, `asked` is asked.
+    ///
+    /// # Errors
+    /// [`Stopped`].
+    pub(crate) fn run_blocks(
+        &self,
+        x: Tensor<3>,
+        at: &At,
+        half: Option<DType>,
+        asked: &Asked,
+    ) -> Result<Tensor<3>, Stopped> {
+        (0..self.blocks.len()).try_fold(x, |x, b| self.run_block(b, x, at, half, asked))
     }
 
     /// One block.
+    ///
+    /// # Errors
+    /// [`Stopped`].
     pub(crate) fn run_block(
         &self,
         b: usize,
         x: Tensor<3>,
         at: &At,
         half: Option<DType>,
-    ) -> Tensor<3> {
-        (0..BRANCHES.len()).fold(x, |x, i| self.run_branch(b, i, x, at, half))
+        asked: &Asked,
+    ) -> Result<Tensor<3>, Stopped> {
+        (0..BRANCHES.len()).try_fold(x, |x, i| {
+            asked.go_on()?;
+            let x = asked_on_the_way_back(x, asked);
+            Ok(self.run_branch(b, i, x, at, half))
+        })
     }
 
     fn run_branch(

@@ -10,7 +10,7 @@ use crate::{
     diffusion::ImageNoise,
     pipeline::{Pipeline, calibrated_run},
     policy::{CALIBRATION_FORMAT, Calibration},
-    sampler::{Observer, Request, Settings, model_identity},
+    sampler::{Observer, Request, Sampler, Settings, Stop, model_identity},
     training::run::{DeviceWatch, Drawn, TrainingError, check_draws, check_pool, guarded_telling},
 };
 
@@ -24,7 +24,8 @@ pub struct CalibrationSettings {
     pub seed: u64,
 }
 
-/// Measures a model along uncached runs. `each` is told when a step of so many images is done, and may stop it.
+/// Measures a model along uncached runs. `each` is told when a step of so many images is done, and may stop it; so may `stop`, which
+/// is asked before each branch.
 ///
 /// # Errors
 /// [`TrainingError`]: settings out of range, nothing to draw, a device that failed, measurements that are no numbers;
@@ -33,6 +34,7 @@ pub fn calibrate(
     pipeline: &Pipeline,
     run: Settings,
     settings: CalibrationSettings,
+    stop: Stop,
     each: &mut dyn FnMut(usize) -> ControlFlow<()>,
 ) -> Result<Calibration, TrainingError> {
     let CalibrationSettings { draws, batch, seed } = settings;
@@ -59,7 +61,8 @@ pub fn calibrate(
         };
         (request, streams)
     });
-    calibration(pipeline, run, drawn, (draws, seed), each)
+    let sampler = pipeline.sampler(run, None)?.with_stop(stop);
+    calibration(pipeline, &sampler, drawn, (draws, seed), each)
 }
 
 /// Measures a model along the uncached run of a request, all of its images in the network together.
@@ -85,26 +88,27 @@ pub fn calibrate_along(
     };
     let mut each = |_: usize| ControlFlow::Continue(());
     let runs = std::iter::once((request, streams));
-    calibration(pipeline, run, runs, (images, seed), &mut each)
+    let sampler = pipeline.sampler(run, None)?;
+    calibration(pipeline, &sampler, runs, (images, seed), &mut each)
 }
 
-/// The calibration of runs of so many images, drawn with this seed.
+/// The calibration of runs of so many images by an uncached sampler, drawn with this seed.
 fn calibration(
     pipeline: &Pipeline,
-    run: Settings,
+    sampler: &Sampler,
     runs: impl Iterator<Item = (Request, Vec<ImageNoise>)>,
     (images, seed): (usize, u64),
     each: &mut dyn FnMut(usize) -> ControlFlow<()>,
 ) -> Result<Calibration, TrainingError> {
     let watch = DeviceWatch::new(&pipeline.engine);
-    let sums = guarded_telling(each, |each| measured(pipeline, run, runs, each))
+    let sums = guarded_telling(each, |each| measured(pipeline, sampler, runs, each))
         .map_err(|error| watch.explained(error))?;
     watch.check()?;
     let info = &pipeline.info;
     let calibration = Calibration {
         format: CALIBRATION_FORMAT,
         model: model_identity(info),
-        run: calibrated_run(info, &run)?,
+        run: calibrated_run(info, sampler.settings())?,
         images,
         seed,
         feature_changes: sums.feature_changes(&info.outline.graph),
@@ -121,19 +125,19 @@ fn calibration(
 
 fn measured(
     pipeline: &Pipeline,
-    run: Settings,
+    sampler: &Sampler,
     runs: impl Iterator<Item = (Request, Vec<ImageNoise>)>,
     each: &mut dyn FnMut(usize) -> ControlFlow<()>,
 ) -> Result<Sums, TrainingError> {
-    let sampler = pipeline.sampler(run, None)?;
-    let mut sums = Sums::new(run.steps, &pipeline.info.outline.graph);
+    let steps = sampler.settings().steps;
+    let mut sums = Sums::new(steps, &pipeline.info.outline.graph);
     let mut first = 0;
     for (request, streams) in runs {
         let images = request.conditions.len();
-        let mut observer = Observer::new(&sampler, request, streams)?;
+        let mut observer = Observer::new(sampler, request, streams)?;
         let mut past = Past::default();
-        for _ in 0..run.steps {
-            let seen = observer.step();
+        for _ in 0..steps {
+            let seen = observer.step()?;
             sums.add(first, images, &seen, &mut past)?;
             if each(images).is_break() {
                 return Err(TrainingError::Stopped);

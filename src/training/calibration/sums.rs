@@ -274,7 +274,7 @@ mod tests {
         let (mut sums, mut past) = (Sums::new(3, &graph), Past::default());
         let mut all = Vec::new();
         for _ in 0..3 {
-            let seen = observer.step();
+            let seen = observer.step().unwrap();
             sums.add(0, 2, &seen, &mut past).unwrap();
             all.push(seen);
         }

@@ -64,8 +64,8 @@ pub struct Corrector {
 }
 
 impl Corrector {
-    /// Draws what `settings` say, to fit to and to judge by, and walks the uncached run; `stop` is asked between steps, here and
-    /// later.
+    /// Draws what `settings` say, to fit to and to judge by, and walks the uncached run; `stop` is asked before each branch, here
+    /// and later.
     ///
     /// # Errors
     /// As [`Draws::new`].

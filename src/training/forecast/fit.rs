@@ -14,6 +14,7 @@ use crate::{
     plan::compile,
     sampler::{SampleError, Sampler, Settings, Stand, Stepper, Stop, Uncorrected},
     schedule::{FORECAST_DEPTH, Forecast, Schedule},
+    stop::Asked,
     training::run::{Drawn, TrainingError, check_pool},
 };
 
@@ -53,7 +54,7 @@ pub struct Draws {
     clip: bool,
     /// `x` of the uncached run before each step and after the last, `[images, C, H, W]` each.
     reference: Vec<Vec<f32>>,
-    stop: Stop,
+    asked: Asked,
 }
 
 /// A table with its forecast, and how the draws fared under it.
@@ -83,7 +84,7 @@ impl Draws {
     ///
     /// # Errors
     /// [`TrainingError`] of the device, for settings that cannot be run, where there is nothing to draw, or where `stop` says so, then
-    /// and at every later step.
+    /// and before every later branch.
     #[allow(clippy::too_many_arguments)]
     pub fn new(
         model: &Model,
@@ -95,6 +96,7 @@ impl Draws {
         batch: usize,
         stop: Stop,
     ) -> Result<Self, TrainingError> {
+        let asked = Asked::of(stop);
         if images == 0 || batch == 0 {
             return Err(TrainingError::Setting {
                 setting: "draws",
@@ -107,7 +109,15 @@ impl Draws {
         let drawn = Drawn::new(prompts, size, (purpose.stream(), seed), 0..images);
         let null = prompts.null.as_ref();
         let noise = (drawn.noise, drawn.streams);
-        Self::walked(model, settings, null, &drawn.conditions, noise, batch, stop)
+        Self::walked(
+            model,
+            settings,
+            null,
+            &drawn.conditions,
+            noise,
+            batch,
+            asked,
+        )
     }
 
     /// Draws that are given: `noise` `[images, C, H, W]` for as many conditions; `null` stands for none of them.
@@ -125,8 +135,8 @@ impl Draws {
             .map(|number| ImageNoise::with_purpose(Purpose::Fit.stream(), 0, number))
             .collect();
         let batch = conditions.len();
-        let (noise, never) = ((noise, streams), Arc::new(|| false));
-        Self::walked(model, settings, null, conditions, noise, batch, never)
+        let (noise, nobody) = ((noise, streams), Asked::default());
+        Self::walked(model, settings, null, conditions, noise, batch, nobody)
     }
 
     fn walked(
@@ -136,9 +146,9 @@ impl Draws {
         conditions: &[Condition],
         (noise, streams): (Vec<f32>, Vec<ImageNoise>),
         batch: usize,
-        stop: Stop,
+        asked: Asked,
     ) -> Result<Self, TrainingError> {
-        let sampler = Sampler::new(model, settings, None)?;
+        let sampler = Sampler::new(model, settings, None)?.asking(asked.clone());
         let sampler = match null {
             Some(null) => sampler.with_null(null.clone()),
             None => sampler,
@@ -148,7 +158,7 @@ impl Draws {
         let mut stand = stepper.start();
         let mut reference = vec![stand.x.clone()];
         for s in 0..steps.len() {
-            go_on(&stop)?;
+            asked.go_on()?;
             let mut after = stepper.step(s, &stand)?;
             let x = std::mem::take(&mut after.x);
             if let Some(bad) = x.iter().position(|v| !v.is_finite()) {
@@ -163,7 +173,7 @@ impl Draws {
             weights: steps.iter().map(|s| s.update.predictions[0]).collect(),
             clip: settings.clip_x0,
             reference,
-            stop,
+            asked,
         })
     }
 
@@ -190,7 +200,7 @@ impl Draws {
                 let known = fit.schedule.forecast().estimates.range(..from);
                 forecast.estimates = known.map(|(s, estimate)| (*s, *estimate)).collect();
                 for s in bare.steps_read_from(from) {
-                    go_on(&self.stop)?;
+                    self.asked.go_on()?;
                     self.stepper.step(s, &fit.stands[s])?;
                 }
                 let stand = Stand::clone(&fit.stands[from]);
@@ -199,7 +209,7 @@ impl Draws {
             None => (Vec::new(), self.stepper.start(), 0),
         };
         for s in from..table.steps() {
-            go_on(&self.stop)?;
+            self.asked.go_on()?;
             let after = self.stepper.step(s, &stand)?;
             let weight = self.weights[s];
             let mut x = after.x.clone();
@@ -235,7 +245,7 @@ impl Draws {
         self.stepper.follow(&plan);
         let mut stand = self.stepper.start();
         for s in 0..schedule.steps() {
-            go_on(&self.stop)?;
+            self.asked.go_on()?;
             let after = self.stepper.step(s, &stand)?;
             let x = match schedule.forecast().estimates.get(&s) {
                 None => after.x.clone(),
@@ -279,14 +289,6 @@ impl Draws {
         images
             .map(|(found, expected)| mse(found, expected))
             .collect()
-    }
-}
-
-/// [`TrainingError::Stopped`] where somebody asks for it.
-fn go_on(stop: &Stop) -> Result<(), TrainingError> {
-    match stop() {
-        true => Err(TrainingError::Stopped),
-        false => Ok(()),
     }
 }
 

@@ -45,7 +45,7 @@ pub struct LadderOptions {
     /// Images in the network at a time.
     pub batch: usize,
     pub resume: bool,
-    /// Asked between steps: whether to save what was reached and stop.
+    /// Asked before each branch: whether to save what was reached and stop.
     pub stop: Stop,
 }
 

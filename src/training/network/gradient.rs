@@ -11,6 +11,10 @@ use super::{
     objective::{Batch, Losses, Noised, Objective},
     settings::PretrainSettings,
 };
+use crate::{
+    kernels::backward,
+    stop::{Asked, Stopped},
+};
 
 /// Losses and gradients of a batch, still on the device.
 #[derive(Debug)]
@@ -21,7 +25,10 @@ pub struct BatchGradient {
     pub gradients: Vec<Tensor<1>>,
 }
 
-/// The gradient of `scale·loss` over a batch, a micro-batch at a time.
+/// The gradient of `scale·loss` over a batch, a micro-batch at a time; `asked` is asked before each branch, on the way back too.
+///
+/// # Errors
+/// [`Stopped`].
 pub(super) fn batch_gradient(
     layout: &Layout,
     values: &[Tensor<1>],
@@ -29,7 +36,8 @@ pub(super) fn batch_gradient(
     batch: &Batch,
     settings: &PretrainSettings,
     scale: f64,
-) -> BatchGradient {
+    asked: &Asked,
+) -> Result<BatchGradient, Stopped> {
     let device = values[0].device();
     let leaves = Leaves::new(layout, values, settings.precision);
     let mut sums: Vec<Option<Tensor<1>>> = vec![None; values.len()];
@@ -45,11 +53,12 @@ pub(super) fn batch_gradient(
             labels: &part.labels,
             images: batch.len(),
             scale,
+            asked,
         };
         let found = if settings.gradient_checkpointing {
-            pass.by_blocks(layout, values, &mut sums)
+            pass.by_blocks(layout, values, &mut sums)?
         } else {
-            pass.whole(&mut sums)
+            pass.whole(&mut sums)?
         };
         losses = losses + Tensor::cat(vec![found.mse.inner(), found.vlb.inner()], 0);
     }
@@ -58,7 +67,7 @@ pub(super) fn batch_gradient(
         .zip(values)
         .map(|(sum, value)| sum.unwrap_or_else(|| value.zeros_like()))
         .collect();
-    BatchGradient { losses, gradients }
+    Ok(BatchGradient { losses, gradients })
 }
 
 /// One micro-batch, forward and back.
@@ -71,18 +80,19 @@ struct Pass<'a> {
     /// Images of the whole batch.
     images: usize,
     scale: f64,
+    asked: &'a Asked,
 }
 
 impl Pass<'_> {
-    fn whole(&self, sums: &mut [Option<Tensor<1>>]) -> Losses {
+    fn whole(&self, sums: &mut [Option<Tensor<1>>]) -> Result<Losses, Stopped> {
         let model = self.leaves.network(0..self.leaves.blocks());
         let conditioning = model.condition(&self.timesteps, self.labels);
         let x = model.embed(self.noised.x_t.clone().autodiff());
-        let x = model.run_blocks(x, &conditioning, self.leaves.half());
+        let x = model.run_blocks(x, &conditioning, self.leaves.half(), self.asked)?;
         let losses = self.losses(model.unembed(x, &conditioning));
-        let mut gradients = (losses.total.clone() * self.scale).backward();
+        let mut gradients = backward(losses.total.clone() * self.scale)?;
         self.leaves.collect(&mut gradients, sums);
-        losses
+        Ok(losses)
     }
 
     fn by_blocks(
@@ -90,7 +100,7 @@ impl Pass<'_> {
         layout: &Layout,
         values: &[Tensor<1>],
         sums: &mut [Option<Tensor<1>>],
-    ) -> Losses {
+    ) -> Result<Losses, Stopped> {
         // Forward without a graph, keeping what enters each block. Half precision rounds here as it does below.
         let plain = Leaves::constant(layout, values, self.leaves.half());
         let model = plain.network(0..plain.blocks());
@@ -99,14 +109,14 @@ impl Pass<'_> {
         let mut x = model.embed(self.noised.x_t.clone());
         for b in 0..model.blocks.len() {
             inputs.push(x.clone());
-            x = model.run_block(b, x, &conditioning, self.leaves.half());
+            x = model.run_block(b, x, &conditioning, self.leaves.half(), self.asked)?;
         }
 
         let last = x.autodiff().require_grad();
         let model = self.leaves.network(0..0);
         let conditioning = model.condition(&self.timesteps, self.labels);
         let losses = self.losses(model.unembed(last.clone(), &conditioning));
-        let mut gradients = (losses.total.clone() * self.scale).backward();
+        let mut gradients = backward(losses.total.clone() * self.scale)?;
         let mut flowing = last.grad_remove(&mut gradients);
         self.leaves.collect(&mut gradients, sums);
 
@@ -117,19 +127,19 @@ impl Pass<'_> {
             let x = input.autodiff().require_grad();
             let model = self.leaves.network(b..b + 1);
             let conditioning = model.condition(&self.timesteps, self.labels);
-            let out = model.run_blocks(x.clone(), &conditioning, self.leaves.half());
+            let out = model.run_blocks(x.clone(), &conditioning, self.leaves.half(), self.asked)?;
             // The vector-Jacobian product with the gradient that flows into the block's output.
-            let mut gradients = (out * gradient).sum().backward();
+            let mut gradients = backward((out * gradient).sum())?;
             flowing = x.grad_remove(&mut gradients);
             self.leaves.collect(&mut gradients, sums);
         }
         if let Some(gradient) = flowing {
             let model = self.leaves.network(0..0);
             let tokens = model.embed(self.noised.x_t.clone().autodiff());
-            let mut gradients = (tokens * gradient).sum().backward();
+            let mut gradients = backward((tokens * gradient).sum())?;
             self.leaves.collect(&mut gradients, sums);
         }
-        losses
+        Ok(losses)
     }
 
     fn losses(&self, output: Tensor<4>) -> Losses {

@@ -17,6 +17,8 @@ use crate::{
     kernels,
     models::dit::{Dit, DitConfig},
     models::{Parameter, dit::in_branch},
+    sampler::Stop,
+    stop::{Asked, Stopped},
     training::TrainingError,
 };
 
@@ -46,6 +48,7 @@ pub struct Learner {
     /// Optimizer steps done.
     steps: u64,
     on_cpu: bool,
+    asked: Asked,
 }
 
 /// The factor on the loss that keeps gradients within half precision.
@@ -143,7 +146,19 @@ impl Learner {
             },
             steps: 0,
             on_cpu,
+            asked: Asked::default(),
         })
+    }
+
+    /// Asks this before each branch, on the way back too, whether to stop: a step of a large network may take minutes on a
+    /// processor. A GPU still does what it was given before.
+    pub fn with_stop(self, stop: Stop) -> Self {
+        let asked = Asked::of(stop);
+        Self { asked, ..self }
+    }
+
+    pub(super) fn asked(&self) -> &Asked {
+        &self.asked
     }
 
     /// The network's shape.
@@ -209,13 +224,13 @@ impl Learner {
     /// Losses and gradients of a batch, by canonical name in PyTorch's layout; nothing is learned.
     ///
     /// # Errors
-    /// [`TrainingError::Device`].
+    /// [`TrainingError::Device`]; [`TrainingError::Stopped`].
     pub fn gradient(
         &self,
         batch: &Batch,
     ) -> Result<(Learned, HashMap<String, Vec<f32>>), TrainingError> {
         let scale = self.scale.scale;
-        let mut found = self.backward(batch, scale);
+        let mut found = self.backward(batch, scale)?;
         if scale != 1.0 {
             let unscaled = found.gradients.into_iter().map(|g| g / scale);
             found.gradients = unscaled.collect();
@@ -232,13 +247,14 @@ impl Learner {
     /// One optimizer step on a batch.
     ///
     /// # Errors
-    /// [`TrainingError::Diverged`] where loss or gradient are not finite, [`TrainingError::Device`].
+    /// [`TrainingError::Diverged`] where loss or gradient are not finite, [`TrainingError::Device`]; [`TrainingError::Stopped`], which
+    /// leaves the network as it was.
     pub fn learn(&mut self, batch: &Batch, learning_rate: f64) -> Result<Learned, TrainingError> {
         let scale = self.scale.scale;
         let BatchGradient {
             losses,
             mut gradients,
-        } = self.backward(batch, scale);
+        } = self.backward(batch, scale)?;
         let (scaled_norm, losses) = norm(&mut gradients, losses, self.on_cpu)?;
         let mut learned = Learned {
             mse: losses[0].into(),
@@ -288,7 +304,7 @@ impl Learner {
         Ok(learned)
     }
 
-    fn backward(&self, batch: &Batch, scale: f64) -> BatchGradient {
+    fn backward(&self, batch: &Batch, scale: f64) -> Result<BatchGradient, Stopped> {
         batch_gradient(
             &self.layout,
             &self.weights.values,
@@ -296,6 +312,7 @@ impl Learner {
             batch,
             &self.settings,
             scale,
+            &self.asked,
         )
     }
 }

@@ -29,10 +29,10 @@ use crate::{
     models::{
         Condition, Model,
         dit::DitConfig,
-        vae::{Tiling, Vae},
+        vae::{Tiling, Vae, VaeError},
     },
     report::{Tile, columns_for, draw_curves, grid, image_from_values, write_png},
-    sampler::{Request, Sampler, Settings},
+    sampler::{Request, Sampler, Settings, Stop},
     training::run::{DeviceWatch, TrainingError, guarded, hold_folder},
 };
 
@@ -160,6 +160,13 @@ impl<'d> PretrainRun<'d> {
         Self { watch, ..self }
     }
 
+    /// Asks this before each branch whether to stop: the run then ends with [`TrainingError::Stopped`] in the middle of a step, and
+    /// [`Self::save`] keeps all steps before it.
+    pub fn with_stop(self, stop: Stop) -> Self {
+        let learner = self.learner.with_stop(stop);
+        Self { learner, ..self }
+    }
+
     /// The network and its optimizer.
     pub fn learner(&self) -> &Learner {
         &self.learner
@@ -248,7 +255,8 @@ impl<'d> PretrainRun<'d> {
             noise: None,
             batch: 16,
         };
-        let values = Sampler::new(&model, settings, None)?.sample(request)?;
+        let sampler = Sampler::new(&model, settings, None)?.asking(self.learner.asked().clone());
+        let values = sampler.sample(request)?;
         let shape = config.image_shape();
         let name = |class: usize| {
             let names = self.data.class_names();
@@ -280,8 +288,11 @@ impl<'d> PretrainRun<'d> {
         };
         let [_, height, width] = shape;
         let factor = vae.config().factor();
-        let pixels = vae.decode(values, shape, Tiling::Auto, &mut || true);
-        let pixels = pixels.map_err(DataError::from)?;
+        let mut go_on = || self.learner.asked().go_on().is_ok();
+        let pixels = match vae.decode(values, shape, Tiling::Auto, &mut go_on) {
+            Err(VaeError::Interrupted) => return Err(TrainingError::Stopped),
+            pixels => pixels.map_err(DataError::from)?,
+        };
         Ok(image_from_values(
             &pixels,
             [3, factor * height, factor * width],

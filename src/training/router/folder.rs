@@ -22,7 +22,7 @@ use crate::{
     graph::Graph,
     models::{Model, Prompts},
     report::{Curves, draw_schedule},
-    sampler::Settings,
+    sampler::{Settings, Stop},
     schedule::ScheduleFile,
     training::run::{DeviceWatch, Log, ROUTER_STATE, TrainingError, check_folder, hold_folder},
 };
@@ -224,6 +224,12 @@ impl<'m> RouterRun<'m> {
         Self { watch, ..self }
     }
 
+    /// Asks this before each branch whether to stop, which ends a pass as `each` of [`Self::pass`] does: see [`Sdt::with_stop`].
+    pub fn with_stop(self, stop: Stop) -> Self {
+        let sdt = self.sdt.with_stop(stop);
+        Self { sdt, ..self }
+    }
+
     /// The training itself.
     pub fn sdt(&self) -> &Sdt<'m> {
         &self.sdt
@@ -239,7 +245,7 @@ impl<'m> RouterRun<'m> {
         &self.folder
     }
 
-    /// Runs a pass and writes what is due. `None`: `each` broke off, and what was done before the pass is saved.
+    /// Runs a pass and writes what is due. `None`: `each` or whoever is asked broke off, and what was done before the pass is saved.
     ///
     /// # Errors
     /// [`TrainingError`].

@@ -10,7 +10,7 @@ use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
 use super::walk::{StepConditions, Treatment, Walk, Walker, numbers};
-use crate::{schedule::Router, training::run::TrainingError};
+use crate::{schedule::Router, stop::Stopped, training::run::TrainingError};
 
 /// What stands for the error in the final image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -102,12 +102,12 @@ pub(super) async fn lambda(
     }
     let scores: Vec<Vec<f64>> = (0..steps).map(|s| router.scores(s)).collect();
     let mut main = start.clone();
-    walker.step(0, &mut main, conditions, Treatment::Full);
+    walker.step(0, &mut main, conditions, Treatment::Full)?;
     // `finals[s]`: leave-one-out, step s in full; progressive, steps up to s by the router and the rest in full.
     let mut finals: Vec<Option<Tensor<4>>> = vec![None; steps];
     let mut output_errors = vec![1.0; steps];
     if proxy == Proxy::Progressive {
-        finals[0] = Some(rest_in_full(walker, main.clone(), 1, conditions));
+        finals[0] = Some(rest_in_full(walker, main.clone(), 1, conditions)?);
     }
     for s in 1..steps {
         if at(s).await.is_break() {
@@ -124,21 +124,21 @@ pub(super) async fn lambda(
             } else {
                 Treatment::Full
             };
-            let output = walker.forward(s, &mut other, conditions, how);
+            let output = walker.forward(s, &mut other, conditions, how)?;
             flipped = (proxy == Proxy::Sensitivity).then(|| output.clone());
             walker.advance(s, &mut other, output);
             for (later, scores) in scores.iter().enumerate().skip(s + 1) {
-                walker.step(later, &mut other, conditions, Treatment::Soft(scores));
+                walker.step(later, &mut other, conditions, Treatment::Soft(scores))?;
             }
             finals[s] = Some(other.x);
         }
-        let output = walker.forward(s, &mut main, conditions, Treatment::Soft(&scores[s]));
+        let output = walker.forward(s, &mut main, conditions, Treatment::Soft(&scores[s]))?;
         if let Some(flipped) = flipped {
             output_errors[s] = mean_square(output.clone() - flipped).await?;
         }
         walker.advance(s, &mut main, output);
         if proxy == Proxy::Progressive && s + 1 < steps {
-            finals[s] = Some(rest_in_full(walker, main.clone(), s + 1, conditions));
+            finals[s] = Some(rest_in_full(walker, main.clone(), s + 1, conditions)?);
         }
     }
     let ruled = main.x;
@@ -167,12 +167,12 @@ fn rest_in_full(
     mut walk: Walk,
     from: usize,
     conditions: &StepConditions,
-) -> Tensor<4> {
+) -> Result<Tensor<4>, Stopped> {
     for s in from..walker.steps.len() {
         // Nothing after this reads the cache.
-        walker.step(s, &mut walk, conditions, Treatment::Teacher);
+        walker.step(s, &mut walk, conditions, Treatment::Teacher)?;
     }
-    walk.x
+    Ok(walk.x)
 }
 
 fn mean(scores: &[f64]) -> f64 {
@@ -214,7 +214,7 @@ fn lambda_long(
                         k if k == s => at_s,
                         _ => Treatment::Soft(scores),
                     };
-                    let now = walker.forward(k, &mut walk, conditions, how);
+                    let now = walker.forward(k, &mut walk, conditions, how)?;
                     if k == s {
                         output = Some(now.clone());
                     }
@@ -237,9 +237,9 @@ fn lambda_long(
             } else {
                 Treatment::Full
             };
-            walker.step(s, &mut walk, conditions, how);
+            walker.step(s, &mut walk, conditions, how)?;
         }
-        walk.x
+        Ok::<_, Stopped>(walk.x)
     };
     let mut lambda = vec![0.0; steps];
     for (s, lambda) in lambda.iter_mut().enumerate().skip(1) {
@@ -247,7 +247,7 @@ fn lambda_long(
             Proxy::LeaveOneOut => (run(&|_| true), run(&|k| k != s)),
             _ => (run(&|k| k < s), run(&|k| k <= s)),
         };
-        *lambda = pollster::block_on(mean_square(a - b))?;
+        *lambda = pollster::block_on(mean_square(a? - b?))?;
     }
     Ok(lambda)
 }

@@ -21,8 +21,9 @@ use crate::{
     checkpoint::ModelInfo,
     graph::Graph,
     models::{Condition, Prompts},
-    sampler::{model_identity, run_settings},
+    sampler::{Stop, model_identity, run_settings},
     schedule::{PolicyRecord, ScheduleFile},
+    stop::Asked,
     training::run::TrainingError,
 };
 
@@ -53,6 +54,13 @@ impl Sdt<'_> {
     /// The settings.
     pub fn settings(&self) -> &SdtSettings {
         &self.settings
+    }
+
+    /// Asks this before each branch, on the way back too, whether to stop: a step of a large model may take a minute on a
+    /// processor. A GPU still does what it was given before.
+    pub fn with_stop(mut self, stop: Stop) -> Self {
+        self.walker.asked = Asked::of(stop);
+        self
     }
 
     /// Whether all passes are done.
@@ -104,7 +112,8 @@ impl Sdt<'_> {
         })
     }
 
-    /// Runs one pass; `each` sees every trained step and may break, which undoes the pass.
+    /// Runs one pass; `each` sees every trained step and may break, which undoes the pass, as does whoever is asked by
+    /// [`Self::with_stop`].
     ///
     /// Returns whether the pass was finished.
     ///
@@ -115,7 +124,10 @@ impl Sdt<'_> {
         each: &mut impl AsyncFnMut(Progress) -> ControlFlow<()>,
     ) -> Result<bool, TrainingError> {
         let mut state = self.state.clone();
-        let finished = self.run_pass(&mut state, each).await?;
+        let finished = match self.run_pass(&mut state, each).await {
+            Err(TrainingError::Stopped) => false,
+            finished => finished?,
+        };
         if finished {
             self.state = state;
         }
@@ -153,7 +165,7 @@ impl Sdt<'_> {
             let Part {
                 walk, conditions, ..
             } = part;
-            self.walker.step(0, walk, conditions, Treatment::Full);
+            self.walker.step(0, walk, conditions, Treatment::Full)?;
         }
         for s in 1..steps {
             if !self.settings.trains(s, steps) {
@@ -161,7 +173,7 @@ impl Sdt<'_> {
                     walk, conditions, ..
                 } in &mut parts
                 {
-                    self.walker.step(s, walk, conditions, Treatment::Full);
+                    self.walker.step(s, walk, conditions, Treatment::Full)?;
                 }
                 continue;
             }

@@ -10,7 +10,9 @@ use burn::tensor::Tensor;
 
 use super::walk::{StepConditions, Walk, Walker, numbers};
 use crate::{
+    kernels::{asked_on_the_way_back, backward},
     models::{At, output, walk},
+    stop::Stopped,
     training::run::TrainingError,
 };
 
@@ -41,17 +43,19 @@ pub(super) async fn student_step(
     checkpoint: bool,
 ) -> Result<StudentStep, TrainingError> {
     let (model, at) = (walker.model, &conditions[s]);
+    let asked = walker.asked.clone();
     let branches = scores.len();
     walker.forwards += 2;
     let tokens = walker.tokens(walked);
     let mut first = None;
     let x = walk(model, 0..branches, tokens.clone(), at, |n, x| {
+        asked.go_on()?;
         let fresh = model.compute(n, x.clone(), at).whole();
         if n == 0 {
             first = Some(fresh.clone());
         }
-        fresh.into()
-    });
+        Ok::<_, Stopped>(fresh.into())
+    })?;
     let teacher = walker.guide(output(model, x, at));
     if checkpoint {
         return checkpointed(walker, walked, at, tokens, teacher, scores).await;
@@ -61,8 +65,12 @@ pub(super) async fn student_step(
     let mut cache = Vec::with_capacity(branches);
     let tau = walker.tau;
     let x = walk(model, 0..branches, tokens, at, |n, x| {
+        asked.go_on()?;
         let known = first.take();
-        let fresh = known.unwrap_or_else(|| model.compute(n, x.clone(), at).whole());
+        let fresh = known.unwrap_or_else(|| {
+            let x = asked_on_the_way_back(x.clone(), &asked);
+            model.compute(n, x, at).whole()
+        });
         let stored = &walked.cache[n];
         let mixed = mix(&leaves[n], fresh, stored.clone());
         cache.push(if scores[n] > tau {
@@ -70,12 +78,12 @@ pub(super) async fn student_step(
         } else {
             stored.clone()
         });
-        mixed.into()
-    });
+        Ok::<_, Stopped>(mixed.into())
+    })?;
     let output = walker.guide(output(model, x, at));
     let difference = output.clone() - teacher.clone();
     let loss = (difference.clone() * difference).mean();
-    let mut gradients = loss.backward();
+    let mut gradients = backward(loss.clone())?;
     let leaves = leaves.iter();
     let slopes = leaves.map(|leaf| slope(leaf.grad_remove(&mut gradients), &loss));
     let (mse, gradient) = error_and_slopes(loss.clone().inner(), slopes.collect()).await?;
@@ -97,7 +105,7 @@ async fn checkpointed(
     teacher: Tensor<4>,
     scores: &[f64],
 ) -> Result<StudentStep, TrainingError> {
-    let model = walker.model;
+    let (model, asked) = (walker.model, &walker.asked);
     let sites = model.outline().graph.sites();
     // The sites of each block.
     let mut blocks: Vec<Range<usize>> = Vec::new();
@@ -111,6 +119,7 @@ async fn checkpointed(
     for block in &blocks {
         inputs.push(x.clone());
         x = walk(model, block.clone(), x, at, |n, x| {
+            asked.go_on()?;
             let fresh = model.compute(n, x.clone(), at).whole();
             let stored = &walked.cache[n];
             let mixed = fresh * scores[n] + stored.clone() * (1.0 - scores[n]);
@@ -119,15 +128,15 @@ async fn checkpointed(
             } else {
                 stored.clone()
             });
-            mixed.into()
-        });
+            Ok::<_, Stopped>(mixed.into())
+        })?;
     }
 
     let last = x.autodiff().require_grad();
     let output = walker.guide(output(model, last.clone(), at));
     let difference = output.clone() - teacher.clone();
     let loss = (difference.clone() * difference).mean();
-    let mut gradients = loss.backward();
+    let mut gradients = backward(loss.clone())?;
     let mut flowing = last.grad_remove(&mut gradients);
 
     let mut slopes = vec![slope(None, &loss); scores.len()];
@@ -137,11 +146,13 @@ async fn checkpointed(
         let first = block.start;
         let leaves = leaves(&scores[block.clone()], &grad);
         let out = walk(model, block, x.clone(), at, |n, x| {
-            let fresh = model.compute(n, x.clone(), at).whole();
-            mix(&leaves[n - first], fresh, walked.cache[n].clone()).into()
-        });
+            asked.go_on()?;
+            let x = asked_on_the_way_back(x.clone(), asked);
+            let fresh = model.compute(n, x, at).whole();
+            Ok::<_, Stopped>(mix(&leaves[n - first], fresh, walked.cache[n].clone()).into())
+        })?;
         // The block's vector-Jacobian product with the gradient that flows into its output.
-        let mut gradients = (out * grad).sum().backward();
+        let mut gradients = backward((out * grad).sum())?;
         for (leaf, of_leaf) in leaves.iter().zip(&mut slopes[first..]) {
             *of_leaf = slope(leaf.grad_remove(&mut gradients), &loss);
         }
@@ -217,7 +228,9 @@ mod tests {
             ImageNoise::new(3, 0).fill(2 * 4 * 8 * 8, &mut noise);
             let conditions = walker.conditions(&Condition::classes(&[0, 2]));
             let mut walk = walker.start(&noise);
-            walker.step(0, &mut walk, &conditions, Treatment::Full);
+            walker
+                .step(0, &mut walk, &conditions, Treatment::Full)
+                .unwrap();
             let scores = [0.3, 0.8, 0.05, 0.5];
             let mut at = |scores: &[f64], checkpoint: bool| {
                 pollster::block_on(student_step(

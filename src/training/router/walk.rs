@@ -8,6 +8,7 @@ use crate::{
     kernels::solver_step_of_images,
     models::{At, Condition, Denoiser, Times, output, walk},
     sampler::Settings,
+    stop::{Asked, Stopped},
     training::run::TrainingError,
 };
 
@@ -45,6 +46,8 @@ pub(super) struct Walker<'m> {
     pub settings: Settings,
     pub steps: Vec<Step>,
     pub tau: f64,
+    /// Whoever is asked before each branch, on the way back too.
+    pub asked: Asked,
     /// Passes through the network so far, a batch counted once.
     pub forwards: u64,
 }
@@ -69,6 +72,7 @@ impl<'m> Walker<'m> {
             null,
             settings,
             tau,
+            asked: Asked::default(),
             forwards: 0,
         })
     }
@@ -136,13 +140,16 @@ impl<'m> Walker<'m> {
     }
 
     /// Network output of a step, without gradients.
+    ///
+    /// # Errors
+    /// [`Stopped`].
     pub fn forward(
         &mut self,
         s: usize,
         walked: &mut Walk,
         conditions: &StepConditions,
         how: Treatment<'_>,
-    ) -> Tensor<4> {
+    ) -> Result<Tensor<4>, Stopped> {
         self.forwards += 1;
         let tau = self.tau;
         let (model, at) = (self.model, &conditions[s]);
@@ -151,6 +158,7 @@ impl<'m> Walker<'m> {
         let cache = &walked.cache;
         let tokens = self.tokens(walked);
         let x = walk(model, 0..branches, tokens, at, |n, x| {
+            self.asked.go_on()?;
             let fresh = model.compute(n, x.clone(), at).whole();
             let feature = match how {
                 Treatment::Teacher => fresh,
@@ -169,13 +177,13 @@ impl<'m> Walker<'m> {
                     mixed
                 }
             };
-            feature.into()
-        });
+            Ok(feature.into())
+        })?;
         let output = output(model, x, at);
         if !matches!(how, Treatment::Teacher) {
             walked.cache = written;
         }
-        self.guide(output)
+        Ok(self.guide(output))
     }
 
     /// Moves a walk on by the solver's step.
@@ -190,15 +198,19 @@ impl<'m> Walker<'m> {
     }
 
     /// Forward and advance.
+    ///
+    /// # Errors
+    /// [`Stopped`].
     pub fn step(
         &mut self,
         s: usize,
         walk: &mut Walk,
         conditions: &StepConditions,
         how: Treatment<'_>,
-    ) {
-        let output = self.forward(s, walk, conditions, how);
+    ) -> Result<(), Stopped> {
+        let output = self.forward(s, walk, conditions, how)?;
         self.advance(s, walk, output);
+        Ok(())
     }
 }
 

@@ -4,7 +4,7 @@
 use crate::training::data::DataError;
 use crate::{
     checkpoint::CheckpointError, device::DeviceFault, diffusion::DiffusionError,
-    report::ReportError, sampler::SampleError, schedule::ScheduleError,
+    report::ReportError, sampler::SampleError, schedule::ScheduleError, stop::Stopped,
 };
 
 /// Why training could not start or go on.
@@ -19,7 +19,7 @@ pub enum TrainingError {
     #[error(transparent)]
     Report(#[from] ReportError),
     #[error(transparent)]
-    Sample(#[from] SampleError),
+    Sample(SampleError),
     #[cfg(not(target_family = "wasm"))]
     #[error(transparent)]
     Data(#[from] DataError),
@@ -97,4 +97,19 @@ pub enum TrainingError {
         path: std::path::PathBuf,
         source: std::io::Error,
     },
+}
+
+impl From<Stopped> for TrainingError {
+    fn from(_: Stopped) -> Self {
+        Self::Stopped
+    }
+}
+
+impl From<SampleError> for TrainingError {
+    fn from(error: SampleError) -> Self {
+        match error {
+            SampleError::Stopped => Self::Stopped,
+            error => Self::Sample(error),
+        }
+    }
 }

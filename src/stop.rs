@@ -1,26 +1,32 @@
-//! Ending a run in the middle of a step.
+//! Ending long work in the middle.
 
 use std::{fmt, sync::Arc};
-
-use super::SampleError;
 
 /// Asked before each branch of a pass: whether to stop.
 pub type Stop = Arc<dyn Fn() -> bool + Send + Sync>;
 
+/// Somebody wanted to stop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stopped;
+
 /// Who is asked, if anybody.
 #[derive(Clone, Default)]
-pub(super) struct Asked(Option<Stop>);
+pub struct Asked(Option<Stop>);
 
 impl Asked {
     pub fn of(stop: Stop) -> Self {
         Self(Some(stop))
     }
 
+    pub fn is_somebody(&self) -> bool {
+        self.0.is_some()
+    }
+
     /// # Errors
-    /// [`SampleError::Stopped`] where somebody asks for it.
-    pub fn go_on(&self) -> Result<(), SampleError> {
+    /// [`Stopped`] where somebody asks for it.
+    pub fn go_on(&self) -> Result<(), Stopped> {
         match &self.0 {
-            Some(stop) if stop() => Err(SampleError::Stopped),
+            Some(stop) if stop() => Err(Stopped),
             _ => Ok(()),
         }
     }
