@@ -8,6 +8,7 @@ use super::{
     Context,
     draw::draw,
     error::CliError,
+    film::{IMAGES, film_row},
     measure::{
         Entry, Measured, check_outputs, in_turn, json_rows, print_rows, say_warnings, write_text,
     },
@@ -22,7 +23,7 @@ use crate::{
     report::{
         FrontPoint, Page, Pictured,
         comparison::{Comparison, fewer_steps},
-        draw_front, page,
+        draw_film, draw_front, page,
     },
     sampler::{BATCH_BYTES, Request},
     words::counted,
@@ -60,6 +61,10 @@ pub(super) struct Args {
     /// Also draw error against saved work, a line a policy
     #[arg(long, value_name = "FILE.png", help_heading = "Output")]
     plot: Option<PathBuf>,
+    /// Also draw a moving picture (APNG): the first six images of the uncached run and of --schedules, each as far as equal work
+    /// takes it
+    #[arg(long, value_name = "FILE.png", help_heading = "Output")]
+    film: Option<PathBuf>,
     /// Also write the rows as comma-separated values
     #[arg(long, value_name = "FILE.csv", help_heading = "Output")]
     csv: Option<PathBuf>,
@@ -124,7 +129,8 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
     entries.extend(fewer(&ahead, &entries)?);
     let truth = args.truth.map(|steps| entry(&format!("steps:{steps}")));
     let truth = truth.transpose()?;
-    check_outputs([&args.plot, &args.csv, &args.html].into_iter().flatten())?;
+    let outputs = [&args.plot, &args.film, &args.csv, &args.html];
+    check_outputs(outputs.into_iter().flatten())?;
 
     let conditions = pipeline.prompts.in_turn(args.count);
     let fitting = entries
@@ -178,6 +184,15 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
         bar.inc_length((steps(&again) * (args.count + 1)) as u64);
         measured.extend(measure(&again)?.into_iter().skip(1));
     }
+    // Runs that nobody times.
+    let filmed = match args.film {
+        Some(_) => &entries[..=args.schedules.len()],
+        None => &[],
+    };
+    bar.inc_length((steps(filmed) * args.count.min(IMAGES)) as u64);
+    let film = filmed.iter();
+    let film = film.map(|entry| film_row(entry, &request, pipeline, (&bar, context)));
+    let film = film.collect::<Result<Vec<_>, _>>()?;
     bar.finish_and_clear();
 
     let shape = info.outline.latents.shape();
@@ -216,6 +231,10 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
     verdict.iter().for_each(|line| context.say(line));
     if let Some(path) = &args.plot {
         draw_front(&points(&comparison), path)?;
+        context.say(format!("drew {}", path.display()));
+    }
+    if let Some(path) = &args.film {
+        draw_film(&film, path)?;
         context.say(format!("drew {}", path.display()));
     }
     if let Some(path) = &args.csv {

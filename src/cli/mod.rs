@@ -19,6 +19,7 @@ mod doctor;
 mod draw;
 mod dry_run;
 mod error;
+mod film;
 mod inspect;
 mod man;
 mod measure;

@@ -138,7 +138,7 @@ fn legend(root: &Area<'_>, schedule: &Schedule, has_scores: bool) -> Drawn {
         ),
         (
             steps().any(|s| network(s) && reuses(s)),
-            reuse_shade(None, None),
+            reuse_shade(has_scores.then_some(0.0), has_scores.then_some(1.0)),
             scored(
                 "reused: the stronger, the further below the threshold",
                 "reused",
@@ -275,7 +275,9 @@ fn weights(area: &Area<'_>, schedule: &Schedule) -> Drawn {
             )])?;
             let text = match weight {
                 0.0 => String::new(),
-                weight => format!("{weight:.2}"),
+                // As little as a sign can say.
+                weight if weight.abs() < 0.005 => "0".into(),
+                weight => format!("{weight:.2}").replace('-', "−"),
             };
             // Rows of many steps are too low for numbers.
             if schedule.steps() <= 32 {
@@ -297,6 +299,8 @@ fn side_bars(
     let mut chart = ChartBuilder::on(area)
         .caption(caption, (FONT, 14).into_font().color(&INK))
         .margin(8)
+        // Numbers of neighbouring axes stay apart.
+        .margin_right(20)
         .x_label_area_size(34)
         .build_cartesian_2d(0f64..1f64, steps as f64..0f64)?;
     chart

@@ -5,8 +5,9 @@ pub mod comparison;
 #[cfg(not(target_family = "wasm"))]
 mod curves;
 #[cfg(not(target_family = "wasm"))]
-mod font;
+mod film;
 #[cfg(not(target_family = "wasm"))]
+mod font;
 mod front;
 #[cfg(not(target_family = "wasm"))]
 mod grid;
@@ -21,6 +22,8 @@ mod plot;
 #[cfg(not(target_family = "wasm"))]
 pub use curves::{Panel, draw_curves};
 #[cfg(not(target_family = "wasm"))]
+pub use film::{FilmRow, draw_film};
+#[cfg(not(target_family = "wasm"))]
 pub use front::{FrontPoint, draw_front};
 #[cfg(not(target_family = "wasm"))]
 pub use grid::{Tile, columns_for, grid};
@@ -32,6 +35,7 @@ pub use picture::{
     PictureFormat, PictureText, encode_picture, image_from_values, text_of_png, write_picture,
     write_png,
 };
+#[cfg(not(target_family = "wasm"))]
 pub use plot::Scale;
 
 /// Why a picture could not be written.

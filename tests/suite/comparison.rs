@@ -56,6 +56,8 @@ fn a_comparison_adds_fewer_steps_and_says_what_it_found() {
         "12",
         "--csv",
         &path("rows.csv"),
+        "--film",
+        &path("film.png"),
         "--html",
         &path("compare.html"),
         "--pictures",
@@ -134,6 +136,17 @@ fn a_comparison_adds_fewer_steps_and_says_what_it_found() {
     assert!(csv.starts_with("schedule,policy,kind,") && csv.contains("\r\nfora:2,fora,policy,6,"));
     assert!(image::open(path("front.png")).unwrap().width() > 500);
 
+    // Five rows, a frame for each of the six steps' work.
+    let film = std::fs::File::open(path("film.png")).unwrap();
+    let film = png::Decoder::new(std::io::BufReader::new(film));
+    let film = film.read_info().unwrap();
+    let moves = film
+        .info()
+        .animation_control()
+        .map(|control| control.num_frames);
+    assert_eq!(moves, Some(6));
+    let film = image::open(path("film.png")).unwrap();
+    assert!(film.width() > 6 * 96 && film.height() > 5 * 96);
     let html = std::fs::read_to_string(path("compare.html")).unwrap();
     assert!(html.starts_with("<!DOCTYPE html>") && html.trim_end().ends_with("</html>"));
     for elsewhere in ["://", "src=\"", "href=", "@import", "url("] {

@@ -555,6 +555,22 @@ fn the_command_trains_a_model_that_samples() {
         "--json",
     ];
     assert_eq!(harmonica_json(&tuned)["steps"], 2);
+    // Other pictures: what reads and draws patches begins anew, and the command says so.
+    let other = at.path().join("other");
+    let init = model.to_str().unwrap();
+    let other = other.to_str().unwrap();
+    let mut flags = vec![
+        "train", "dit", "--data", data, "--out", other, "--init", init,
+    ];
+    flags.extend("--device cpu --image-size 16 --patch 4 --images 4 --batch 4".split(' '));
+    let other = harmonica(&flags);
+    let said = String::from_utf8_lossy(&other.stderr);
+    assert!(
+        other.status.success()
+            && said.contains("[3, 8, 8] in patches of 2, this data is [3, 16, 16] in patches of 4")
+            && said.contains("final_layer.linear.bias, final_layer.linear.weight, x_embedder."),
+        "{said}"
+    );
 
     let refused = |flags: &[&'static str], text: &str| {
         let out = harmonica(&with(flags));
@@ -597,6 +613,42 @@ fn the_command_trains_a_model_that_samples() {
         "{said}"
     );
     assert_eq!(log(), before);
+}
+
+#[test]
+fn weights_go_on_with_other_pictures() {
+    let spec: ModelSpec = "bundled".parse().unwrap();
+    let state = checkpoint::load_state(&spec, LoadOptions::default()).unwrap();
+    let shape = |name: &str, state: &StateDict| state.tensors[name].len();
+    let name = "x_embedder.proj.weight";
+    let before = state.clone();
+    // As many tokens, of other numbers.
+    let (other, begun) = before.clone().for_pictures([4, 16, 16], 2, 3).unwrap();
+    assert_eq!(begun.len(), 4, "{begun:?}");
+    assert_eq!(shape(name, &before) / 48, shape(name, &other) / 16);
+    assert_eq!(other.config.tokens(), before.config.tokens());
+    let kept = before.tensors.keys().filter(|name| !begun.contains(name));
+    assert!(kept.clone().count() > 100);
+    assert!(
+        kept.into_iter()
+            .all(|name| before.tensors[name] == other.tensors[name])
+    );
+    // A last layer that has learned nothing says nothing, as in a fresh network.
+    assert!(
+        other.tensors["final_layer.linear.weight"]
+            .iter()
+            .all(|v| *v == 0.0)
+    );
+    // Larger pictures of the same patches: all is kept.
+    let (larger, begun) = before.clone().for_pictures([3, 64, 64], 4, 3).unwrap();
+    assert!(begun.is_empty() && larger.tensors == before.tensors);
+    assert_eq!(larger.config.input_size, [64, 64]);
+    // Patches that do not fill a picture.
+    let refused = before
+        .for_pictures([3, 30, 30], 4, 3)
+        .unwrap_err()
+        .to_string();
+    assert!(refused.contains("describes no DiT"), "{refused}");
 }
 
 #[test]
