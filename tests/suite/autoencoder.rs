@@ -210,9 +210,9 @@ fn a_resumed_run_is_the_run() {
         VaeRun::open(&data, start(), options(out, steps, resume), engine.device())
     };
     let finish = |out: &Path, steps, resume| {
-        run(out, steps, resume)
-            .unwrap()
-            .for_each(|event| drop(event.unwrap()));
+        for event in run(out, steps, resume).unwrap() {
+            event.unwrap();
+        }
     };
     let whole = at.path().join("whole");
     finish(&whole, 4, false);
