@@ -3,11 +3,12 @@
     cargo build --release
     pip install torch numpy pillow safetensors
     python benches/sample_run.py target/release/harmonica --device vulkan     # PyTorch on CUDA
-    python benches/sample_run.py target/release/harmonica --device cpu
+    python benches/sample_run.py target/release/harmonica --device cpu --dtypes f32,bf16
 
 Both sides run the guided network and a DDIM step as often as asked, without the autoencoder; PyTorch with its fused
 attention, uncached: in f32, with TF32 products, with weights and activations in f16, and the last two replayed as CUDA
-graphs, which spare it the launching of kernels one by one. A row is one round: medians of its runs.
+graphs, which spare it the launching of kernels one by one; on the CPU in f32, and with weights and activations in bf16. A
+row is one round: medians of its runs.
 """
 
 import argparse
@@ -53,7 +54,7 @@ class PyTorch:
 
     def form(self, name, batch):
         """Turns to a form, such as `f16 graph`."""
-        dtype = torch.float16 if "f16" in name else torch.float32
+        dtype = {"f16": torch.float16, "bf16": torch.bfloat16}.get(name.split()[0], torch.float32)
         torch.backends.cuda.matmul.allow_tf32 = "tf32" in name
         dit = self.dit.to(dtype)
         s = self.shape
@@ -134,7 +135,7 @@ def main():
         sys.exit("no CUDA device: PyTorch sees none (--device cpu compares on the processor)")
     # The golden twin makes its small constants where tensors are made by default.
     torch.set_default_device(device)
-    forms = ["f32", "tf32", "f16", "tf32 graph", "f16 graph"] if device == "cuda" else ["f32"]
+    forms = ["f32", "tf32", "f16", "tf32 graph", "f16 graph"] if device == "cuda" else ["f32", "bf16"]
     print("PyTorch", torch.__version__, torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} threads")
     for model in args.models.split(","):
         with torch.device("cpu"):

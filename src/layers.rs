@@ -7,7 +7,7 @@ use std::sync::{
 
 use burn::tensor::{DType, Device, Tensor, TensorData, activation::silu};
 
-use crate::kernels::{self, Quantised, QuantisedData, add_bias};
+use crate::kernels::{self, Bf16Matrix, Quantised, QuantisedData, add_bias};
 
 /// Width of the sinusoidal features of a timestep.
 pub const TIMESTEP_CHANNELS: usize = 256;
@@ -40,6 +40,8 @@ pub enum Weight {
     Half(Tensor<2>),
     /// In bytes, widened for each use.
     Quantised(Box<Quantised>),
+    /// In bf16, as a processor's matrix units take it; widened for each use where there are none.
+    Bf16(Bf16Matrix),
 }
 
 /// The same on the host, as it is sent.
@@ -48,6 +50,7 @@ pub enum WeightData {
     /// f32 or f16
     Floats(TensorData),
     Quantised(QuantisedData),
+    Bf16(Bf16Matrix),
 }
 
 impl WeightData {
@@ -56,6 +59,7 @@ impl WeightData {
         match self {
             Self::Floats(values) => values.as_bytes().len() as u64,
             Self::Quantised(matrix) => matrix.bytes(),
+            Self::Bf16(matrix) => matrix.bytes(),
         }
     }
 
@@ -63,6 +67,7 @@ impl WeightData {
     pub fn into_device(self, device: &Device) -> Weight {
         match self {
             Self::Quantised(matrix) => Weight::Quantised(Box::new(matrix.into_device(device))),
+            Self::Bf16(matrix) => Weight::Bf16(matrix),
             Self::Floats(values) => {
                 let dtype = values.dtype();
                 let weight = Tensor::from_data(values, (device, dtype));
@@ -132,6 +137,7 @@ pub fn product<const D: usize>(layer: &Affine, x: Tensor<D>) -> Tensor<D> {
         Weight::Whole(weight) => kernels::product(x, weight.clone()),
         Weight::Half(weight) => kernels::half_product(x, weight.clone()),
         Weight::Quantised(matrix) => kernels::quantised_product(x, matrix),
+        Weight::Bf16(matrix) => kernels::bf16_product(x, matrix),
     }
 }
 

@@ -9,13 +9,17 @@ use std::{
 };
 
 use burn::tensor::{DType, Device, TensorData};
-use half::{f16, slice::HalfFloatSliceExt};
+use half::{bf16, f16, slice::HalfFloatSliceExt};
 use serde::{Deserialize, Serialize};
 
-use crate::{kernels::QuantisedData, layers::WeightData, models::TensorSpec};
+use crate::{
+    kernels::{Bf16Matrix, QuantisedData, on_cpu},
+    layers::WeightData,
+    models::TensorSpec,
+};
 
 /// In what the matrices of blocks are kept. Products are in f32, but for those of f16 on devices with matrix units
-/// ([`crate::kernels::Hardware`]).
+/// ([`crate::kernels::Hardware`]), and those of bf16, whose sums alone are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Kept {
@@ -23,6 +27,8 @@ pub enum Kept {
     F32,
     /// Half the bytes.
     F16,
+    /// Half the bytes, on the CPU alone: in the order in which products read them.
+    Bf16,
     /// A byte a number and an f32 scale an output channel: a quarter of the bytes.
     Q8,
 }
@@ -32,6 +38,7 @@ impl std::fmt::Display for Kept {
         f.write_str(match self {
             Self::F32 => "f32",
             Self::F16 => "f16",
+            Self::Bf16 => "bf16",
             Self::Q8 => "q8",
         })
     }
@@ -76,6 +83,9 @@ pub enum ResidenceError {
     /// The device computes with nothing narrower than f32.
     #[error("this device has no f16; keep the weights in f32")]
     NoF16,
+    /// The device is a GPU.
+    #[error("weights in bf16 are for the CPU; on this device keep them in f16, or in f32")]
+    NoBf16,
     /// No buffer of the device holds a tensor as products take it, however its weights are kept.
     #[error(
         "tensor `{name}` takes {bytes} bytes in f32, as products use it, and the largest buffer of this device has {limit}: use another device, such as the CPU"
@@ -90,9 +100,13 @@ pub enum ResidenceError {
         "decoding takes a buffer of {bytes} bytes, and the largest of this device has {limit}: decode in smaller tiles, or on another device, such as the CPU"
     )]
     Decoding { bytes: u64, limit: u64 },
-    /// A weight beyond what f16 holds.
-    #[error("tensor `{name}` holds {value}, which is beyond f16; keep the weights in f32")]
-    Overflow { name: String, value: f32 },
+    /// A weight beyond what the type holds that it was to be kept in.
+    #[error("tensor `{name}` holds {value}, which is beyond {kept}; keep the weights in f32")]
+    Overflow {
+        name: String,
+        value: f32,
+        kept: Kept,
+    },
 }
 
 impl ResidenceError {
@@ -124,12 +138,14 @@ impl Residence {
     /// Bytes of a tensor where it lies.
     fn bytes(&self, tensor: &TensorSpec) -> u64 {
         let numbers = tensor.numbers();
+        let outputs = || tensor.shape.first().copied().unwrap_or(1);
         match self.kept {
             Kept::F16 if Self::is_in_block(tensor) => 2 * numbers as u64,
-            Kept::Q8 if Self::is_in_block(tensor) => {
-                let outputs = tensor.shape.first().copied().unwrap_or(1);
-                QuantisedData::bytes_of(numbers, outputs)
+            Kept::Bf16 if Self::is_in_block(tensor) => {
+                let outputs = outputs();
+                Bf16Matrix::bytes_of([numbers / outputs.max(1), outputs])
             }
+            Kept::Q8 if Self::is_in_block(tensor) => QuantisedData::bytes_of(numbers, outputs()),
             _ => 4 * numbers as u64,
         }
     }
@@ -146,11 +162,12 @@ impl Residence {
         Ok(self.plan(tensors, device)?.1)
     }
 
-    /// `has_f16`: whether the device can keep it.
-    fn check_f16(&self, has_f16: bool) -> Result<(), ResidenceError> {
-        match self.kept == Kept::F16 && !has_f16 {
-            true => Err(ResidenceError::NoF16),
-            false => Ok(()),
+    /// `has_f16`: whether the device can keep it; `cpu`: whether it is the processor.
+    fn check_type(&self, has_f16: bool, cpu: bool) -> Result<(), ResidenceError> {
+        match self.kept {
+            Kept::F16 if !has_f16 => Err(ResidenceError::NoF16),
+            Kept::Bf16 if !cpu => Err(ResidenceError::NoBf16),
+            _ => Ok(()),
         }
     }
 
@@ -160,7 +177,7 @@ impl Residence {
         tensors: &[TensorSpec],
         device: &Device,
     ) -> Result<(HashSet<String>, Resident), ResidenceError> {
-        self.check_f16(device.supports_dtype(DType::F16))?;
+        self.check_type(device.supports_dtype(DType::F16), on_cpu(device))?;
         let total: u64 = tensors.iter().map(|tensor| self.bytes(tensor)).sum();
         let limit = match self.max_bytes {
             Some(limit) if limit < total => limit,
@@ -210,7 +227,16 @@ impl Residence {
         shape: [usize; 2],
     ) -> Result<WeightData, ResidenceError> {
         match self.kept {
-            Kept::F16 if Self::is_in_block(tensor) => Self::halves(tensor, values, shape),
+            Kept::F16 if Self::is_in_block(tensor) => {
+                let mut halves = vec![f16::ZERO; values.len()];
+                halves.convert_from_f32_slice(&values);
+                self.check_range(tensor, &values, |at| halves[at].is_finite())?;
+                Ok(WeightData::Floats(TensorData::new(halves, shape)))
+            }
+            Kept::Bf16 if Self::is_in_block(tensor) => {
+                self.check_range(tensor, &values, |at| bf16::from_f32(values[at]).is_finite())?;
+                Ok(WeightData::Bf16(Bf16Matrix::of(&values, shape)))
+            }
             Kept::Q8 if Self::is_in_block(tensor) => {
                 Ok(WeightData::Quantised(QuantisedData::of(&values, shape)))
             }
@@ -218,18 +244,19 @@ impl Residence {
         }
     }
 
-    fn halves(
+    /// Refuses a tensor of which a number is none as it is kept.
+    fn check_range(
+        &self,
         tensor: &TensorSpec,
-        values: Vec<f32>,
-        shape: [usize; 2],
-    ) -> Result<WeightData, ResidenceError> {
-        let mut halves = vec![f16::ZERO; values.len()];
-        halves.convert_from_f32_slice(&values);
-        match halves.iter().position(|half| !half.is_finite()) {
-            None => Ok(WeightData::Floats(TensorData::new(halves, shape))),
+        values: &[f32],
+        fits: impl Fn(usize) -> bool,
+    ) -> Result<(), ResidenceError> {
+        match (0..values.len()).find(|at| !fits(*at)) {
+            None => Ok(()),
             Some(at) => Err(ResidenceError::Overflow {
                 name: tensor.name.clone(),
                 value: values[at],
+                kept: self.kept,
             }),
         }
     }
@@ -328,13 +355,39 @@ mod tests {
     fn f16_needs_a_device_that_has_it() {
         let check = |kept, has_f16| {
             let max_bytes = None;
-            Residence { kept, max_bytes }.check_f16(has_f16)
+            Residence { kept, max_bytes }.check_type(has_f16, false)
         };
         assert_eq!(check(Kept::F16, false), Err(ResidenceError::NoF16));
         assert_eq!(check(Kept::F16, true), Ok(()));
         for kept in [Kept::F32, Kept::Q8] {
             assert_eq!(check(kept, false), Ok(()));
         }
+    }
+
+    #[test]
+    fn bf16_is_for_the_cpu_and_takes_half() {
+        let residence = Residence {
+            kept: Kept::Bf16,
+            max_bytes: None,
+        };
+        assert_eq!(
+            residence.check_type(true, false),
+            Err(ResidenceError::NoBf16)
+        );
+        assert_eq!(residence.check_type(false, true), Ok(()));
+        let tensor = |numbers: [usize; 2]| {
+            TensorSpec::matrix("blocks.0.mlp.fc1.weight".into(), numbers.into(), Vec::new())
+        };
+        // Sizes that fill tiles, and sizes that do not.
+        for ([outputs, inputs], bytes) in [([48, 64], 2 * 48 * 64), ([30, 10], 2 * 32 * 32)] {
+            let tensor = tensor([outputs, inputs]);
+            let kept = residence.matrix(&tensor, vec![0.5; inputs * outputs], [inputs, outputs]);
+            assert_eq!(kept.unwrap().bytes(), bytes);
+            assert_eq!(residence.bytes(&tensor), bytes);
+        }
+        let large = residence.matrix(&tensor([1, 2]), vec![0.0, f32::MAX], [2, 1]);
+        let said = large.unwrap_err().to_string();
+        assert!(said.contains("which is beyond bf16"), "{said}");
     }
 
     #[test]

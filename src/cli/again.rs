@@ -27,6 +27,7 @@ pub(super) fn same_run(session: &SessionArgs) -> String {
     match session.residence.dtype {
         KeptArg::F32 => {}
         KeptArg::F16 => flags.add("dtype", "f16"),
+        KeptArg::Bf16 => flags.add("dtype", "bf16"),
         KeptArg::Auto => flags.add("dtype", "auto"),
     }
     if session.residence.quant == Some(QuantArg::Q8) {

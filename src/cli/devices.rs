@@ -25,7 +25,11 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
     let cpu = Engine::cpu();
     let auto_is_cpu = found.iter().all(|a| !a.auto);
     if args.json {
-        let cpu = json!({ "device": cpu.report().device, "auto": auto_is_cpu });
+        let cpu = json!({
+            "device": cpu.report().device,
+            "auto": auto_is_cpu,
+            "matrix_units": cpu.hardware().bf16_units,
+        });
         print_json(&json!({ "adapters": found, "cpu": cpu }));
         return Ok(());
     }
@@ -63,7 +67,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
         "",
         "",
         "",
-        "",
+        yes(cpu.hardware().bf16_units),
     ]);
     out!("{table}");
     context.say("→ is what --device auto takes; software adapters run only when asked for");
@@ -75,8 +79,11 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
     Ok(())
 }
 
+fn yes(flag: bool) -> &'static str {
+    if flag { "yes" } else { "no" }
+}
+
 fn row(a: &AdapterReport) -> [String; 13] {
-    let yes = |flag: bool| if flag { "yes" } else { "no" }.to_owned();
     [
         if a.auto { "→" } else { "" }.into(),
         a.index.to_string(),
@@ -88,8 +95,8 @@ fn row(a: &AdapterReport) -> [String; 13] {
         format!("{:.1} GiB", a.max_buffer_bytes as f64 / (1u64 << 30) as f64),
         a.max_storage_buffers.to_string(),
         format!("{} · {} KiB", a.max_workgroup, a.workgroup_bytes / 1024),
-        yes(a.f16),
-        yes(a.subgroups),
-        yes(a.matrix_units),
+        yes(a.f16).into(),
+        yes(a.subgroups).into(),
+        yes(a.matrix_units).into(),
     ]
 }

@@ -202,6 +202,7 @@ fn of_checkpoint(error: &CheckpointError) -> Option<&'static str> {
             ResidenceError::Buffer { .. } => Some(" (--device cpu)"),
             ResidenceError::Decoding { .. } => Some(" (--vae-tile N, or --device cpu)"),
             ResidenceError::NoF16 | ResidenceError::Overflow { .. } => Some(" (--dtype f32)"),
+            ResidenceError::NoBf16 => Some(" (--dtype f16, or --device cpu)"),
             _ => None,
         },
         _ => None,

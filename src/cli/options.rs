@@ -102,6 +102,7 @@ impl From<DtypeArg> for StoredDtype {
 pub(super) enum KeptArg {
     F32,
     F16,
+    Bf16,
     Auto,
 }
 
@@ -115,13 +116,18 @@ pub(super) enum QuantArg {
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Device and memory")]
 pub(super) struct ResidenceArgs {
-    /// How the weights of blocks are kept: f32, or f16 in half the memory. A device with matrix units (`harmonica devices`)
-    /// multiplies f16 with f16 by them and sums in f32, several times as fast; others multiply in f32. auto: f16 where there are
-    /// matrix units, else f32
-    #[arg(long, value_name = "f32|f16|auto", value_enum, default_value = "f32")]
+    /// How the weights of blocks are kept: f32, or f16 in half the memory, on the CPU also bf16. A device with matrix units
+    /// (`harmonica devices`) multiplies by them and sums in f32, several times as fast: a GPU f16 with f16, a processor (AMX) bf16
+    /// with bf16. auto: what the device has matrix units for, else f32
+    #[arg(
+        long,
+        value_name = "f32|f16|bf16|auto",
+        value_enum,
+        default_value = "f32"
+    )]
     pub dtype: KeptArg,
     /// Keep the weights of blocks as a byte a number with an f32 scale an output channel, in a quarter of the memory (products
-    /// are in f32); instead of --dtype f16
+    /// are in f32); instead of --dtype f16 or bf16
     #[arg(long, value_name = "q8", value_enum)]
     pub quant: Option<QuantArg>,
     /// Weights on the device at most, such as 800M or 2G: what does not fit waits on the host and is sent when a branch is
@@ -133,17 +139,24 @@ pub(super) struct ResidenceArgs {
 impl ResidenceArgs {
     /// What was asked, on this engine.
     pub fn residence(&self, engine: &Engine) -> Result<Residence, CliError> {
-        let kept = match (self.dtype, self.quant) {
-            (KeptArg::F16, Some(_)) => {
-                return Err(CliError::Usage(
-                    "--quant q8 keeps the weights of blocks in bytes, --dtype f16 in half precision; pass one of them"
-                        .into(),
-                ));
-            }
-            (_, Some(QuantArg::Q8)) => Kept::Q8,
-            (KeptArg::F16, None) => Kept::F16,
-            (KeptArg::Auto, None) if engine.hardware().matrix_units => Kept::F16,
-            (KeptArg::F32 | KeptArg::Auto, None) => Kept::F32,
+        let hardware = engine.hardware();
+        let kept = match self.dtype {
+            KeptArg::F16 => Kept::F16,
+            KeptArg::Bf16 => Kept::Bf16,
+            KeptArg::Auto if hardware.matrix_units => Kept::F16,
+            KeptArg::Auto if hardware.bf16_units => Kept::Bf16,
+            KeptArg::F32 | KeptArg::Auto => Kept::F32,
+        };
+        let kept = match self.quant {
+            None => kept,
+            Some(QuantArg::Q8) => match self.dtype {
+                KeptArg::F32 | KeptArg::Auto => Kept::Q8,
+                KeptArg::F16 | KeptArg::Bf16 => {
+                    return Err(CliError::Usage(format!(
+                        "--quant q8 keeps the weights of blocks in a byte a number, --dtype {kept} in two; pass one of them"
+                    )));
+                }
+            },
         };
         Ok(Residence {
             kept,

@@ -340,7 +340,7 @@ fn recipe(
         clip_x0: switch.into(),
         cache_dtype: args.cache.cache_dtype.to_string(),
         variant: model.variant.clone(),
-        dtype: (kept == Kept::F16).then(|| kept.to_string()),
+        dtype: matches!(kept, Kept::F16 | Kept::Bf16).then(|| kept.to_string()),
         quant: (kept == Kept::Q8).then(|| kept.to_string()),
         schedule: match named {
             true => args.schedule.schedule.clone(),

@@ -76,6 +76,7 @@ fn note_hardware(report: &DeviceReport, setup: &WgpuSetup, device: &Device) {
     let hardware = Hardware {
         software: report.software,
         matrix_units: asked_for && has_matrix_units(&setup.adapter, &setup.adapter.get_info()),
+        bf16_units: false,
     };
     hardware.note(device);
 }

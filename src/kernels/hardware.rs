@@ -7,13 +7,17 @@ use std::{
 
 use burn::{backend::DispatchDevice, cubecl, tensor::Device};
 
-/// A GPU as kernels see it.
+use super::amx;
+
+/// A device as kernels see it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Hardware {
     /// A software rasteriser: its threads are a processor's.
     pub software: bool,
     /// Matrix units that multiply fragments of 16×16 in f16 and sum in f32, for subgroups of 32.
     pub matrix_units: bool,
+    /// A processor's matrix units (AMX), which multiply in bf16 and sum in f32.
+    pub bf16_units: bool,
 }
 
 /// By burn's names of devices, which are the process's.
@@ -32,6 +36,10 @@ impl Hardware {
     pub fn of_device(device: &Device) -> Self {
         match device.clone().inner().as_dispatch() {
             DispatchDevice::Cube(device) => Self::of(device),
+            DispatchDevice::Flex(_) => Self {
+                bf16_units: amx::is_there(),
+                ..Self::default()
+            },
             _ => Self::default(),
         }
     }

@@ -10,7 +10,9 @@
 //!   SPIR-V or MSL compilers, which take no WGSL.
 
 mod add_bias;
+mod amx;
 mod attention;
+mod bf16;
 mod cache_write;
 #[cfg(not(target_family = "wasm"))]
 mod check;
@@ -43,6 +45,7 @@ use burn::{
 
 pub use add_bias::add_bias;
 pub use attention::attention;
+pub use bf16::{Bf16Matrix, bf16_product};
 pub use cache_write::{SlotAt, cache_write};
 #[cfg(not(target_family = "wasm"))]
 pub use check::{KernelCheck, KernelFault, check_kernels};

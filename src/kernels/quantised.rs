@@ -14,9 +14,10 @@ use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
 use super::{
-    Place, Route,
+    Bf16Matrix, Place, Route,
+    bf16::bf16_product_cpu,
     differentiable::{rows, with_width},
-    flex::{empty, own},
+    flex::{empty, own, tensor},
     lanes::{for_rows, rows_of},
     on_cpu,
     product::{Matrix, product, product_into_columns},
@@ -166,6 +167,9 @@ pub trait PanelKernels: Backend {
         words: IntTensor<Self>,
         scales: FloatTensor<Self>,
     ) -> FloatTensor<Self>;
+
+    /// See [`super::bf16::bf16_product`].
+    fn bf16_product(x: FloatTensor<Self>, matrix: Bf16Matrix) -> FloatTensor<Self>;
 }
 
 impl PanelKernels for Flex {
@@ -173,8 +177,22 @@ impl PanelKernels for Flex {
         let [x, words, scales] = [x, words, scales].map(own);
         let (scales, of_rows) = (scales.storage(), rows(&x));
         let mut out = empty([of_rows.rows(), scales.len()]);
-        quantised_product_cpu(of_rows, words.storage(), scales, out.storage_mut());
+        let numbers = bytemuck::cast_slice(words.storage::<i32>());
+        product_by_panels(
+            of_rows,
+            scales.len(),
+            out.storage_mut(),
+            |first, width, panel| {
+                widen(numbers, scales, first, width, panel);
+            },
+        );
         out.reshape(with_width(&x, scales.len()))
+    }
+
+    fn bf16_product(x: FlexTensor, matrix: Bf16Matrix) -> FlexTensor {
+        let x = own(x);
+        let shape = with_width(&x, matrix.shape()[1]);
+        tensor(bf16_product_cpu(x.storage(), &matrix), shape)
     }
 }
 
@@ -207,20 +225,26 @@ fn widen(numbers: &[i8], scales: &[f32], first: usize, width: usize, out: &mut [
     });
 }
 
-/// `out = x·W`, row-major.
-fn quantised_product_cpu(x: Matrix, words: &[i32], scales: &[f32], out: &mut [f32]) {
+/// `out = x·W`, row-major, of a matrix whose columns `first..first + width` are had in f32 by `widen(first, width, columns)`, for
+/// multiples of 16 as `first`.
+pub(super) fn product_by_panels(
+    x: Matrix,
+    outputs: usize,
+    out: &mut [f32],
+    widen: impl Fn(usize, usize, &mut [f32]),
+) {
     /// Numbers of the columns that are widened at a time: 2 MiB.
     const PANEL: usize = 1 << 19;
     /// Numbers of the widest vector.
     const LANES: usize = 16;
-    let (inputs, outputs) = (x.columns(), scales.len());
+    let inputs = x.columns();
     let widest = (PANEL / inputs.max(1)).max(1).next_multiple_of(LANES);
     let widest = widest.min(outputs);
     let mut panel = vec![0.0; inputs * widest];
     for first in (0..outputs).step_by(widest.max(1)) {
         let width = widest.min(outputs - first);
         let panel = &mut panel[..inputs * width];
-        widen(bytemuck::cast_slice(words), scales, first, width, panel);
+        widen(first, width, panel);
         product_into_columns(out, [first, outputs], x, Matrix::new(panel, width));
     }
 }

@@ -1,9 +1,10 @@
 //! Promises of the library and the command, kept against golden values of an independent
-//! implementation (`tests/golden/make.py`, `make_train.py`, `make_text.py`, `make_rivals.py`, `make_quant.py`) and against each other on two devices.
+//! implementation (`tests/golden/make.py`, `make_train.py`, `make_text.py`, `make_rivals.py`, `make_quant.py`, `make_bf16.py`) and against each other on two devices.
 
 mod allocations;
 mod autoencoder;
 mod bad_input;
+mod bf16;
 mod cached_golden;
 mod caching;
 #[cfg(all(feature = "capi", feature = "bundled"))]

@@ -25,12 +25,12 @@ const FILE: &str = "quant.safetensors";
 const BOUND: f64 = 1e-4;
 
 /// Networks of the golden file: name, weights, attention heads.
-const NETWORKS: [(&str, &str, usize); 2] = [
+pub const NETWORKS: [(&str, &str, usize); 2] = [
     ("dit", "tiny-a.pt", 4),
     ("pixart", "pixart-original.pth", 3),
 ];
 
-fn load(file: &str, heads: usize, residence: Residence, device: &Device) -> Model {
+pub fn load(file: &str, heads: usize, residence: Residence, device: &Device) -> Model {
     let options = LoadOptions {
         heads: Some(heads),
         input_size: None,
@@ -47,7 +47,7 @@ fn q8(max_bytes: Option<u64>) -> Residence {
 }
 
 /// What a network makes of the inputs that the golden file is of, and what it makes with f32 weights.
-fn output(network: &str, model: &Model) -> (Vec<f32>, Vec<f32>) {
+pub fn output(network: &str, model: &Model) -> (Vec<f32>, Vec<f32>) {
     let (io, prefix) = match network {
         "dit" => ("tiny-a.io.safetensors", ""),
         "pixart" => ("pixart.io.safetensors", "alpha."),
@@ -74,7 +74,7 @@ fn largest(values: &[f32]) -> f32 {
     values.iter().fold(0.0, |most, v| most.max(v.abs()))
 }
 
-fn relative(found: &[f32], expected: &[f32]) -> f64 {
+pub fn relative(found: &[f32], expected: &[f32]) -> f64 {
     f64::from(max_abs_error(found, expected) / largest(expected))
 }
 
@@ -360,12 +360,16 @@ fn bytes_and_half_precision_exclude_each_other() {
         &["compare", "--schedules", "fora:2"],
         &["train", "router"],
     ] {
-        let both = ["--device", "cpu", "--quant", "q8", "--dtype", "f16"];
-        let out = harmonica(&[command, &both].concat());
-        let said = String::from_utf8_lossy(&out.stderr);
-        assert_eq!(out.status.code(), Some(2), "{command:?}: {said}");
-        let expected = "--quant q8 keeps the weights of blocks in bytes, --dtype f16 in half precision; pass one of them";
-        assert!(said.contains(expected), "{command:?}: {said}");
+        for dtype in ["f16", "bf16"] {
+            let both = ["--device", "cpu", "--quant", "q8", "--dtype", dtype];
+            let out = harmonica(&[command, &both].concat());
+            let said = String::from_utf8_lossy(&out.stderr);
+            assert_eq!(out.status.code(), Some(2), "{command:?}: {said}");
+            let expected = format!(
+                "--quant q8 keeps the weights of blocks in a byte a number, --dtype {dtype} in two; pass one of them"
+            );
+            assert!(said.contains(&expected), "{command:?}: {said}");
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 
 use harmonica::{
     checkpoint::{Kept, LoadOptions, ModelSpec, Residence, load_model_in},
+    device::Engine,
     metrics::{max_abs_error, psnr},
 };
 use serde_json::Value;
@@ -62,7 +63,13 @@ fn half_precision_takes_half_and_costs_little() {
             assert_eq!(full, half);
         }
         let (_, report_auto) = sample_bundled(folder.path(), device, "none", &["--dtype", "auto"]);
-        let expected = if units { &report_half } else { &report };
+        let auto = match device {
+            "vulkan" if units => "f16",
+            "cpu" if Engine::cpu().hardware().bf16_units => "bf16",
+            _ => "f32",
+        };
+        assert_eq!(report_auto["weights"], auto);
+        let expected = if auto == "f32" { &report } else { &report_half };
         assert_eq!(bytes(&report_auto), bytes(expected));
         let quarter = (bytes(&report_half) / 4.0).to_string();
         let (waiting, _) = sample_bundled(

@@ -54,6 +54,8 @@ struct Tried {
     report: DeviceReport,
     /// The CPU has no limits.
     adapter: Option<AdapterReport>,
+    /// Whether a processor has matrix units.
+    bf16_units: bool,
     kernels: Vec<KernelCheck>,
     speed: Result<Speed, String>,
 }
@@ -114,6 +116,7 @@ impl Tried {
         Self {
             adapter: adapters.iter().find(is_it).cloned(),
             report,
+            bf16_units: engine.hardware().bf16_units,
             kernels,
             speed,
         }

@@ -134,6 +134,9 @@ fn device(tried: &Tried, asked: &str) -> Section {
             section.line(["matrix units: --dtype f16 multiplies by them".to_owned()]);
         }
     }
+    if tried.bf16_units {
+        section.line(["matrix units: --dtype bf16 multiplies by them".to_owned()]);
+    }
     section
 }
 

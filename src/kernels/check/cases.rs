@@ -1,16 +1,16 @@
 //! Inputs, formulas and calls.
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
-use half::f16;
+use half::{bf16, f16};
 
 use super::Case;
 use crate::{
     device::{DeviceFault, read_back},
     diffusion::{Guidance, GuidedChannels, ImageNoise, Step, StepNoise, Weights},
     kernels::{
-        Before, OutputLayout, QuantisedData, Reused, SlotAt, VectorAt, attention, cache_write,
-        dequantise, embed_tokens, gated_residual, gelu, half_product, modulate, product,
-        reuse_span, solver_step,
+        Before, Bf16Matrix, OutputLayout, QuantisedData, Reused, SlotAt, VectorAt, attention,
+        bf16_product, cache_write, dequantise, embed_tokens, gated_residual, gelu, half_product,
+        modulate, product, reuse_span, solver_step,
     },
 };
 
@@ -118,6 +118,26 @@ pub(super) fn of_matrix_product() -> Case {
         let weight = TensorData::new(halves.clone(), [DEPTH, OUTPUTS]);
         let weight = Tensor::from_data(weight, (device, DType::F16));
         read_back(half_product(upload(&x, [ROWS, DEPTH], device), weight))
+    })
+}
+
+/// The product of the processor, whose factors are in bf16.
+pub(super) fn of_bf16_product() -> Case {
+    // No multiples of a tile.
+    const ROWS: usize = 130;
+    const DEPTH: usize = 129;
+    const OUTPUTS: usize = 383;
+    let (x, weight) = (numbers(1, ROWS * DEPTH), numbers(2, DEPTH * OUTPUTS));
+    let rounded = |v: f32| bf16::from_f32(v).to_f64();
+    let value = |row: usize, column: usize| {
+        let term = |k| rounded(x[row * DEPTH + k]) * rounded(weight[k * OUTPUTS + column]);
+        (0..DEPTH).map(term).sum()
+    };
+    let expected = (0..ROWS).flat_map(|row| (0..OUTPUTS).map(move |column| (row, column)));
+    let expected = expected.map(|(row, column)| value(row, column)).collect();
+    let matrix = Bf16Matrix::of(&weight, [DEPTH, OUTPUTS]);
+    case("bf16_product", F32, expected, move |device| {
+        read_back(bf16_product(upload(&x, [ROWS, DEPTH], device), &matrix))
     })
 }
 

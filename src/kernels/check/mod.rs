@@ -7,7 +7,7 @@ mod paint;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use super::runs_kernels;
+use super::{on_cpu, runs_kernels};
 use crate::device::{DeviceFault, Engine, Watch};
 
 /// What a kernel did.
@@ -60,6 +60,9 @@ pub fn check_kernels(engine: &Engine) -> Vec<KernelCheck> {
     }
     if engine.hardware().matrix_units {
         cases.push(cases::of_matrix_product());
+    }
+    if on_cpu(engine.device()) {
+        cases.push(cases::of_bf16_product());
     }
     if engine.wgpu().is_some() {
         cases.push(paint::case());
