@@ -237,6 +237,7 @@ fn a_search_stops_before_any_branch_and_goes_on_byte_for_byte() {
 
 #[test]
 fn corrections_of_tables_and_calibrations_stop_before_any_branch() {
+    type Work<'a> = &'a dyn Fn(Stop) -> Result<(), TrainingError>;
     let (pipeline, computed) = counting();
     let branches = pipeline.info.outline.graph.branches();
     let few = LadderSettings {
@@ -258,8 +259,7 @@ fn corrections_of_tables_and_calibrations_stop_before_any_branch() {
         let mut each = |_| ControlFlow::Continue(());
         calibrate(&pipeline, settings(), asked, stop, &mut each).map(drop)
     };
-    let works: [(&str, &dyn Fn(Stop) -> Result<(), TrainingError>); 2] =
-        [("a correction", &correct), ("a calibration", &measure)];
+    let works: [(&str, Work<'_>); 2] = [("a correction", &correct), ("a calibration", &measure)];
     for (name, work) in works {
         let asked = Asked::default();
         work(asked.stop(usize::MAX, &computed)).unwrap();
