@@ -570,6 +570,7 @@ def main():
     corrected_tables(harmonica)
     put("corrected", corrected(harmonica))
     harmonica("sample --device cpu --out assets/sample.png")
+    harmonica("compare --device cpu --schedules learned:2 --no-fewer-steps --count 6 --film assets/film.png")
     put("bench-cpu", bench(harmonica, "cpu", BENCH_CPU))
     put("pair", pair(harmonica))
     put("bench-vulkan", bench(harmonica, "vulkan", "--runs 2"))

@@ -5,9 +5,12 @@ use indicatif::ProgressBar;
 use super::{Context, error::CliError, measure::Entry};
 use crate::{
     device::read_back,
+    graph::Graph,
     pipeline::Pipeline,
+    policy::Origin,
     report::FilmRow,
     sampler::{Event, Request, SampleError},
+    schedule::Reuse,
 };
 
 /// Images of each run.
@@ -35,16 +38,19 @@ pub(super) fn film_row(
             .map(|image| pipeline.decoder.picture(image, shape, &mut go_on))
             .collect::<Result<Vec<_>, _>>()
     };
-    let mut run = entry.sampler.clone().with_preview(true).run(request)?;
-    let mut states: Vec<(f64, _)> = Vec::new();
-    while let Some(event) = run.next() {
+    let reuse = entry.sampler.reuse();
+    let (mut done, mut states) = (0.0, Vec::new());
+    for event in entry.sampler.clone().with_preview(true).run(request)? {
         match event? {
-            Event::Step { x0: Some(x0), .. } => {
+            Event::Step {
+                x0: Some(x0),
+                step,
+                reused,
+                ..
+            } => {
                 bar.inc(images as u64);
-                states.push((
-                    run.totals().macs as f64,
-                    pictures(&read_back(x0).map_err(SampleError::from)?)?,
-                ));
+                done += work(reuse, step, reused, &pipeline.info.outline.graph);
+                states.push((done, pictures(&read_back(x0).map_err(SampleError::from)?)?));
             }
             // What is drawn in the end, which may be clipped.
             Event::Images { x0, .. } => {
@@ -56,11 +62,23 @@ pub(super) fn film_row(
             _ => {}
         }
     }
-    // In steps of this run that compute everything.
-    let all = run.totals().macs_full as f64 / entry.sampler.settings().steps.max(1) as f64;
-    states.iter_mut().for_each(|(macs, _)| *macs /= all);
     Ok(FilmRow {
-        name: entry.name.clone(),
+        name: match entry.origin {
+            Origin::Uncached => "uncached".into(),
+            _ => entry.name.clone(),
+        },
         states,
     })
+}
+
+/// Work of a step, in steps that compute everything.
+fn work(reuse: &Reuse, step: usize, reused: bool, graph: &Graph) -> f64 {
+    let full = graph.full_step_macs();
+    let macs = match reuse {
+        Reuse::Ahead(table) if table.runs_network(step) => graph.step_macs(table.row(step)),
+        Reuse::Ahead(_) => 0,
+        Reuse::AtRunTime(probed) if reused => full - probed.saved_macs(graph),
+        Reuse::AtRunTime(_) => full,
+    };
+    macs as f64 / full.max(1) as f64
 }

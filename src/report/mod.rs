@@ -8,6 +8,7 @@ mod curves;
 mod film;
 #[cfg(not(target_family = "wasm"))]
 mod font;
+#[cfg(not(target_family = "wasm"))]
 mod front;
 #[cfg(not(target_family = "wasm"))]
 mod grid;

@@ -338,15 +338,15 @@ fn what_no_autoencoder_learns_from_is_refused() {
         ),
         (
             &["--data", data, "--image-size", "8", "--batch", "0"],
-            1,
-            "setting `batch` is 0",
+            2,
+            "--batch is 0, expected a whole number of at least 1",
         ),
         (
             &["--data", data, "--image-size", "8", "--kl-weight", "-1"],
-            1,
-            "setting `kl-weight` is -1",
+            2,
+            "--kl-weight is -1, expected a finite number of at least 0",
         ),
-        (&["--resume"], 1, "holds no run to resume"),
+        (&["--resume"], 2, "holds no run to resume"),
         (
             &["--data", data, "--image-size", "8", "--init", data],
             1,
