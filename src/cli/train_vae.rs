@@ -10,7 +10,7 @@ use super::{
     error::CliError,
     options::{DeviceArgs, DtypeArg, parse_seed, parse_switch, print_json},
     progress::progress,
-    training_data::TrainingPictures,
+    training_data::{LengthArgs, TrainingPictures},
 };
 use crate::{
     checkpoint::StoredDtype,
@@ -112,22 +112,6 @@ struct NetworkArgs {
     /// Start from the weights of an AutoencoderKL instead of random ones: any that `sample --vae` takes
     #[arg(long, value_name = "FILE|DIR", conflicts_with_all = ["widths", "layers", "latent_channels", "groups", "resume"])]
     init: Option<PathBuf>,
-}
-
-/// How long.
-#[derive(clap::Args, Debug)]
-#[command(next_help_heading = "Length")]
-#[group(multiple = false)]
-struct LengthArgs {
-    /// Train for this long, over all sessions; the learning rate falls to 0 at its end [default: 60]
-    #[arg(long, value_name = "M")]
-    minutes: Option<f64>,
-    /// Train on this many pictures
-    #[arg(long, value_name = "N")]
-    images: Option<u64>,
-    /// Train for this many optimizer steps
-    #[arg(long, value_name = "N")]
-    steps: Option<u64>,
 }
 
 /// How.
@@ -373,14 +357,9 @@ impl NetworkArgs {
 /// What the command says, over what the run had, over the defaults.
 fn settings(args: &Args, before: Option<&SavedVae>) -> VaeSettings {
     let base = before.map_or_else(VaeSettings::default, |saved| saved.settings.clone());
-    let (length, recipe) = (&args.length, &args.recipe);
+    let recipe = &args.recipe;
     VaeSettings {
-        length: match (length.minutes, length.images, length.steps) {
-            (Some(minutes), ..) => Length::Minutes(minutes),
-            (_, Some(images), _) => Length::Images(images),
-            (.., Some(steps)) => Length::Steps(steps),
-            _ => base.length,
-        },
+        length: args.length.length().unwrap_or(base.length),
         batch: recipe.batch.unwrap_or(base.batch),
         lr: recipe.lr.unwrap_or(base.lr),
         warmup: recipe.warmup.or(base.warmup),

@@ -1,12 +1,37 @@
-//! Reading pictures to train on, with a bar.
+//! What trainings from pictures share: reading them, with a bar, and how long to train.
 
 use std::{ops::ControlFlow, path::Path, time::Instant};
 
 use super::{Context, error::CliError, progress::progress};
 use crate::training::{
     TrainingError,
-    network::{DataError, DataOptions, Dataset},
+    network::{DataError, DataOptions, Dataset, Length},
 };
+
+/// How long.
+#[derive(clap::Args, Debug)]
+#[command(next_help_heading = "Length")]
+#[group(multiple = false)]
+pub(super) struct LengthArgs {
+    /// Train for this long, over all sessions; the learning rate falls to 0 at its end [default: 60]
+    #[arg(long, value_name = "M")]
+    minutes: Option<f64>,
+    /// Train on this many pictures
+    #[arg(long, value_name = "N")]
+    images: Option<u64>,
+    /// Train for this many optimizer steps
+    #[arg(long, value_name = "N")]
+    steps: Option<u64>,
+}
+
+impl LengthArgs {
+    /// What the command says, if anything.
+    pub fn length(&self) -> Option<Length> {
+        let minutes = self.minutes.map(Length::Minutes);
+        let images = self.images.map(Length::Images);
+        minutes.or(images).or(self.steps.map(Length::Steps))
+    }
+}
 
 /// Side of a picture at most.
 const LARGEST: usize = 1 << 14;

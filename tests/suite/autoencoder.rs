@@ -18,8 +18,8 @@ use harmonica::{
 
 use crate::{
     common::{
-        engines, golden, harmonica, harmonica_json, kill_ten_times, of_a_later_format, tensor,
-        within,
+        engines, golden, harmonica, harmonica_json, kill_ten_times, of_a_later_format, steps_of,
+        tensor, within,
     },
     pretrain_data::{folder, open},
 };
@@ -386,17 +386,8 @@ fn a_killed_training_ends_with_the_same_losses_and_weights() {
     kill_ten_times(&killed.join("train.jsonl"), &checkpoint, 1, |resume| {
         train(&killed, resume)
     });
-    let losses = |out: &Path| -> Vec<String> {
-        let log = std::fs::read_to_string(out.join("train.jsonl")).unwrap();
-        let step = |line: &str| {
-            let mut step: serde_json::Value = serde_json::from_str(line).unwrap();
-            step["images_per_second"].take();
-            step.to_string()
-        };
-        log.lines().map(step).collect()
-    };
-    assert_eq!(losses(&whole).len(), 60);
-    assert_eq!(losses(&whole), losses(&killed));
+    assert_eq!(steps_of(&whole).len(), 60);
+    assert_eq!(steps_of(&whole), steps_of(&killed));
     for name in ["diffusion_pytorch_model.safetensors", "config.json"] {
         let [whole, killed] = [&whole, &killed].map(|out| std::fs::read(out.join(name)).unwrap());
         assert!(whole == killed, "{name}");

@@ -175,6 +175,17 @@ pub fn kill_ten_times(
     assert!(last.status.success(), "{said}");
 }
 
+/// Lines of a training's log, but for their pace.
+pub fn steps_of(run: &Path) -> Vec<String> {
+    let log = std::fs::read_to_string(run.join("train.jsonl")).unwrap();
+    let step = |line: &str| {
+        let mut step: serde_json::Value = serde_json::from_str(line).unwrap();
+        step["images_per_second"].take();
+        step.to_string()
+    };
+    log.lines().map(step).collect()
+}
+
 /// Runs the command, which must succeed, and says the peak of its resident set in bytes.
 #[cfg(target_os = "linux")]
 pub fn peak_rss(arguments: &[&str]) -> (u64, Output) {

@@ -19,7 +19,7 @@ use harmonica::{
 use crate::{
     common::{
         engines, golden, harmonica, harmonica_json, integers, kill_ten_times, of_a_later_format,
-        tensor, vulkan, within,
+        steps_of, tensor, vulkan, within,
     },
     pretrain_data::{folder, open},
 };
@@ -672,17 +672,8 @@ fn a_killed_training_ends_with_the_same_losses_and_weights() {
     kill_ten_times(&killed.join("train.jsonl"), &checkpoint, 1, |resume| {
         train(&killed, resume)
     });
-    let losses = |out: &Path| -> Vec<String> {
-        let log = std::fs::read_to_string(out.join("train.jsonl")).unwrap();
-        let step = |line: &str| {
-            let mut step: serde_json::Value = serde_json::from_str(line).unwrap();
-            step["images_per_second"].take();
-            step.to_string()
-        };
-        log.lines().map(step).collect()
-    };
-    assert_eq!(losses(&whole).len(), 80);
-    assert_eq!(losses(&whole), losses(&killed));
+    assert_eq!(steps_of(&whole).len(), 80);
+    assert_eq!(steps_of(&whole), steps_of(&killed));
     let model = |out: &Path| std::fs::read(out.join("model.safetensors")).unwrap();
     assert!(model(&whole) == model(&killed));
 }

@@ -12,7 +12,7 @@ use super::{
     error::CliError,
     options::{DeviceArgs, DtypeArg, print_json},
     progress::progress,
-    training_data::{self, TrainingPictures},
+    training_data::{self, LengthArgs, TrainingPictures},
 };
 use crate::{
     checkpoint::{LoadOptions, ModelSpec, StateDict, StoredDtype, load_state},
@@ -28,7 +28,7 @@ use crate::{
     },
     words::counted,
 };
-use options::{LengthArgs, NetworkArgs, RecipeArgs, settings};
+use options::{NetworkArgs, RecipeArgs, settings};
 
 /// Skipped pictures that are named; the rest is counted.
 const NAMED: usize = 10;
@@ -159,7 +159,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
         memory: args.data_memory,
     };
     let data = wanted.read(&place, context)?;
-    if data.len() < FEWEST && before.is_none() && !args.length.is_named() {
+    if data.len() < FEWEST && before.is_none() && args.length.length().is_none() {
         return Err(CliError::Usage(format!(
             "{} holds {}, which a network learns by heart: expected at least {FEWEST} for the usual hour; pass --minutes, --images or --steps to train on fewer",
             place.display(),

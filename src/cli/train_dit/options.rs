@@ -3,11 +3,12 @@
 use super::super::{
     error::CliError,
     options::{parse_seed, parse_switch},
+    training_data::LengthArgs,
 };
 use crate::{
     layers::NORM_EPS,
     models::dit::{ConfigError, DitConfig},
-    training::network::{Dataset, Length, Optimizer, Precision, PretrainSettings, SavedRun},
+    training::network::{Dataset, Optimizer, Precision, PretrainSettings, SavedRun},
 };
 
 /// The network of a run that names none: it learns 32×32 pixels on a laptop in hours.
@@ -38,22 +39,6 @@ pub(super) struct NetworkArgs {
     /// other channels or another --patch, what reads and draws patches begins anew
     #[arg(long, value_name = "FILE|DIR", conflicts_with_all = ["size", "blocks", "hidden", "resume"])]
     pub init: Option<String>,
-}
-
-/// How long.
-#[derive(clap::Args, Debug)]
-#[command(next_help_heading = "Length")]
-#[group(multiple = false)]
-pub(super) struct LengthArgs {
-    /// Train for this long, over all sessions; the learning rate falls to 0 at its end [default: 60]
-    #[arg(long, value_name = "M")]
-    minutes: Option<f64>,
-    /// Train on this many pictures
-    #[arg(long, value_name = "N")]
-    images: Option<u64>,
-    /// Train for this many optimizer steps
-    #[arg(long, value_name = "N")]
-    steps: Option<u64>,
 }
 
 /// How.
@@ -135,13 +120,6 @@ pub(super) enum OptimizerArg {
     Muon,
 }
 
-impl LengthArgs {
-    /// Whether the command says how long.
-    pub fn is_named(&self) -> bool {
-        self.minutes.is_some() || self.images.is_some() || self.steps.is_some()
-    }
-}
-
 /// What this command says, what the run said before, or the default.
 pub(super) fn settings(
     length: &LengthArgs,
@@ -166,16 +144,7 @@ pub(super) fn settings(
         None => optimizer.default_lr(),
     };
     PretrainSettings {
-        length: match length {
-            LengthArgs {
-                minutes: Some(m), ..
-            } => Length::Minutes(*m),
-            LengthArgs {
-                images: Some(n), ..
-            } => Length::Images(*n),
-            LengthArgs { steps: Some(n), .. } => Length::Steps(*n),
-            _ => base.length,
-        },
+        length: length.length().unwrap_or(base.length),
         batch,
         micro_batch: recipe.micro_batch.unwrap_or(fitting),
         optimizer,

@@ -183,23 +183,12 @@ impl SavedRun {
             })
             .collect();
         let metadata = serde_json::to_string(self).unwrap_or_default();
-        let (mut next, mut failed) = (0, None);
-        let written = write_safetensors(path, &shapes, Some(&metadata), StoredDtype::F32, || {
+        let mut next = 0;
+        write_from_device(path, &shapes, Some(&metadata), StoredDtype::F32, || {
             let (role, place) = (next / parameters.len(), next % parameters.len());
             next += 1;
-            learner.stored(role, place).map_err(|e| {
-                let problem = e.to_string();
-                failed = Some(e);
-                CheckpointError::Damaged {
-                    path: path.into(),
-                    problem,
-                }
-            })
-        });
-        match failed {
-            Some(device) => Err(device),
-            None => Ok(written?),
-        }
+            learner.stored(role, place)
+        })
     }
 
     /// The learner of a checkpoint.
@@ -224,5 +213,30 @@ impl SavedRun {
             Ok(values)
         })?;
         Ok((saved, learner))
+    }
+}
+
+/// Writes a file of tensors that lie on a device, whole or not at all; one is in memory at a time. What the device says is told as such.
+pub(super) fn write_from_device(
+    path: &Path,
+    shapes: &[(String, Vec<usize>)],
+    metadata: Option<&str>,
+    dtype: StoredDtype,
+    mut next: impl FnMut() -> Result<Vec<f32>, TrainingError>,
+) -> Result<(), TrainingError> {
+    let mut failed = None;
+    let written = write_safetensors(path, shapes, metadata, dtype, || {
+        next().map_err(|e| {
+            let problem = e.to_string();
+            failed = Some(e);
+            CheckpointError::Damaged {
+                path: path.into(),
+                problem,
+            }
+        })
+    });
+    match failed {
+        Some(device) => Err(device),
+        None => Ok(written?),
     }
 }

@@ -7,12 +7,12 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::{
-    super::data::Dataset,
+    super::{data::Dataset, saved::write_from_device},
     learner::{ROLES, VaeLearner},
     settings::VaeSettings,
 };
 use crate::{
-    checkpoint::{self, CheckpointError, StoredDtype, TensorSource, write_safetensors},
+    checkpoint::{self, CheckpointError, StoredDtype, TensorSource},
     files::write_bytes_atomically,
     models::vae::KlConfig,
     training::run::{
@@ -168,7 +168,7 @@ impl SavedVae {
             .collect();
         let metadata = serde_json::to_string(self).unwrap_or_default();
         let mut next = 0;
-        write_with(path, &stored, Some(&metadata), StoredDtype::F32, || {
+        write_from_device(path, &stored, Some(&metadata), StoredDtype::F32, || {
             let (role, place) = (next / shapes.len(), next % shapes.len());
             next += 1;
             learner.stored(role, place)
@@ -209,7 +209,7 @@ pub(super) fn write_vae(
 ) -> Result<(), TrainingError> {
     let mut next = 0;
     let shapes = learner.shapes();
-    write_with(&folder.weights(), &shapes, None, dtype, || {
+    write_from_device(&folder.weights(), &shapes, None, dtype, || {
         next += 1;
         learner.average(next - 1)
     })?;
@@ -228,29 +228,4 @@ pub(super) fn write_vae(
         path,
         source,
     })
-}
-
-/// Writes tensors of a device, whose failure is told as such.
-fn write_with(
-    path: &Path,
-    shapes: &[(String, Vec<usize>)],
-    metadata: Option<&str>,
-    dtype: StoredDtype,
-    mut next: impl FnMut() -> Result<Vec<f32>, TrainingError>,
-) -> Result<(), TrainingError> {
-    let mut failed = None;
-    let written = write_safetensors(path, shapes, metadata, dtype, || {
-        next().map_err(|e| {
-            let problem = e.to_string();
-            failed = Some(e);
-            CheckpointError::Damaged {
-                path: path.into(),
-                problem,
-            }
-        })
-    });
-    match failed {
-        Some(device) => Err(device),
-        None => Ok(written?),
-    }
 }
