@@ -14,7 +14,7 @@ pub struct VaeSettings {
     pub batch: usize,
     /// Highest learning rate.
     pub lr: f64,
-    /// Steps over which the learning rate rises from 0; `None`: as [`super::PretrainSettings::warmup`].
+    /// Steps over which the learning rate rises from 0; `None`: as [`crate::training::network::PretrainSettings::warmup`].
     pub warmup: Option<u64>,
     pub beta1: f64,
     pub beta2: f64,
