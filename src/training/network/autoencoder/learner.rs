@@ -243,8 +243,17 @@ impl VaeLearner {
         Tensor::<4>::from_data(planes, &self.device).permute([0, 2, 3, 1])
     }
 
-    /// Means of the latents of pictures `[B, 3, H, W]` by the averaged weights, `[B, h, w, C]`, and what is decoded of them,
-    /// `[B, 3, H, W]`.
+    /// Means of the latents of pictures `[B, 3, H, W]` by the averaged weights, `[B, h, w, C]`.
+    ///
+    /// # Errors
+    /// [`TrainingError::Device`].
+    pub fn means(&self, images: &[f32], shape: [usize; 3]) -> Result<Vec<f32>, TrainingError> {
+        let leaves = self.leaves(&self.weights.ema);
+        let moments = self.network.encode(&leaves, self.pictures(images, shape));
+        read(Posterior::of(moments).mean)
+    }
+
+    /// The same, and what is decoded of them, `[B, 3, H, W]`.
     ///
     /// # Errors
     /// [`TrainingError::Device`].

@@ -28,6 +28,8 @@ use crate::{
 const SAMPLES: usize = 24;
 /// Pictures that scaling and shift of the latents are measured on.
 const MEASURED: usize = 128;
+/// What is measured and drawn between two checkpoints takes at most this part of the time.
+const PART: u32 = 20;
 /// Points of a curve at most.
 const POINTS: usize = 1024;
 
@@ -68,7 +70,7 @@ pub struct VaeStep {
 #[derive(Debug, Clone, PartialEq)]
 pub enum VaeEvent {
     Step(VaeStep),
-    /// Checkpoint, autoencoder, curve and samples were written.
+    /// Checkpoint, autoencoder and curve were written.
     Saved,
 }
 
@@ -86,6 +88,10 @@ pub struct VaeRun<'d> {
     seconds: f64,
     saved: Instant,
     unsaved: u64,
+    /// What was last measured of the latents, when, and how long it took with the samples.
+    scaling: Option<(f32, f32)>,
+    measured: Instant,
+    cost: Duration,
     watch: DeviceWatch,
     ended: bool,
     /// Keeps other processes out of the folder.
@@ -133,12 +139,19 @@ impl<'d> VaeRun<'d> {
             seconds,
             saved: Instant::now(),
             unsaved: 0,
+            scaling: None,
+            measured: Instant::now(),
+            cost: Duration::ZERO,
             watch: DeviceWatch::default(),
             ended: false,
             held,
         };
-        // A place that cannot be written is found out before the work, not after it.
-        run.save()?;
+        // A finished run may have been stopped in the middle of its last save. And a place that cannot be written is found out before
+        // the work, not after it.
+        match run.progress() >= 1.0 {
+            true => run.save()?,
+            false => run.save_state()?,
+        }
         Ok(run)
     }
 
@@ -180,81 +193,91 @@ impl<'d> VaeRun<'d> {
         length.progress(settings.batch, self.learner.steps(), self.seconds)
     }
 
-    /// Writes checkpoint, autoencoder, curve and samples.
+    /// Writes checkpoint, autoencoder and curve; and, at the end or where that takes little of the time, measures the latents anew and
+    /// draws samples.
     ///
     /// # Errors
     /// [`TrainingError`]; what was saved before is left as it was then.
     pub fn save(&mut self) -> Result<(), TrainingError> {
+        self.save_state()?;
+        let due = self.progress() >= 1.0 || self.measured.elapsed() >= PART * self.cost;
+        let scaling = match self.scaling {
+            Some(scaling) if !due => scaling,
+            _ => {
+                let started = Instant::now();
+                let scaling = self.measure()?;
+                write_png(&self.samples()?, &self.options.folder.samples())?;
+                (self.measured, self.cost) = (Instant::now(), started.elapsed());
+                *self.scaling.insert(scaling)
+            }
+        };
+        let (side, options) = (self.data.shape()[1], &self.options);
+        write_vae(&self.learner, scaling, side, options.dtype, &options.folder)?;
+        draw_curves(&self.panels(), &options.folder.curve()).map_err(TrainingError::from)
+    }
+
+    fn save_state(&mut self) -> Result<(), TrainingError> {
         self.watch.check()?;
-        let (data, options) = (self.data, &self.options);
-        let saved = SavedVae::of(&self.learner, data, self.seconds, options.dtype);
+        let options = &self.options;
+        let saved = SavedVae::of(&self.learner, self.data, self.seconds, options.dtype);
         saved.write(&self.learner, &options.folder.checkpoint())?;
-        let side = data.shape()[1];
-        write_vae(
-            &self.learner,
-            self.scaling()?,
-            side,
-            options.dtype,
-            &options.folder,
-        )?;
-        draw_curves(&self.panels(), &options.folder.curve())?;
-        write_png(&self.samples()?, &options.folder.samples())?;
         (self.saved, self.unsaved) = (Instant::now(), 0);
         Ok(())
     }
 
-    /// Pictures of the data, evenly spread over it: as they are, what came back of them, and their latents.
-    fn spread(&self, count: usize) -> Result<Vec<Sample>, TrainingError> {
-        let shape = self.data.shape();
+    /// Pictures of the data, evenly spread over it, a few at a time: their indices and values.
+    fn spread(
+        &self,
+        count: usize,
+        mut each: impl FnMut(&[usize], &[f32]) -> Result<(), TrainingError>,
+    ) -> Result<(), TrainingError> {
+        let size: usize = self.data.shape().iter().product();
         let count = count.min(self.data.len());
-        let size: usize = shape.iter().product();
         let indices: Vec<_> = (0..count).map(|i| i * self.data.len() / count).collect();
-        let mut samples = Vec::with_capacity(count);
         for part in indices.chunks(self.learner.settings().batch.max(1)) {
             let mut images = vec![0.0; part.len() * size];
             for (index, image) in part.iter().zip(images.chunks_mut(size)) {
                 self.data.read(*index, Augmentation::default(), image)?;
             }
-            let [means, back] = self.learner.there_and_back(&images, shape)?;
-            let of_means = means.len() / part.len().max(1);
-            for (i, index) in part.iter().enumerate() {
-                samples.push(Sample {
-                    class: self.data.label(*index),
-                    picture: images[i * size..][..size].to_vec(),
-                    back: back[i * size..][..size].to_vec(),
-                    means: means[i * of_means..][..of_means].to_vec(),
-                });
-            }
+            each(part, &images)?;
         }
-        Ok(samples)
+        Ok(())
     }
 
     /// `1/σ` and `μ` of the latents.
-    fn scaling(&self) -> Result<(f32, f32), TrainingError> {
-        let samples = self.spread(MEASURED)?;
-        let all = || samples.iter().flat_map(|s| &s.means).map(|z| f64::from(*z));
-        let count = all().count().max(1) as f64;
-        let mean = all().sum::<f64>() / count;
-        let variance = all().map(|z| (z - mean).powi(2)).sum::<f64>() / count;
+    fn measure(&self) -> Result<(f32, f32), TrainingError> {
+        let mut all: Vec<f32> = Vec::new();
+        self.spread(MEASURED, |_, images| {
+            all.extend(self.learner.means(images, self.data.shape())?);
+            Ok(())
+        })?;
+        let (count, numbers) = (all.len().max(1) as f64, || {
+            all.iter().map(|z| f64::from(*z))
+        });
+        let mean = numbers().sum::<f64>() / count;
+        let variance = numbers().map(|z| (z - mean).powi(2)).sum::<f64>() / count;
         Ok(((1.0 / variance.sqrt().max(1e-3)) as f32, mean as f32))
     }
 
     /// Pictures at the left, what came back of them at the right.
     fn samples(&self) -> Result<RgbImage, TrainingError> {
         let shape = self.data.shape();
-        let tiles = self.spread(SAMPLES)?.into_iter().map(|sample| {
-            let [left, right] =
-                [&sample.picture, &sample.back].map(|values| image_from_values(values, shape));
-            let mut image = RgbImage::new(2 * left.width(), left.height());
-            imageops::replace(&mut image, &left, 0, 0);
-            imageops::replace(&mut image, &right, i64::from(left.width()), 0);
-            let name = self.data.class_names().get(sample.class);
-            Tile {
-                image,
-                label: name.cloned().unwrap_or_default(),
+        let size: usize = shape.iter().product();
+        let mut tiles = Vec::with_capacity(SAMPLES);
+        self.spread(SAMPLES, |indices, images| {
+            let [_, back] = self.learner.there_and_back(images, shape)?;
+            let pairs = images.chunks(size).zip(back.chunks(size));
+            for (index, (picture, back)) in indices.iter().zip(pairs) {
+                let [left, right] = [picture, back].map(|values| image_from_values(values, shape));
+                let mut image = RgbImage::new(2 * left.width(), left.height());
+                imageops::replace(&mut image, &left, 0, 0);
+                imageops::replace(&mut image, &right, i64::from(left.width()), 0);
+                let name = self.data.class_names().get(self.data.label(*index));
+                let label = name.cloned().unwrap_or_default();
+                tiles.push(Tile { image, label });
             }
-        });
-        let tiles: Vec<_> = tiles.collect();
+            Ok(())
+        })?;
         Ok(grid(&tiles, columns_for(tiles.len())))
     }
 
@@ -326,14 +349,6 @@ impl<'d> VaeRun<'d> {
             false => Ok(Some(VaeEvent::Step(self.step()?))),
         }
     }
-}
-
-/// A picture of the data and what became of it, values in [-1, 1].
-struct Sample {
-    class: usize,
-    picture: Vec<f32>,
-    back: Vec<f32>,
-    means: Vec<f32>,
 }
 
 impl Iterator for VaeRun<'_> {
