@@ -13,7 +13,9 @@ use harmonica::{
     schedule::Schedule,
 };
 
-use crate::common::{engines, golden, harmonica_json, within};
+use crate::common::{engines, within};
+#[cfg(not(feature = "composed"))]
+use crate::common::{golden, harmonica_json};
 
 fn settings(steps: usize) -> Settings {
     Settings {
