@@ -1,7 +1,7 @@
 //! Files that are never half-written, and files from outside that are read no further than makes sense.
 
 use std::{
-    fs::{self, File, OpenOptions, TryLockError},
+    fs::{self, File, OpenOptions},
     io::{self, BufWriter, ErrorKind, Read, Write},
     path::{Path, PathBuf},
     sync::{Mutex, MutexGuard, PoisonError},
@@ -178,6 +178,12 @@ pub fn remove_unfinished() {
 /// [`ErrorKind::WouldBlock`] where another has it; the system's.
 pub fn lock_folder(folder: &Path) -> io::Result<Option<File>> {
     make_folder(folder)?;
+    lock(folder)
+}
+
+#[cfg(not(windows))]
+fn lock(folder: &Path) -> io::Result<Option<File>> {
+    use std::fs::TryLockError;
     let Ok(file) = File::open(folder) else {
         return Ok(None);
     };
@@ -185,6 +191,26 @@ pub fn lock_folder(folder: &Path) -> io::Result<Option<File>> {
         Ok(()) => Ok(Some(file)),
         Err(TryLockError::WouldBlock) => Err(ErrorKind::WouldBlock.into()),
         Err(TryLockError::Error(_)) => Ok(None),
+    }
+}
+
+/// Windows locks no folders: a file in it that nobody else may open, and that goes with the process.
+#[cfg(windows)]
+fn lock(folder: &Path) -> io::Result<Option<File>> {
+    use std::os::windows::fs::OpenOptionsExt;
+    const DELETE_ON_CLOSE: u32 = 0x0400_0000;
+    const SHARING_VIOLATION: i32 = 32;
+    let opened = File::options()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .share_mode(0)
+        .custom_flags(DELETE_ON_CLOSE)
+        .open(folder.join(".harmonica.lock"));
+    match opened {
+        Ok(file) => Ok(Some(file)),
+        Err(e) if e.raw_os_error() == Some(SHARING_VIOLATION) => Err(ErrorKind::WouldBlock.into()),
+        Err(_) => Ok(None),
     }
 }
 
