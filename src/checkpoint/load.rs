@@ -151,12 +151,17 @@ pub fn load_state(spec: &ModelSpec, options: LoadOptions) -> Result<StateDict, C
 /// # Errors
 /// [`CheckpointError::Settings`] if the config describes no network.
 pub fn fresh_state(config: &DitConfig, seed: u64) -> Result<StateDict, CheckpointError> {
+    state_of(&mut fresh_weights(config, seed)?)
+}
+
+/// The same, each tensor made where it is read.
+pub(super) fn fresh_weights(config: &DitConfig, seed: u64) -> Result<Weights, CheckpointError> {
     config.check().map_err(|e| CheckpointError::Settings {
         path: "fresh weights".into(),
         problem: format!("it describes no DiT: {e}"),
     })?;
     let architecture = Arc::new(DitArchitecture::shared(config.clone()));
-    state_of(&mut Weights::fresh(architecture, seed))
+    Ok(Weights::fresh(architecture, seed))
 }
 
 fn state_of(weights: &mut Weights) -> Result<StateDict, CheckpointError> {

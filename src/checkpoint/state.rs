@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::{CheckpointError, fresh_state};
+use super::{CheckpointError, load::fresh_weights};
 use crate::models::dit::DitConfig;
 
 /// Weights by canonical name (those of the public DiT release), row-major in PyTorch's shapes, and what a model
@@ -37,21 +37,20 @@ impl StateDict {
             patch,
             ..self.config.clone()
         };
-        let fresh = fresh_state(&config, seed)?;
+        let mut fresh = fresh_weights(&config, seed)?;
         let other_patches =
             (config.channels, config.patch) != (self.config.channels, self.config.patch);
         let of_patches =
             |name: &str| name.starts_with("x_embedder.") || name.starts_with("final_layer.linear.");
         let mut begun = Vec::new();
-        if other_patches {
-            for (name, values) in fresh.tensors {
-                if of_patches(&name) {
-                    self.tensors.insert(name.clone(), values);
-                    begun.push(name);
-                }
+        for tensor in fresh.expected() {
+            if other_patches && of_patches(&tensor.name) {
+                let values = fresh.read(&tensor)?;
+                self.tensors.insert(tensor.name.clone(), values);
+                begun.push(tensor.name);
             }
-            begun.sort_unstable();
         }
+        begun.sort_unstable();
         self.config = config;
         Ok((self, begun))
     }

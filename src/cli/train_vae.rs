@@ -1,6 +1,6 @@
 //! `harmonica train vae`
 
-use std::{path::PathBuf, time::Duration};
+use std::path::PathBuf;
 
 use indicatif::ProgressBar;
 use serde_json::json;
@@ -10,19 +10,16 @@ use super::{
     error::CliError,
     options::{DeviceArgs, DtypeArg, parse_seed, parse_switch, print_json},
     progress::progress,
-    training_data::{LengthArgs, TrainingPictures},
+    training_data::{LengthArgs, TrainingPictures, minutes, place_of_data},
 };
 use crate::{
     checkpoint::StoredDtype,
     metrics::peak_memory_bytes,
     models::vae::{KlConfig, Vae, VaeConfig},
-    training::{
-        TrainingError,
-        network::{
-            Length,
-            autoencoder::{
-                SavedVae, VaeEvent, VaeFolder, VaeOptions, VaeRun, VaeSettings, VaeStart, VaeStep,
-            },
+    training::network::{
+        Length,
+        autoencoder::{
+            SavedVae, VaeEvent, VaeFolder, VaeOptions, VaeRun, VaeSettings, VaeStart, VaeStep,
         },
     },
     words::counted,
@@ -181,21 +178,9 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
     };
     let vae = VaeConfig::Kl(start.config().clone());
     vae.check().map_err(CliError::Usage)?;
-    let save_every = Duration::try_from_secs_f64(60.0 * args.save_every).map_err(|_| {
-        CliError::from(TrainingError::Setting {
-            setting: "save-every",
-            value: args.save_every.to_string(),
-            expected: "minutes: a number of at least 0",
-        })
-    })?;
-    let lay = before.as_ref().and_then(|saved| saved.data_path.clone());
-    let place = args.data.clone().or(lay.map(PathBuf::from));
-    let place = place.ok_or_else(|| {
-        CliError::Usage(format!(
-            "the run in {} does not say where its pictures lie: pass --data",
-            args.out.display()
-        ))
-    })?;
+    let save_every = minutes("save-every", args.save_every)?;
+    let lay = before.as_ref().and_then(|saved| saved.data_path.as_deref());
+    let place = place_of_data(args.data.as_deref(), lay, &args.out)?;
     let known = before.as_ref().and_then(|saved| saved.image_size);
     let wanted = TrainingPictures {
         image_size: args.image_size.or(known),

@@ -1,6 +1,10 @@
 //! What trainings from pictures share: reading them, with a bar, and how long to train.
 
-use std::{ops::ControlFlow, path::Path, time::Instant};
+use std::{
+    ops::ControlFlow,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
 
 use super::{Context, error::CliError, progress::progress};
 use crate::training::{
@@ -31,6 +35,32 @@ impl LengthArgs {
         let images = self.images.map(Length::Images);
         minutes.or(images).or(self.steps.map(Length::Steps))
     }
+}
+
+/// So many minutes, as a flag says.
+pub(super) fn minutes(setting: &'static str, value: f64) -> Result<Duration, TrainingError> {
+    Duration::try_from_secs_f64(60.0 * value).map_err(|_| TrainingError::Setting {
+        setting,
+        value: value.to_string(),
+        expected: "minutes: a number of at least 0",
+    })
+}
+
+/// Where the pictures lie: where the command says, or where they lay when the run in `out` was saved.
+pub(super) fn place_of_data(
+    asked: Option<&Path>,
+    saved: Option<&str>,
+    out: &Path,
+) -> Result<PathBuf, CliError> {
+    asked
+        .or(saved.map(Path::new))
+        .map(Path::to_path_buf)
+        .ok_or_else(|| {
+            CliError::Usage(format!(
+                "the run in {} does not say where its pictures lie: pass --data",
+                out.display()
+            ))
+        })
 }
 
 /// Side of a picture at most.

@@ -18,8 +18,8 @@ use harmonica::{
 
 use crate::{
     common::{
-        engines, golden, harmonica, harmonica_json, kill_ten_times, of_a_later_format, steps_of,
-        tensor, within,
+        a_killed_training_is_the_training, engines, golden, harmonica, harmonica_json,
+        of_a_later_format, tensor, within,
     },
     pretrain_data::{folder, open},
 };
@@ -368,28 +368,11 @@ fn what_no_autoencoder_learns_from_is_refused() {
 #[test]
 fn a_killed_training_ends_with_the_same_losses_and_weights() {
     let at = tempfile::tempdir().unwrap();
-    let pictures = folder(at.path());
-    let train = |out: &Path, resume: bool| {
-        let words = "train vae --device cpu --image-size 8 --widths 4,8 --groups 2 --batch 4 --steps 60 --save-every 0 -q";
-        let mut arguments: Vec<String> = words.split(' ').map(String::from).collect();
-        for (flag, path) in [("--data", pictures.as_path()), ("--out", out)] {
-            arguments.extend([flag.to_owned(), path.to_str().unwrap().to_owned()]);
-        }
-        arguments.extend(resume.then(|| "--resume".to_owned()));
-        arguments
-    };
-    let (whole, killed) = (at.path().join("whole"), at.path().join("killed"));
-    let arguments = train(&whole, false);
-    let out = harmonica(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
-    assert!(out.status.success());
-    let checkpoint = killed.join("autoencoder.safetensors");
-    kill_ten_times(&killed.join("train.jsonl"), &checkpoint, 1, |resume| {
-        train(&killed, resume)
-    });
-    assert_eq!(steps_of(&whole).len(), 60);
-    assert_eq!(steps_of(&whole), steps_of(&killed));
-    for name in ["diffusion_pytorch_model.safetensors", "config.json"] {
-        let [whole, killed] = [&whole, &killed].map(|out| std::fs::read(out.join(name)).unwrap());
-        assert!(whole == killed, "{name}");
-    }
+    a_killed_training_is_the_training(
+        "train vae --device cpu --image-size 8 --widths 4,8 --groups 2 --batch 4 --steps 60 --save-every 0 -q",
+        &folder(at.path()),
+        60,
+        "autoencoder.safetensors",
+        &["diffusion_pytorch_model.safetensors", "config.json"],
+    );
 }

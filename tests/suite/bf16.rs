@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::{
     common::{golden, harmonica, harmonica_json, sample_bundled, tensor, within},
-    quant::{NETWORKS, load, output, relative},
+    quant::{NETWORKS, a_dry_run_counts, a_picture_is_drawn_again, load, output, relative},
 };
 
 const FILE: &str = "bf16.safetensors";
@@ -95,42 +95,12 @@ fn weights_in_bf16_take_half_wherever_they_lie() {
 
 #[test]
 fn a_dry_run_counts_what_a_run_in_bf16_keeps() {
-    let folder = tempfile::tempdir().unwrap();
-    for more in [&[][..], &["--max-memory", "5M"]] {
-        let flags = [&BF16[..], more].concat();
-        let dry = ["sample", "--dry-run", "--device", "cpu", "--json"];
-        let dry = harmonica_json(&[&dry[..], &["--steps", "4", "-n", "2"], &flags].concat());
-        let (_, run) = sample_bundled(folder.path(), "cpu", "none", &flags);
-        let weights = &dry["memory"]["parts"][0];
-        assert_eq!(
-            (&dry["weights"], &weights["what"]),
-            (&"bf16".into(), &"weights".into())
-        );
-        assert_eq!(weights["device_bytes"], run["weights_device_bytes"]);
-        assert_eq!(weights["host_bytes"], run["weights_host_bytes"]);
-        let waits = run["weights_host_bytes"].as_u64().unwrap() > 0;
-        assert_eq!(waits, !more.is_empty());
-    }
+    a_dry_run_counts("bf16", &BF16, "5M");
 }
 
 #[test]
 fn a_picture_in_bf16_is_drawn_again_in_bf16() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
-    let (first, again) = (path("first.png"), path("again.png"));
-    let draw = |more: &[&str]| {
-        let base = ["sample", "--device", "cpu", "--json"];
-        harmonica_json(&[&base[..], more].concat())
-    };
-    let run = ["--steps", "2", "-n", "1", "--out", first.as_str()];
-    draw(&[&run[..], &BF16].concat());
-    let report = draw(&["--from", &first, "--out", &again]);
-    assert_eq!(report["weights"], "bf16");
-    let [first_bytes, again] = [&first, &again].map(|path| std::fs::read(path).unwrap());
-    assert_eq!(first_bytes, again);
-    let other = path("f32.png");
-    let full = draw(&["--from", &first, "--dtype", "f32", "--out", &other]);
-    assert_eq!(full["weights"], "f32");
+    a_picture_is_drawn_again("bf16", &BF16, &["f32"]);
 }
 
 #[test]

@@ -175,8 +175,42 @@ pub fn kill_ten_times(
     assert!(last.status.success(), "{said}");
 }
 
+/// That a training of so many steps ends with the same steps and `files`, byte for byte, whether it is left in peace or killed ten
+/// times on the way. `words` are its command's, but for where its pictures and its folder lie.
+pub fn a_killed_training_is_the_training(
+    words: &str,
+    pictures: &Path,
+    steps: usize,
+    checkpoint: &str,
+    files: &[&str],
+) {
+    let at = tempfile::tempdir().unwrap();
+    let train = |out: &Path, resume: bool| {
+        let mut arguments: Vec<String> = words.split(' ').map(String::from).collect();
+        for (flag, path) in [("--data", pictures), ("--out", out)] {
+            arguments.extend([flag.to_owned(), path.to_str().unwrap().to_owned()]);
+        }
+        arguments.extend(resume.then(|| "--resume".to_owned()));
+        arguments
+    };
+    let (whole, killed) = (at.path().join("whole"), at.path().join("killed"));
+    let arguments = train(&whole, false);
+    let out = harmonica(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
+    assert!(out.status.success());
+    let checkpoint = killed.join(checkpoint);
+    kill_ten_times(&killed.join("train.jsonl"), &checkpoint, 1, |resume| {
+        train(&killed, resume)
+    });
+    assert_eq!(steps_of(&whole).len(), steps);
+    assert_eq!(steps_of(&whole), steps_of(&killed));
+    for name in files {
+        let [whole, killed] = [&whole, &killed].map(|out| std::fs::read(out.join(name)).unwrap());
+        assert!(whole == killed, "{name}");
+    }
+}
+
 /// Lines of a training's log, but for their pace.
-pub fn steps_of(run: &Path) -> Vec<String> {
+fn steps_of(run: &Path) -> Vec<String> {
     let log = std::fs::read_to_string(run.join("train.jsonl")).unwrap();
     let step = |line: &str| {
         let mut step: serde_json::Value = serde_json::from_str(line).unwrap();

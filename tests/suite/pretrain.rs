@@ -18,8 +18,8 @@ use harmonica::{
 
 use crate::{
     common::{
-        engines, golden, harmonica, harmonica_json, integers, kill_ten_times, of_a_later_format,
-        steps_of, tensor, vulkan, within,
+        a_killed_training_is_the_training, engines, golden, harmonica, harmonica_json, integers,
+        of_a_later_format, tensor, vulkan, within,
     },
     pretrain_data::{folder, open},
 };
@@ -654,28 +654,13 @@ fn weights_go_on_with_other_pictures() {
 #[test]
 fn a_killed_training_ends_with_the_same_losses_and_weights() {
     let at = tempfile::tempdir().unwrap();
-    let pictures = folder(at.path());
-    let train = |out: &Path, resume: bool| {
-        let words = "train dit --device cpu --image-size 8 --blocks 2 --hidden 32 --patch 2 --batch 8 --steps 80 --save-every 0 -q";
-        let mut arguments: Vec<String> = words.split(' ').map(String::from).collect();
-        for (flag, path) in [("--data", pictures.as_path()), ("--out", out)] {
-            arguments.extend([flag.to_owned(), path.to_str().unwrap().to_owned()]);
-        }
-        arguments.extend(resume.then(|| "--resume".to_owned()));
-        arguments
-    };
-    let (whole, killed) = (at.path().join("whole"), at.path().join("killed"));
-    let arguments = train(&whole, false);
-    let out = harmonica(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
-    assert!(out.status.success());
-    let checkpoint = killed.join("checkpoint.safetensors");
-    kill_ten_times(&killed.join("train.jsonl"), &checkpoint, 1, |resume| {
-        train(&killed, resume)
-    });
-    assert_eq!(steps_of(&whole).len(), 80);
-    assert_eq!(steps_of(&whole), steps_of(&killed));
-    let model = |out: &Path| std::fs::read(out.join("model.safetensors")).unwrap();
-    assert!(model(&whole) == model(&killed));
+    a_killed_training_is_the_training(
+        "train dit --device cpu --image-size 8 --blocks 2 --hidden 32 --patch 2 --batch 8 --steps 80 --save-every 0 -q",
+        &folder(at.path()),
+        80,
+        "checkpoint.safetensors",
+        &["model.safetensors"],
+    );
 }
 
 #[cfg(unix)]

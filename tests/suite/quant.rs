@@ -299,27 +299,17 @@ fn bytes_are_counted_exactly_and_a_quarter_is_sent() {
     }
 }
 
-#[test]
-fn a_dry_run_counts_the_bytes_that_a_run_keeps() {
+/// That a dry run with `flags` counts what a run keeps, with a bound on the device's memory and without, and calls it `kept`.
+pub fn a_dry_run_counts(kept: &str, flags: &[&str], bound: &str) {
     let folder = tempfile::tempdir().unwrap();
-    for more in [&[][..], &["--max-memory", "3M"]] {
-        let flags = [&["--quant", "q8"], more].concat();
-        let dry = [
-            "sample",
-            "--dry-run",
-            "--device",
-            "cpu",
-            "--steps",
-            "4",
-            "-n",
-            "2",
-            "--json",
-        ];
-        let dry = harmonica_json(&[&dry[..], &flags].concat());
+    for more in [&[][..], &["--max-memory", bound]] {
+        let flags = [flags, more].concat();
+        let dry = ["sample", "--dry-run", "--device", "cpu", "--json"];
+        let dry = harmonica_json(&[&dry[..], &["--steps", "4", "-n", "2"], &flags].concat());
         let (_, run) = sample_bundled(folder.path(), "cpu", "none", &flags);
         let weights = &dry["memory"]["parts"][0];
         assert_eq!(weights["what"], "weights");
-        assert_eq!(dry["weights"], "q8");
+        assert_eq!(dry["weights"], kept);
         assert_eq!(weights["device_bytes"], run["weights_device_bytes"]);
         assert_eq!(weights["host_bytes"], run["weights_host_bytes"]);
         let waits = run["weights_host_bytes"].as_u64().unwrap() > 0;
@@ -327,8 +317,9 @@ fn a_dry_run_counts_the_bytes_that_a_run_keeps() {
     }
 }
 
-#[test]
-fn a_picture_in_bytes_is_drawn_again_in_bytes() {
+/// That a picture drawn with `flags` says that its weights were `kept` so and is drawn again so, and otherwise where `--dtype` says
+/// one of `others`.
+pub fn a_picture_is_drawn_again(kept: &str, flags: &[&str], others: &[&str]) {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
     let (first, again) = (path("first.png"), path("again.png"));
@@ -336,19 +327,28 @@ fn a_picture_in_bytes_is_drawn_again_in_bytes() {
         let base = ["sample", "--device", "cpu", "--json"];
         harmonica_json(&[&base[..], more].concat())
     };
-    let run = ["--steps", "2", "-n", "1", "--quant", "q8"];
-    draw(&[&run[..], &["--out", &first]].concat());
+    let run = ["--steps", "2", "-n", "1", "--out", first.as_str()];
+    draw(&[&run[..], flags].concat());
     let report = draw(&["--from", &first, "--out", &again]);
-    assert_eq!(report["weights"], "q8");
-    assert_eq!(
-        std::fs::read(&first).unwrap(),
-        std::fs::read(&again).unwrap()
-    );
+    assert_eq!(report["weights"], kept);
+    let [bytes, again] = [&first, &again].map(|path| std::fs::read(path).unwrap());
+    assert_eq!(bytes, again);
     // Another way of keeping them takes the place of the picture's.
-    for (dtype, other) in [("f16", "half.png"), ("f32", "full.png")] {
-        let report = draw(&["--from", &first, "--dtype", dtype, "--out", &path(other)]);
-        assert_eq!(report["weights"], dtype);
+    for dtype in others {
+        let out = path("other.png");
+        let report = draw(&["--from", &first, "--dtype", dtype, "--out", &out]);
+        assert_eq!(report["weights"], *dtype);
     }
+}
+
+#[test]
+fn a_dry_run_counts_the_bytes_that_a_run_keeps() {
+    a_dry_run_counts("q8", &["--quant", "q8"], "3M");
+}
+
+#[test]
+fn a_picture_in_bytes_is_drawn_again_in_bytes() {
+    a_picture_is_drawn_again("q8", &["--quant", "q8"], &["f16", "f32"]);
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 mod options;
 
-use std::{ops::ControlFlow, path::PathBuf, time::Duration};
+use std::{ops::ControlFlow, path::PathBuf};
 
 use indicatif::ProgressBar;
 use serde_json::json;
@@ -12,7 +12,7 @@ use super::{
     error::CliError,
     options::{DeviceArgs, DtypeArg, print_json},
     progress::progress,
-    training_data::{self, LengthArgs, TrainingPictures},
+    training_data::{self, LengthArgs, TrainingPictures, minutes, place_of_data},
 };
 use crate::{
     checkpoint::{LoadOptions, ModelSpec, StateDict, StoredDtype, load_state},
@@ -115,18 +115,11 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
     };
     let settings = settings(&args.length, &args.recipe, before.as_ref());
     settings.check()?;
-    let minutes = |setting: &'static str, value: f64| {
-        let text = value.to_string();
-        Duration::try_from_secs_f64(60.0 * value).map_err(|_| TrainingError::Setting {
-            setting,
-            value: text,
-            expected: "minutes: a number of at least 0",
-        })
-    };
     let save_every = minutes("save-every", args.save_every)?;
     let sample_every = minutes("sample-every", args.sample_every)?;
 
-    let place = place_of_data(&args, before.as_ref())?;
+    let lay = before.as_ref().and_then(|saved| saved.data_path.as_deref());
+    let place = place_of_data(args.data.as_deref(), lay, &args.out)?;
     let engine = args.device.open(context)?;
 
     let init = match (&args.network.init, &before) {
@@ -429,15 +422,4 @@ fn encoded(
     });
     bar.finish_and_clear();
     training_data::read(latents)
-}
-
-/// Where the pictures lie: where this command says, or where they lay when the run was saved.
-fn place_of_data(args: &Args, before: Option<&SavedRun>) -> Result<PathBuf, CliError> {
-    let saved = || Some(PathBuf::from(before?.data_path.as_ref()?));
-    args.data.clone().or_else(saved).ok_or_else(|| {
-        CliError::Usage(format!(
-            "the run in {} does not say where its pictures lie: pass --data",
-            args.out.display()
-        ))
-    })
 }

@@ -68,7 +68,7 @@ pub enum Layer {
 
 /// A weight of a layer: its name in diffusers and PyTorch's shape.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Weight {
+pub(crate) struct Weight {
     pub name: String,
     pub shape: Vec<usize>,
 }

@@ -15,9 +15,10 @@ mod tiles;
 mod trainable;
 
 pub use config::{KlConfig, TinyConfig, VaeConfig};
+pub(crate) use layers::Weight as VaeParameter;
 pub use layers::{Layer, Padding};
 pub use tiles::Tiling;
-pub(crate) use trainable::{Leaf, TrainableVae, VaeParameter};
+pub(crate) use trainable::{Leaf, TrainableVae};
 
 use std::{collections::HashMap, path::Path};
 

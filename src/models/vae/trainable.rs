@@ -7,18 +7,11 @@ use burn::tensor::Tensor;
 use super::{
     config::{KlConfig, VaeConfig},
     device::{Filter, Norm, OnDevice},
-    layers::{Layer, kl_decoder, kl_encoder},
+    layers::{Layer, Weight, kl_decoder, kl_encoder},
     network::{Op, Supply, of_torch, to_torch},
 };
 
-/// A weight: its name in diffusers and PyTorch's shape.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct VaeParameter {
-    pub name: String,
-    pub shape: Vec<usize>,
-}
-
-impl VaeParameter {
+impl Weight {
     pub fn len(&self) -> usize {
         self.shape.iter().product()
     }
@@ -81,7 +74,7 @@ pub(crate) struct TrainableVae {
     config: KlConfig,
     encoder: Vec<Layer>,
     decoder: Vec<Layer>,
-    parameters: Vec<VaeParameter>,
+    parameters: Vec<Weight>,
     places: HashMap<String, usize>,
 }
 
@@ -91,14 +84,9 @@ impl TrainableVae {
     pub fn new(config: KlConfig) -> Result<Self, String> {
         VaeConfig::Kl(config.clone()).check()?;
         let (encoder, decoder) = (kl_encoder(&config), kl_decoder(&config));
-        let weights = encoder.iter().chain(&decoder).flat_map(Layer::weights);
-        let parameters: Vec<_> = weights
-            .map(|weight| VaeParameter {
-                name: weight.name,
-                shape: weight.shape,
-            })
-            .collect();
-        let place = |(i, p): (usize, &VaeParameter)| (p.name.clone(), i);
+        let layers = encoder.iter().chain(&decoder);
+        let parameters: Vec<_> = layers.flat_map(Layer::weights).collect();
+        let place = |(i, p): (usize, &Weight)| (p.name.clone(), i);
         Ok(Self {
             places: parameters.iter().enumerate().map(place).collect(),
             config,
@@ -113,7 +101,7 @@ impl TrainableVae {
     }
 
     /// In the order in which passes take their leaves.
-    pub fn parameters(&self) -> &[VaeParameter] {
+    pub fn parameters(&self) -> &[Weight] {
         &self.parameters
     }
 

@@ -23,12 +23,9 @@ pub(super) struct Feeder<'d> {
 impl<'d> Feeder<'d> {
     pub fn new(data: &'d Dataset, settings: &PretrainSettings) -> Self {
         let labels: Vec<_> = (0..data.len()).map(|i| data.label(i)).collect();
-        let name = |class: usize| data.class_names().get(class).map_or("", String::as_str);
         Self {
             order: Order::new(settings.seed, &labels, &data.counts(), settings.balance),
-            mirrors: (0..data.classes())
-                .map(|class| data.mirrors() && settings.mirrors(name(class)))
-                .collect(),
+            mirrors: mirrored_classes(data, |name| settings.mirrors(name)),
             data,
         }
     }
@@ -62,13 +59,7 @@ impl<'d> Feeder<'d> {
             .map(|((image, noise), (index, mut stream))| {
                 // Always the same draws in the same order: a switch changes nothing but its own effect.
                 let class = data.label(index);
-                let mirror = stream.unit() < 0.5 && mirrors[class];
-                let span = 2 * settings.shift + 1;
-                let mut shift = || stream.below(span) as i32 - settings.shift as i32;
-                let change = Augmentation {
-                    mirror,
-                    shift: [shift(), shift()],
-                };
+                let change = drawn_change(&mut stream, mirrors[class], settings.shift);
                 let dropped = stream.unit() < settings.label_dropout;
                 let timestep = stream.below(MAX_STEPS);
                 stream.normal(noise);
@@ -84,5 +75,24 @@ impl<'d> Feeder<'d> {
             timesteps,
             labels,
         })
+    }
+}
+
+/// By class of the data: whether its pictures can be mirrored, and may be by its name.
+pub(super) fn mirrored_classes(data: &Dataset, may: impl Fn(&str) -> bool) -> Vec<bool> {
+    let name = |class: usize| data.class_names().get(class).map_or("", String::as_str);
+    let classes = 0..data.classes();
+    classes
+        .map(|class| data.mirrors() && may(name(class)))
+        .collect()
+}
+
+/// How a picture is changed: mirrored every second time where it may be, and moved by up to `shift` pixels.
+pub(super) fn drawn_change(stream: &mut Stream, mirrors: bool, shift: usize) -> Augmentation {
+    let mirror = stream.unit() < 0.5 && mirrors;
+    let mut moved = || stream.below(2 * shift + 1) as i32 - shift as i32;
+    Augmentation {
+        mirror,
+        shift: [moved(), moved()],
     }
 }

@@ -7,7 +7,7 @@ use std::{collections::HashMap, ops::Range, sync::Arc};
 
 use burn::tensor::{DType, Device, Gradients, Tensor, TensorData};
 
-use super::settings::Precision;
+use super::{settings::Precision, state::Named};
 use crate::{
     checkpoint::StateDict,
     device::DeviceFault,
@@ -47,6 +47,14 @@ impl Layout {
             own_embedders,
             parameters,
         }
+    }
+
+    /// Names and shapes of the parameters, in order.
+    pub fn named(&self) -> Vec<Named> {
+        let parameters = self.parameters.iter();
+        parameters
+            .map(|p| (p.name.clone(), p.shape.clone()))
+            .collect()
     }
 
     /// The network on the device of `values` (flat, by place), without gradients.

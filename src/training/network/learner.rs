@@ -1,19 +1,18 @@
 //! A network that learns from batches: weights, optimizer and loss scale, without data or files.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, path::Path};
 
 use burn::tensor::{DType, Device};
 
 use super::{
-    forward::{Layout, flat, read},
+    forward::Layout,
     gradient::{BatchGradient, batch_gradient},
     objective::{Batch, Objective},
     optimizer::{MuonMatrix, Step, Weights, norm},
     settings::{Optimizer, Precision, PretrainSettings},
 };
 use crate::{
-    checkpoint::StateDict,
-    device::DeviceFault,
+    checkpoint::{StateDict, TensorSource},
     kernels,
     models::dit::{Dit, DitConfig},
     models::{Parameter, dit::in_branch},
@@ -59,9 +58,6 @@ pub(super) struct LossScale {
     pub held: u64,
 }
 
-/// Tensors of a checkpoint by role and name, in the order they are written. Muon's momentum is a first moment too.
-pub(super) const ROLES: [&str; 4] = ["value", "ema", "adamw.first_moment", "adamw.second_moment"];
-
 impl Learner {
     /// Starts from these weights.
     ///
@@ -80,35 +76,17 @@ impl Learner {
         Self::with(layout, weights, settings, &device)
     }
 
-    /// Goes on from stored tensors, `ROLES` × parameters, asked for as `role.name`.
+    /// Goes on from a checkpoint.
     pub(super) fn restore(
         layout: Layout,
         settings: PretrainSettings,
         device: &Device,
         (steps, scale): (u64, LossScale),
-        mut stored: impl FnMut(&str, usize) -> Result<Vec<f32>, TrainingError>,
+        source: &mut TensorSource,
     ) -> Result<Self, TrainingError> {
         let device = &device.clone().inner();
-        let mut role = |role: &str| {
-            layout
-                .parameters
-                .iter()
-                .map(|p| {
-                    Ok(flat(
-                        stored(&format!("{role}.{}", p.name), p.len())?,
-                        device,
-                    ))
-                })
-                .collect::<Result<Vec<_>, TrainingError>>()
-        };
-        let [values, ema, first, second] = ROLES;
-        let weights = Weights {
-            values: role(values)?,
-            ema: role(ema)?,
-            first: role(first)?,
-            second: role(second)?,
-            matrices: matrices(&layout, &settings),
-        };
+        let matrices = matrices(&layout, &settings);
+        let weights = Weights::read(source, &layout.named(), matrices, device)?;
         let mut learner = Self::with(layout, weights, settings, device)?;
         (learner.steps, learner.scale) = (steps, scale);
         Ok(learner)
@@ -205,20 +183,9 @@ impl Learner {
         }
     }
 
-    /// Tensor `place` of one of the [`ROLES`].
-    pub(super) fn stored(&self, role: usize, place: usize) -> Result<Vec<f32>, TrainingError> {
-        let Weights {
-            values,
-            ema,
-            first,
-            second,
-            ..
-        } = &self.weights;
-        // Shorter than it should be only after the device failed in the middle of a step.
-        match [values, ema, first, second][role].get(place) {
-            Some(tensor) => read(tensor.clone()),
-            None => Err(DeviceFault::failed("the last step was not finished").into()),
-        }
+    /// Writes the state of the weights, with what is said beside it.
+    pub(super) fn write_state(&self, metadata: &str, path: &Path) -> Result<(), TrainingError> {
+        self.weights.write(&self.layout.named(), metadata, path)
     }
 
     /// Losses and gradients of a batch, by canonical name in PyTorch's layout; nothing is learned.

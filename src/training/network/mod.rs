@@ -59,6 +59,7 @@ mod random;
 mod run;
 mod saved;
 mod settings;
+mod state;
 
 pub use data::{
     Augmentation, DEFAULT_IMAGE_SIZE, DataError, DataOptions, Dataset, Skipped, center_crop,

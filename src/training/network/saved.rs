@@ -8,11 +8,12 @@ use serde::{Deserialize, Serialize};
 use super::{
     data::Dataset,
     forward::Layout,
-    learner::{Learner, LossScale, ROLES},
+    learner::{Learner, LossScale},
     settings::PretrainSettings,
+    state::ROLES,
 };
 use crate::{
-    checkpoint::{self, CheckpointError, StoredDtype, TensorSource, write_safetensors},
+    checkpoint::{self, CheckpointError, StoredDtype, TensorSource},
     models::dit::DitConfig,
     training::run::{
         Difference, NETWORK_STATE, TrainingError, check_folder, difference, read_metadata,
@@ -173,22 +174,8 @@ impl SavedRun {
 
     /// Writes the checkpoint, whole or not at all; one tensor is in memory at a time.
     pub(super) fn write(&self, learner: &Learner, path: &Path) -> Result<(), TrainingError> {
-        let parameters = &learner.layout().parameters;
-        let shapes: Vec<_> = ROLES
-            .iter()
-            .flat_map(|role| {
-                parameters
-                    .iter()
-                    .map(move |p| (format!("{role}.{}", p.name), p.shape.clone()))
-            })
-            .collect();
         let metadata = serde_json::to_string(self).unwrap_or_default();
-        let mut next = 0;
-        write_from_device(path, &shapes, Some(&metadata), StoredDtype::F32, || {
-            let (role, place) = (next / parameters.len(), next % parameters.len());
-            next += 1;
-            learner.stored(role, place)
-        })
+        learner.write_state(&metadata, path)
     }
 
     /// The learner of a checkpoint.
@@ -201,42 +188,7 @@ impl SavedRun {
         let saved = Self::of_source(&source)?;
         let layout = Layout::new(saved.config.clone(), saved.own_embedders);
         let state = (saved.steps, saved.loss_scale);
-        let learner = Learner::restore(layout, settings, device, state, |name, len| {
-            let values = source.read_f32(name)?;
-            if values.len() != len {
-                return Err(CheckpointError::Damaged {
-                    path: path.into(),
-                    problem: format!("`{name}` holds {} numbers, expected {len}", values.len()),
-                }
-                .into());
-            }
-            Ok(values)
-        })?;
+        let learner = Learner::restore(layout, settings, device, state, &mut source)?;
         Ok((saved, learner))
-    }
-}
-
-/// Writes a file of tensors that lie on a device, whole or not at all; one is in memory at a time. What the device says is told as such.
-pub(super) fn write_from_device(
-    path: &Path,
-    shapes: &[(String, Vec<usize>)],
-    metadata: Option<&str>,
-    dtype: StoredDtype,
-    mut next: impl FnMut() -> Result<Vec<f32>, TrainingError>,
-) -> Result<(), TrainingError> {
-    let mut failed = None;
-    let written = write_safetensors(path, shapes, metadata, dtype, || {
-        next().map_err(|e| {
-            let problem = e.to_string();
-            failed = Some(e);
-            CheckpointError::Damaged {
-                path: path.into(),
-                problem,
-            }
-        })
-    });
-    match failed {
-        Some(device) => Err(device),
-        None => Ok(written?),
     }
 }

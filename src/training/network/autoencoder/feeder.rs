@@ -4,7 +4,8 @@ use rayon::prelude::*;
 
 use super::{
     super::{
-        data::{Augmentation, Dataset},
+        data::Dataset,
+        feeder::{drawn_change, mirrored_classes},
         order::Order,
         random::{Purpose, Stream},
         settings::mirrors,
@@ -28,11 +29,10 @@ pub(super) struct VaeFeeder<'d> {
 impl<'d> VaeFeeder<'d> {
     pub fn new(data: &'d Dataset, settings: &VaeSettings, latents: usize) -> Self {
         let labels: Vec<_> = (0..data.len()).map(|i| data.label(i)).collect();
-        let name = |class: usize| data.class_names().get(class).map_or("", String::as_str);
-        let may = |class| mirrors(settings.flip, &settings.no_flip, name(class));
+        let may = |name: &str| mirrors(settings.flip, &settings.no_flip, name);
         Self {
             order: Order::new(settings.seed, &labels, &data.counts(), settings.balance),
-            mirrors: (0..data.classes()).map(may).collect(),
+            mirrors: mirrored_classes(data, may),
             data,
             latents,
         }
@@ -60,13 +60,8 @@ impl<'d> VaeFeeder<'d> {
             .zip(noise.par_chunks_mut(self.latents))
             .zip(picked)
             .try_for_each(|((image, noise), (index, mut stream))| {
-                let mirror = stream.unit() < 0.5 && mirrors[data.label(index)];
-                let span = 2 * settings.shift + 1;
-                let mut shift = || stream.below(span) as i32 - settings.shift as i32;
-                let change = Augmentation {
-                    mirror,
-                    shift: [shift(), shift()],
-                };
+                let mirrors = mirrors[data.label(index)];
+                let change = drawn_change(&mut stream, mirrors, settings.shift);
                 stream.normal(noise);
                 data.read(index, change, image)
             })?;

@@ -1,6 +1,6 @@
 //! An autoencoder that learns from batches: weights and optimizer, without data or files.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, path::Path};
 
 use burn::tensor::{Device, Tensor, TensorData};
 
@@ -10,12 +10,13 @@ use super::{
         optimizer::{Step, Weights, norm},
         random::{Purpose, Stream},
         settings::{ema_decay, learning_rate},
+        state::{AVERAGE, Named},
     },
     objective::{Posterior, VaeObjective},
     settings::VaeSettings,
 };
 use crate::{
-    device::DeviceFault,
+    checkpoint::TensorSource,
     kernels,
     models::vae::{KlConfig, Leaf, TrainableVae, VaeConfig, VaeParameter},
     training::TrainingError,
@@ -60,9 +61,6 @@ impl VaeStart {
         config
     }
 }
-
-/// Tensors of a checkpoint by role and name, in the order they are written.
-pub(super) const ROLES: [&str; 4] = ["value", "ema", "adamw.first_moment", "adamw.second_moment"];
 
 /// An autoencoder in training.
 #[derive(Debug)]
@@ -117,33 +115,18 @@ impl VaeLearner {
         Self::with(network, weights, settings, device, 0)
     }
 
-    /// Goes on from stored tensors, `ROLES` × parameters in the network's layout, asked for as `role.name`.
+    /// Goes on from a checkpoint.
     pub(super) fn restore(
         config: KlConfig,
         settings: VaeSettings,
         device: &Device,
         steps: u64,
-        mut stored: impl FnMut(&str, usize) -> Result<Vec<f32>, TrainingError>,
+        source: &mut TensorSource,
     ) -> Result<Self, TrainingError> {
         let network = checked(config)?;
         let device = device.clone().inner();
-        let mut role = |role: &str| {
-            let parameters = network.parameters().iter();
-            parameters
-                .map(|p| {
-                    let values = stored(&format!("{role}.{}", p.name), p.len())?;
-                    Ok(flat(values, &device))
-                })
-                .collect::<Result<Vec<_>, TrainingError>>()
-        };
-        let [values, ema, first, second] = ROLES;
-        let weights = Weights {
-            values: role(values)?,
-            ema: role(ema)?,
-            first: role(first)?,
-            second: role(second)?,
-            matrices: vec![None; network.parameters().len()],
-        };
+        let matrices = vec![None; network.parameters().len()];
+        let weights = Weights::read(source, &named(&network), matrices, &device)?;
         Self::with(network, weights, settings, device, steps)
     }
 
@@ -190,26 +173,18 @@ impl VaeLearner {
     }
 
     /// Names and PyTorch's shapes of the weights, in order.
-    pub(super) fn shapes(&self) -> Vec<(String, Vec<usize>)> {
-        let parameters = self.network.parameters().iter();
-        parameters
-            .map(|p| (p.name.clone(), p.shape.clone()))
-            .collect()
+    pub(super) fn shapes(&self) -> Vec<Named> {
+        named(&self.network)
     }
 
-    /// Tensor `place` of one of the [`ROLES`], in the network's layout.
-    pub(super) fn stored(&self, role: usize, place: usize) -> Result<Vec<f32>, TrainingError> {
-        let of = &self.weights;
-        // Shorter than it should be only after the device failed in the middle of a step.
-        match [&of.values, &of.ema, &of.first, &of.second][role].get(place) {
-            Some(tensor) => read(tensor.clone()),
-            None => Err(DeviceFault::failed("the last step was not finished").into()),
-        }
+    /// Writes the state of the weights, with what is said beside it.
+    pub(super) fn write_state(&self, metadata: &str, path: &Path) -> Result<(), TrainingError> {
+        self.weights.write(&self.shapes(), metadata, path)
     }
 
     /// Weight `place` of the moving average, in PyTorch's layout.
     pub(super) fn average(&self, place: usize) -> Result<Vec<f32>, TrainingError> {
-        let values = self.stored(1, place)?;
+        let values = self.weights.stored(AVERAGE, place)?;
         Ok(self.network.parameters()[place].to_canonical(values))
     }
 
@@ -355,6 +330,13 @@ impl VaeLearner {
         let all = [losses.total, losses.error, losses.edges, losses.kl];
         (Tensor::cat(all.map(Tensor::inner).to_vec(), 0), flat)
     }
+}
+
+fn named(network: &TrainableVae) -> Vec<Named> {
+    let parameters = network.parameters().iter();
+    parameters
+        .map(|p| (p.name.clone(), p.shape.clone()))
+        .collect()
 }
 
 fn learned(losses: &[f32], grad_norm: f64) -> VaeLearned {

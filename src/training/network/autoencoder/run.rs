@@ -10,7 +10,7 @@ use image::{RgbImage, imageops};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    super::data::{Augmentation, DataError, Dataset},
+    super::data::{Augmentation, Dataset},
     feeder::VaeFeeder,
     learner::{VaeLearner, VaeStart},
     saved::{SavedVae, VaeFolder, write_vae},
@@ -385,12 +385,6 @@ fn check_data(config: &KlConfig, data: &Dataset) -> Result<usize, TrainingError>
             data: format!("pictures of {width}×{height} pixels"),
             advice: "choose another image size or fewer widths",
         });
-    }
-    if data.is_empty() {
-        return Err(DataError::Empty {
-            path: data.path().into(),
-        }
-        .into());
     }
     Ok(config.latent_channels * (height / factor) * (width / factor))
 }

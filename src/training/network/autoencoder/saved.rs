@@ -7,12 +7,12 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::{
-    super::{data::Dataset, saved::write_from_device},
-    learner::{ROLES, VaeLearner},
+    super::{data::Dataset, state::write_from_device},
+    learner::VaeLearner,
     settings::VaeSettings,
 };
 use crate::{
-    checkpoint::{self, CheckpointError, StoredDtype, TensorSource},
+    checkpoint::{self, StoredDtype, TensorSource},
     files::write_bytes_atomically,
     models::vae::KlConfig,
     training::run::{
@@ -157,22 +157,8 @@ impl SavedVae {
 
     /// Writes the checkpoint, whole or not at all.
     pub(super) fn write(&self, learner: &VaeLearner, path: &Path) -> Result<(), TrainingError> {
-        let shapes = learner.shapes();
-        // Values lie as the network takes them: their order is its own, their number that of the shape.
-        let stored: Vec<_> = ROLES
-            .iter()
-            .flat_map(|role| {
-                let named = shapes.iter();
-                named.map(move |(name, shape)| (format!("{role}.{name}"), shape.clone()))
-            })
-            .collect();
         let metadata = serde_json::to_string(self).unwrap_or_default();
-        let mut next = 0;
-        write_from_device(path, &stored, Some(&metadata), StoredDtype::F32, || {
-            let (role, place) = (next / shapes.len(), next % shapes.len());
-            next += 1;
-            learner.stored(role, place)
-        })
+        learner.write_state(&metadata, path)
     }
 
     /// The learner of a checkpoint.
@@ -184,17 +170,7 @@ impl SavedVae {
         let mut source = checkpoint::open(path)?;
         let saved = Self::of_source(&source)?;
         let config = saved.config.clone();
-        let learner = VaeLearner::restore(config, settings, device, saved.steps, |name, len| {
-            let values = source.read_f32(name)?;
-            if values.len() != len {
-                return Err(CheckpointError::Damaged {
-                    path: path.into(),
-                    problem: format!("`{name}` holds {} numbers, expected {len}", values.len()),
-                }
-                .into());
-            }
-            Ok(values)
-        })?;
+        let learner = VaeLearner::restore(config, settings, device, saved.steps, &mut source)?;
         Ok((saved, learner))
     }
 }
