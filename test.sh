@@ -15,11 +15,18 @@ has_vulkan() { compgen -G '/usr/share/vulkan/icd.d/*.json' >/dev/null || compgen
 packages=()
 has_vulkan || packages+=(mesa-vulkan-drivers)
 command -v cc >/dev/null || packages+=(build-essential)
+if [ "${1:-}" = --all ]; then
+  # What several processes for one job are built and started with.
+  command -v mpicc >/dev/null || packages+=(libopenmpi-dev)
+  command -v mpirun >/dev/null || packages+=(openmpi-bin)
+  has_clang() { [ -n "${LIBCLANG_PATH:-}" ] || compgen -G '/usr/lib/*/libclang*.so*' >/dev/null || compgen -G '/usr/lib/llvm*/lib/libclang*.so*' >/dev/null || [ "$(uname)" != Linux ]; }
+  has_clang || packages+=(libclang-dev)
+fi
 sudo=""; [ "$(id -u)" = 0 ] || sudo=sudo
 has_apt() { command -v apt-get >/dev/null && $sudo apt-get update -q >/dev/null; }
 install() { DEBIAN_FRONTEND=noninteractive $sudo apt-get install -y -q --no-install-recommends "$@" >/dev/null; }
 if [ ${#packages[@]} -gt 0 ]; then
-  { has_apt && install "${packages[@]}"; } || need "install a C compiler, and a Vulkan driver for your GPU or Mesa's software driver (lavapipe): on Debian, ${packages[*]}"
+  { has_apt && install "${packages[@]}"; } || need "install a C compiler, a Vulkan driver for your GPU or Mesa's software driver (lavapipe), and for --all OpenMPI and libclang: on Debian, ${packages[*]}"
 fi
 # A fast linker, where there is one, halves the time of a rebuild.
 if ! command -v mold >/dev/null && command -v apt-get >/dev/null; then
@@ -62,8 +69,9 @@ fi
 # The C interface is tested too; it is a feature because few programs want its symbols.
 $run cargo test --release --locked --features capi
 if [ "${1:-}" = --all ]; then
-  # What builds with burn's native shader compilers run instead of the shaders.
-  $run cargo test --release --locked --features composed --test suite -- caching:: sampling::
+  # What builds with burn's native shader compilers run instead of the shaders; and several processes for one job.
+  cargo clippy --release --lib --bins --features mpi --quiet -- -D warnings
+  $run cargo test --release --locked --features composed,mpi --test suite -- caching:: sampling:: ranks::
   # Chromium's software driver beside Mesa's; it takes long.
   second=${HARMONICA_SECOND_DRIVER:-}
   if [ -n "$second" ]; then

@@ -24,6 +24,7 @@ use harmonica::{
     metrics::psnr,
     models::Condition,
     models::{Prompts, dit::DitConfig},
+    ranks::Ranks,
     report::{Tile, columns_for, grid, image_from_values, write_png},
     sampler::{Request, Sampler, Settings},
     schedule::Schedule,
@@ -158,6 +159,7 @@ fn train_router_and_draw(
         replay: None,
         save_every: 5,
         log: None,
+        ranks: Ranks::alone(),
     };
     let mut training = RouterRun::open(&model, &info, settings, options)?.with_engine(engine);
     while !training.sdt().is_done() {

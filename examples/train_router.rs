@@ -13,6 +13,7 @@ use harmonica::{
     device::{DeviceChoice, Engine},
     diffusion::{Guidance, GuidedChannels, Solver, Spacing},
     models::Prompts,
+    ranks::Ranks,
     report::{Tile, grid, image_from_values, write_png},
     sampler::{Request, Sampler, Settings},
     schedule::ScheduleFile,
@@ -64,6 +65,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         // A run that is in the folder already goes on where it was.
         resume: RunFolder::new(&folder).checkpoint().exists(),
         log: None,
+        ranks: Ranks::alone(),
     };
 
     let mut training = RouterRun::open(&model, &info, run, options)?.with_engine(&engine);

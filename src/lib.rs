@@ -63,6 +63,7 @@
 //! | [`cache`] | the feature store: slots that a plan names |
 //! | [`sampler`] | the denoising loop under a schedule |
 //! | [`pipeline`] | the facade: a model on a device, schedules by name, samplers |
+//! | [`ranks`] | processes that do one job together |
 //! | [`files`] | files that are never half-written |
 //! | [`metrics`], [`report`] | numbers about images; pictures and pages about numbers |
 //! | [`training`] | [`training::router`]: SDT, IEPO, the budget; [`training::forecast`]: which steps to run, and what makes up for the others; [`training::calibration`]: what published policies want measured; [`training::network`]: a DiT from pictures; [`training::run`]: resumable runs |
@@ -91,6 +92,7 @@ pub mod models;
 pub mod pipeline;
 pub mod plan;
 pub mod policy;
+pub mod ranks;
 pub mod report;
 pub mod sampler;
 pub mod schedule;

@@ -136,13 +136,21 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
     let fitting = entries
         .iter()
         .map(|entry| entry.sampler.batch_within(BATCH_BYTES));
-    let batch = fitting.min().unwrap_or(1).min(args.count.div_ceil(ROUNDS));
-    let request = Request {
+    let ranks = &context.ranks;
+    let rounds = ROUNDS * ranks.size();
+    let batch = fitting.min().unwrap_or(1).min(args.count.div_ceil(rounds));
+    let all = Request {
         conditions,
         seed: args.seed,
         first: 0,
         noise: None,
         batch,
+    };
+    let own = ranks.share(args.count, batch);
+    let request = Request {
+        conditions: all.conditions[own.clone()].to_vec(),
+        first: own.start as u64,
+        ..all.clone()
     };
     let pictures = match args.html {
         Some(_) => args.pictures.min(args.count),
@@ -152,20 +160,21 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
         let each = entries.iter().map(|entry| entry.sampler.settings().steps);
         each.sum()
     };
-    let length = steps(&entries) * (args.count + 1) + steps(truth.as_slice()) * args.count;
+    let count = own.len();
+    let length = steps(&entries) * (count + 1) + steps(truth.as_slice()) * count;
     let bar = progress(context, length as u64, "image steps");
     let advance = |images: usize| images as u64;
     let truth = match &truth {
-        Some(truth) => {
+        Some(truth) if count > 0 => {
             let run = truth.sampler.run(request.clone())?;
             Some(draw(run, &bar, advance, context)?.0)
         }
-        None => None,
+        _ => None,
     };
     let measure = |entries: &[Entry]| -> Result<Vec<Measured>, CliError> {
         // One image of each before any is timed: what is compiled on the way is compiled then.
         let one = Request {
-            conditions: request.conditions[..1].to_vec(),
+            conditions: request.conditions[..count.min(1)].to_vec(),
             batch: 1,
             ..request.clone()
         };
@@ -181,8 +190,11 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
     if !late.is_empty() {
         let mut again = vec![Entry::uncached(&session, dtype, context)?];
         again.extend(late);
-        bar.inc_length((steps(&again) * (args.count + 1)) as u64);
+        bar.inc_length((steps(&again) * (count + 1)) as u64);
         measured.extend(measure(&again)?.into_iter().skip(1));
+    }
+    if !ranks.leads() {
+        return Ok(());
     }
     // Runs that nobody times.
     let filmed = match args.film {
@@ -191,7 +203,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
     };
     bar.inc_length((steps(filmed) * args.count.min(IMAGES)) as u64);
     let film = filmed.iter();
-    let film = film.map(|entry| film_row(entry, &request, pipeline, (&bar, context)));
+    let film = film.map(|entry| film_row(entry, &all, pipeline, (&bar, context)));
     let film = film.collect::<Result<Vec<_>, _>>()?;
     bar.finish_and_clear();
 
@@ -211,7 +223,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
     let verdict = comparison.verdict();
     if args.json {
         print_json(&json!({
-            "device": report.device, "backend": report.backend, "model": info.outline.name, "images": args.count, "batch": batch,
+            "device": report.device, "backend": report.backend, "model": info.outline.name, "images": args.count, "batch": batch, "ranks": ranks.size(),
             "seed": args.seed, "steps": settings.steps, "solver": settings.solver.to_string(),
             "guidance": settings.guidance.scale(), "cache_dtype": dtype.to_string(),
             "rows": json_rows(&comparison, info.resident.kept), "verdict": verdict,
@@ -253,7 +265,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
             ("cache", dtype.to_string()),
             ("device", format!("{} ({})", report.device, report.backend)),
         ];
-        let shown = request.conditions.iter().take(pictures).enumerate();
+        let shown = all.conditions.iter().take(pictures).enumerate();
         let captions: Vec<String> = shown.map(|(i, shown)| name_of(shown, i, info)).collect();
         let html = page(
             &Page {

@@ -8,6 +8,7 @@ use crate::{
     models::{text::TextError, vae::VaeError},
     pipeline::OpenError,
     policy::PolicyError,
+    ranks::RanksError,
     report::ReportError,
     sampler::SampleError,
     schedule::ScheduleError,
@@ -46,9 +47,21 @@ pub(super) enum CliError {
     /// What `doctor` found: how many problems.
     #[error("{0}: see above, or `problems` of the JSON, for what to do")]
     Unwell(String),
+    /// Other ranks of the job failed, or were not asked for the same.
+    #[error(transparent)]
+    Ranks(RanksError),
     /// Ctrl-C.
     #[error("interrupted")]
     Interrupted,
+}
+
+impl From<RanksError> for CliError {
+    fn from(error: RanksError) -> Self {
+        match error {
+            RanksError::Stopped => Self::Interrupted,
+            error => Self::Ranks(error),
+        }
+    }
 }
 
 impl From<SampleError> for CliError {
@@ -64,6 +77,7 @@ impl From<TrainingError> for CliError {
     fn from(error: TrainingError) -> Self {
         match error {
             TrainingError::Stopped => Self::Interrupted,
+            TrainingError::Ranks(error) => Self::Ranks(error),
             error => Self::Training(error),
         }
     }

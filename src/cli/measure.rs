@@ -8,7 +8,10 @@ use std::{
 use indicatif::ProgressBar;
 use serde_json::{Value, json};
 
-use super::{Context, error::CliError, options::Session, schedules::resolve, table::print_table};
+use super::{
+    Context, error::CliError, options::Session, ranks::of_all, schedules::resolve,
+    table::print_table,
+};
 use crate::{
     cache::CacheDtype,
     checkpoint::Kept,
@@ -17,11 +20,12 @@ use crate::{
     metrics::{Spread, mean_and_error, mse, peak_memory_bytes, reset_peak_memory, ssim},
     pipeline::Pipeline,
     policy::Origin,
+    ranks::{Ranks, RanksError},
     report::{
         ReportError, StepMap,
         comparison::{Comparison, Row, warnings},
     },
-    sampler::{BATCH_BYTES, Event, Request, Run, Sampler, Settings},
+    sampler::{BATCH_BYTES, Event, Request, Run, Sampler, Settings, Totals},
 };
 
 /// A schedule to measure.
@@ -88,6 +92,8 @@ pub(super) struct Measured {
 
 /// Draws all images of a request with each entry, a batch a turn: the first of every round is the uncached run, which errors and
 /// speed-ups of the same round are to. `truth`: all images of the true solution, for errors to those too.
+///
+/// The request is this rank's share; what all ranks measured is put together on each.
 pub(super) fn in_turn(
     entries: &[Entry],
     truth: Option<&[f32]>,
@@ -96,6 +102,7 @@ pub(super) fn in_turn(
     pipeline: &Pipeline,
     (bar, context): (&ProgressBar, &Context),
 ) -> Result<Vec<Measured>, CliError> {
+    let ranks = &context.ranks;
     let outline = &pipeline.info.outline;
     let shape = outline.latents.shape();
     let turns = entries.iter().map(|entry| Turns::of(entry, request));
@@ -122,11 +129,15 @@ pub(super) fn in_turn(
             turn.seconds.push(seconds);
             turn.speedups.push(*usual / seconds);
             turn.compare(&images, expected, solution, shape);
-            let wanted = pictures * numbers - turn.pictures.len();
+            let wanted = (pictures * numbers).saturating_sub(turn.pictures.len());
             turn.pictures.extend(images.into_iter().take(wanted));
         }
     }
-    let full = turns.first().map_or(1, |turn| turn.run.totals().macs);
+    for turn in &mut turns {
+        turn.gather(ranks, pictures * numbers)?;
+    }
+    spread.gather(ranks)?;
+    let full = turns.first().map_or(1, |turn| turn.totals.macs);
     let graph = &outline.graph;
     let copies = entries.first().map_or(1, |entry| entry.sampler.copies());
     let all_features_bytes =
@@ -141,7 +152,10 @@ pub(super) fn in_turn(
 /// An entry's run, and what its turns have shown so far.
 struct Turns<'a> {
     entry: &'a Entry,
-    run: Run,
+    /// None where there is nothing to draw.
+    run: Option<Run>,
+    /// What the run did, once it is over.
+    totals: Totals,
     errors: Vec<f64>,
     true_errors: Vec<f64>,
     likeness: Vec<f64>,
@@ -156,7 +170,11 @@ struct Turns<'a> {
 impl<'a> Turns<'a> {
     fn of(entry: &'a Entry, request: &Request) -> Result<Self, CliError> {
         Ok(Self {
-            run: entry.sampler.run(request.clone())?,
+            run: match request.conditions.is_empty() {
+                true => None,
+                false => Some(entry.sampler.run(request.clone())?),
+            },
+            totals: Totals::default(),
             errors: Vec::new(),
             true_errors: Vec::new(),
             likeness: Vec::new(),
@@ -174,7 +192,7 @@ impl<'a> Turns<'a> {
         let fresh_peak = reset_peak_memory();
         let started = Instant::now();
         let mut drawn = Vec::new();
-        for event in self.run.by_ref() {
+        for event in self.run.iter_mut().flatten() {
             match event? {
                 Event::Step {
                     step,
@@ -222,9 +240,36 @@ impl<'a> Turns<'a> {
         self.likeness.extend(pairs.map(|(a, b)| ssim(a, b, shape)));
     }
 
+    /// Puts together what all ranks measured, and the first `pictures` numbers of their pictures.
+    fn gather(&mut self, ranks: &Ranks, pictures: usize) -> Result<(), RanksError> {
+        let own = self.run.as_ref().map_or(Totals::default(), Run::totals);
+        self.totals = of_all(own, ranks)?;
+        for numbers in [
+            &mut self.errors,
+            &mut self.true_errors,
+            &mut self.likeness,
+            &mut self.seconds,
+            &mut self.speedups,
+        ] {
+            *numbers = ranks.gather_numbers(numbers)?;
+        }
+        let steps = self.reused.len();
+        let reused: Vec<u64> = self.reused.iter().map(|images| *images as u64).collect();
+        self.reused.fill(0);
+        for of_rank in ranks.gather_numbers(&reused)?.chunks(steps.max(1)) {
+            let sums = self.reused.iter_mut().zip(of_rank);
+            sums.for_each(|(sum, images)| *sum += *images as usize);
+        }
+        let peaks = ranks.gather_numbers(&[self.peak_host_bytes.unwrap_or(0)])?;
+        self.peak_host_bytes = peaks.into_iter().max().filter(|peak| *peak > 0);
+        self.pictures = ranks.gather_numbers(&self.pictures)?;
+        self.pictures.truncate(pictures);
+        Ok(())
+    }
+
     /// `full`: MACs of the uncached run; `variance`: of its images.
     fn measured(self, full: u64, all_features_bytes: usize, variance: f64) -> Measured {
-        let totals = self.run.totals();
+        let totals = self.totals;
         let (entry, reuse) = (self.entry, self.entry.sampler.reuse());
         let (error, images) = (mean_and_error(&self.errors).0, self.errors.len());
         let errors = Some((error, variance));

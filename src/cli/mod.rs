@@ -29,6 +29,7 @@ mod options;
 mod pictures;
 mod progress;
 mod pull;
+mod ranks;
 mod recipe;
 mod sample;
 mod schedule;
@@ -55,7 +56,7 @@ use std::{
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
-use crate::sampler::Stop;
+use crate::{ranks::Ranks, sampler::Stop};
 use error::CliError;
 pub use memory::out_of_memory;
 
@@ -136,6 +137,14 @@ enum Train {
 }
 
 impl Command {
+    /// Whether several processes can do the command together.
+    fn is_shared(&self) -> bool {
+        matches!(
+            self,
+            Self::Sample(_) | Self::Compare(_) | Self::Train(Train::Router(_))
+        )
+    }
+
     /// Whether the command looks for Ctrl-C by itself, so that it may save what it has.
     fn stops_cleanly(&self) -> bool {
         matches!(
@@ -152,6 +161,8 @@ struct Context {
     interrupted: Arc<AtomicBool>,
     /// Whether there is something by now that Ctrl-C must not lose.
     at_stake: Arc<AtomicBool>,
+    /// Who does the same command together.
+    ranks: Ranks,
 }
 
 impl Context {
@@ -224,35 +235,41 @@ pub fn main() -> ExitCode {
         }
     };
     cli.verbosity.start_logging();
+    let ranks = match ranks::join(cli.command.is_shared()) {
+        Ok(ranks) => ranks,
+        Err(error) => {
+            eprintln!("error: {}", error.explain());
+            return ExitCode::from(error.exit_code());
+        }
+    };
     let context = Context {
-        quiet: cli.verbosity.quiet,
+        // One speaks for all.
+        quiet: cli.verbosity.quiet || !ranks.leads(),
         started,
         interrupted: Arc::default(),
         at_stake: Arc::default(),
+        ranks,
     };
     signals::catch(&context, cli.command.stops_cleanly());
-    let result = match cli.command {
-        Command::Devices(args) => devices::run(args, &context),
-        Command::Sample(args) => sample::run(*args, &context),
-        Command::Train(Train::Dit(args)) => train_dit::run(*args, &context),
-        Command::Train(Train::Vae(args)) => train_vae::run(*args, &context),
-        Command::Train(Train::Router(args)) => train_router::run(*args, &context),
-        Command::Train(Train::Calibrate(args)) => train_calibrate::run(*args, &context),
-        Command::Compare(args) => compare::run(*args, &context),
-        Command::Bench(args) => bench::run(*args, &context),
-        Command::Schedule(args) => schedule::run(args, &context),
-        Command::Pull(args) => pull::run(args, &context),
-        Command::Inspect(args) => inspect::run(args, &context),
-        Command::Convert(args) => convert::run(args, &context),
-        Command::Doctor(args) => doctor::run(args, &context),
-        Command::Completions(args) => completions::run(args, &context),
-        Command::Man(args) => man::run(args, &context),
-    };
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {}", error.explain());
-            ExitCode::from(error.exit_code())
-        }
+    ranks::end(&context.ranks, || run(cli.command, &context))
+}
+
+fn run(command: Command, context: &Context) -> Result<(), CliError> {
+    match command {
+        Command::Devices(args) => devices::run(args, context),
+        Command::Sample(args) => sample::run(*args, context),
+        Command::Train(Train::Dit(args)) => train_dit::run(*args, context),
+        Command::Train(Train::Vae(args)) => train_vae::run(*args, context),
+        Command::Train(Train::Router(args)) => train_router::run(*args, context),
+        Command::Train(Train::Calibrate(args)) => train_calibrate::run(*args, context),
+        Command::Compare(args) => compare::run(*args, context),
+        Command::Bench(args) => bench::run(*args, context),
+        Command::Schedule(args) => schedule::run(args, context),
+        Command::Pull(args) => pull::run(args, context),
+        Command::Inspect(args) => inspect::run(args, context),
+        Command::Convert(args) => convert::run(args, context),
+        Command::Doctor(args) => doctor::run(args, context),
+        Command::Completions(args) => completions::run(args, context),
+        Command::Man(args) => man::run(args, context),
     }
 }

@@ -8,10 +8,11 @@ use super::{Context, error::CliError, text::TextArgs};
 use crate::{
     cache::CacheDtype,
     checkpoint::{Kept, LoadOptions, ModelInfo, ModelSpec, Part, Residence, StoredDtype},
-    device::{DeviceChoice, Engine},
+    device::{DeviceChoice, Engine, adapters, dealt},
     diffusion::{Guidance, GuidedChannels, Solver},
     models::{Prompts, vae::Tiling},
     pipeline::{Pipeline, USUAL_STEPS, read_texts},
+    ranks::number_on_machine,
     sampler::Settings,
 };
 
@@ -275,7 +276,10 @@ pub(super) struct DeviceArgs {
 
 impl DeviceArgs {
     pub fn open(&self, context: &Context) -> Result<Engine, CliError> {
-        let choice: DeviceChoice = self.device.parse()?;
+        let mut choice: DeviceChoice = self.device.parse()?;
+        if let Some(number) = number_on_machine().filter(|_| !context.ranks.is_alone()) {
+            choice = dealt(choice, &adapters(), number);
+        }
         let chosen = Engine::open(choice)?;
         if let Some(notice) = chosen.notice {
             context.say(notice);

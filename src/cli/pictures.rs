@@ -13,6 +13,7 @@ use crate::{
     checkpoint::ModelInfo,
     models::Condition,
     pipeline::Decoder,
+    ranks::{Ranks, RanksError},
     report::{
         PictureFormat, PictureText, ReportError, Tile, columns_for, encode_picture, grid,
         write_picture,
@@ -109,6 +110,35 @@ impl Pictures<'_> {
                 }
                 _ => self.waiting.push(picture),
             }
+        }
+        Ok(())
+    }
+
+    /// Brings what all ranks have to the first: pictures that wait for the rest, and names of files.
+    pub fn gather(&mut self, ranks: &Ranks) -> Result<(), RanksError> {
+        if ranks.is_alone() {
+            return Ok(());
+        }
+        let mut own = Vec::new();
+        self.waiting
+            .iter()
+            .for_each(|picture| own.extend_from_slice(picture.as_raw()));
+        let all = ranks.gather_numbers(&own)?;
+        let files = serde_json::to_vec(&self.files).unwrap_or_default();
+        let files = ranks.gather(&files)?;
+        let files = files
+            .iter()
+            .map(|of_rank| serde_json::from_slice::<Vec<PathBuf>>(of_rank));
+        self.files = files.flatten().flatten().collect();
+        // The first rank has some of every run's, and all are of one size.
+        if let Some([width, height]) = self
+            .waiting
+            .first()
+            .map(|picture| [picture.width(), picture.height()])
+        {
+            let bytes = all.chunks(3 * width as usize * height as usize);
+            let picture = |bytes: &[u8]| RgbImage::from_raw(width, height, bytes.to_vec());
+            self.waiting = bytes.filter_map(picture).collect();
         }
         Ok(())
     }

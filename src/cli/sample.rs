@@ -17,6 +17,7 @@ use super::{
     options::{CacheArgs, ModelArgs, Session, SessionArgs, parse_seed, print_json},
     pictures::{Out, Pictures},
     progress::progress,
+    ranks::of_all,
     recipe::Recipe,
     schedules::ScheduleArgs,
 };
@@ -25,8 +26,9 @@ use crate::{
     device::LaunchCount,
     models::Condition,
     pipeline::{Decoder, Pipeline},
+    ranks::RanksError,
     report::comparison::warnings,
-    sampler::{BATCH_BYTES, Request, Settings},
+    sampler::{BATCH_BYTES, Request, Settings, Totals},
     words::counted,
 };
 
@@ -159,26 +161,28 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
         .sampler(settings, Some(chosen.reuse))?
         .with_cache_dtype(args.cache.cache_dtype)
         .with_stop(context.stop());
+    let ranks = &context.ranks;
     let fitting = || {
         sampler
             .batch_within(BATCH_BYTES)
-            .min(conditions.len().max(1))
+            .min(conditions.len().div_ceil(ranks.size()).max(1))
     };
     let batch = args.batch.unwrap_or_else(fitting);
+    let own = ranks.share(conditions.len(), batch);
+    let numbers = info.outline.latents.numbers();
     let request = Request {
-        conditions: conditions.clone(),
+        conditions: conditions[own.clone()].to_vec(),
         seed: args.seed,
-        first: args.first,
-        noise,
+        first: args.first + own.start as u64,
+        noise: noise.map(|all| all[own.start * numbers..own.end * numbers].to_vec()),
         batch,
     };
     let launches = LaunchCount::start();
-    let steps = sampler.run(request)?;
-    let bar = progress(
-        context,
-        (conditions.len() * settings.steps) as u64,
-        "image steps",
-    );
+    let steps = match own.is_empty() {
+        true => None,
+        false => Some(sampler.run(request)?),
+    };
+    let bar = progress(context, (own.len() * settings.steps) as u64, "image steps");
     let started = Instant::now();
     let mut pictures = Pictures {
         out: &out,
@@ -191,38 +195,48 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
         seconds: 0.0,
     };
     let mut values = Vec::new();
-    let drawn = draw_each(
-        steps,
-        &bar,
-        |images| images as u64,
-        context,
-        |first, x0| {
-            pictures.take(first, &x0, context)?;
-            if args.save_tensors.is_some() {
-                values.extend(x0);
-            }
-            Ok(())
-        },
-    );
-    let totals = match drawn {
-        Ok(totals) => totals,
+    let take = |first, x0: Vec<f32>| {
+        pictures.take(own.start + first, &x0, context)?;
+        if args.save_tensors.is_some() {
+            values.extend(x0);
+        }
+        Ok(())
+    };
+    let drawn = match steps {
+        Some(steps) => draw_each(steps, &bar, |images| images as u64, context, take),
+        None => Ok(Totals::default()),
+    };
+    let of_own = |totals: Totals| -> Result<_, RanksError> {
+        let seconds = started.elapsed().as_secs_f64();
+        let dispatches = ranks.gather_numbers(&[launches.finish(engine)])?;
+        let totals = of_all(totals, ranks)?;
+        Ok((totals, dispatches.into_iter().sum::<u64>(), seconds))
+    };
+    let drawn = drawn.and_then(|totals| Ok(of_own(totals)?));
+    let (totals, dispatches, seconds) = match drawn {
+        Ok(drawn) => drawn,
         Err(error) => {
             bar.abandon();
             keep_finished(&mut pictures, &args, context)?;
             return Err(error);
         }
     };
-    let seconds_decoding = pictures.seconds;
-    let seconds = started.elapsed().as_secs_f64() - seconds_decoding;
     bar.finish_and_clear();
-    let dispatches = launches.finish(engine);
+    let seconds_decoding = pictures.seconds;
+    let seconds = seconds - seconds_decoding;
 
+    pictures.gather(ranks)?;
+    let values = ranks.gather_numbers(&values)?;
+    if !ranks.leads() {
+        return Ok(());
+    }
     pictures.finish(args.grid)?;
     let files = std::mem::take(&mut pictures.files);
     if let Some(path) = &args.save_tensors {
         let [c, h, w] = info.outline.latents.shape();
         let shapes = [("samples".to_owned(), vec![conditions.len(), c, h, w])];
-        let values = || Ok(std::mem::take(&mut values));
+        let mut values = Some(values);
+        let values = || Ok(values.take().unwrap_or_default());
         write_safetensors(path, &shapes, None, StoredDtype::F32, values)?;
     }
 
@@ -278,7 +292,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
             "device": report.device, "backend": report.backend, "model": info.outline.name,
             "fingerprint": info.fingerprint.to_string(), "seed": args.seed, "first": args.first,
             "solver": settings.solver.to_string(), "guidance": settings.guidance.scale(),
-            "steps": settings.steps, "images": conditions.len(), "batch": batch,
+            "steps": settings.steps, "images": conditions.len(), "batch": batch, "ranks": ranks.size(),
             "seconds_load": seconds_load, "seconds_sampling": seconds, "seconds_decoding": seconds_decoding,
             "schedule": chosen.name, "cur": totals.cur(), "macs_full": totals.macs_full, "macs": totals.macs,
             "peak_cache_bytes": totals.peak_cache_bytes, "cache_dtype": args.cache.cache_dtype.to_string(), "dispatches": dispatches, "out": args.out,
@@ -291,6 +305,10 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
 
 /// After a run that broke off: pictures that were finished are not lost.
 fn keep_finished(pictures: &mut Pictures, args: &Args, context: &Context) -> Result<(), CliError> {
+    // Of a grid the first rank's images are the beginning.
+    if !context.ranks.leads() {
+        return Ok(());
+    }
     let finished = pictures.waiting.len() + pictures.files.len();
     if finished == 0 {
         return Ok(());

@@ -51,12 +51,15 @@ pub(super) fn run(
     let started = Instant::now();
     let rows = make(&asked, &pipeline, settings, context)?;
     let seconds = started.elapsed().as_secs_f64();
+    if !context.ranks.leads() {
+        return Ok(());
+    }
     let report = pipeline.engine.report();
     let peak = peak_memory_bytes();
     if asked.json {
         print_json(&json!({
             "device": report.device, "backend": report.backend, "model": pipeline.info.outline.name, "steps": settings.steps,
-            "recipe": "forecast", "seconds": seconds, "peak_memory_bytes": peak, "schedules": rows,
+            "recipe": "forecast", "ranks": context.ranks.size(), "seconds": seconds, "peak_memory_bytes": peak, "schedules": rows,
         }));
         return Ok(());
     }
@@ -110,6 +113,7 @@ pub(super) fn make(
         batch: batch_for(&info.outline, settings.guidance.is_active(), BATCH_BYTES),
         resume: asked.resume,
         stop: context.stop(),
+        ranks: context.ranks.clone(),
     };
     context.something_is_at_stake();
     let mut run = LadderRun::open(&pipeline.model, info, settings, options)?.with_engine(engine);

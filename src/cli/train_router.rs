@@ -341,7 +341,9 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
     }
     let micro_batch = match resumed {
         true => known.micro_batch,
-        false => SdtSettings::fitting_micro_batch(&info.outline, run.guidance.is_active(), batch),
+        // As many at a time as leave each rank some.
+        false => SdtSettings::fitting_micro_batch(&info.outline, run.guidance.is_active(), batch)
+            .min(batch.div_ceil(context.ranks.size())),
     };
     let settings = SdtSettings {
         passes: args
@@ -363,6 +365,15 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
             Some(recipe) => recipe == Recipe::LearningToCache,
         },
     };
+    let parts = batch.div_ceil(settings.micro_batch.max(1));
+    if parts < context.ranks.size() {
+        context.say(format!(
+            "note: a pass has {}, so of {} ranks {} have nothing to do; a larger --batch, or a --micro-batch of 1, has some for more",
+            counted(parts, "micro-batch"),
+            context.ranks.size(),
+            context.ranks.size() - parts
+        ));
+    }
     let options = RouterRunOptions {
         folder,
         settings: settings.clone(),
@@ -373,6 +384,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
         save_every: args.save_every.unwrap_or(5),
         resume: args.resume,
         log: args.log,
+        ranks: context.ranks.clone(),
     };
     context.something_is_at_stake();
     let mut training = RouterRun::open(&model, &info, run, options)?
@@ -419,6 +431,9 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
                 return Err(CliError::Interrupted);
             }
         }
+    }
+    if !context.ranks.leads() {
+        return Ok(());
     }
     let seconds = started.elapsed().as_secs_f64();
     let now = settings.passes.saturating_sub(begun);
@@ -468,7 +483,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
     if args.json {
         print_json(&json!({
             "device": report.device, "backend": report.backend, "model": info.outline.name, "steps": run.steps,
-            "passes": settings.passes, "passes_now": now,
+            "passes": settings.passes, "passes_now": now, "ranks": context.ranks.size(),
             "seconds": seconds, "peak_memory_bytes": peak, "schedules": written,
         }));
     }

@@ -77,12 +77,15 @@ pub(super) fn run(
         tables.push((name, table, path));
     }
     let (rows, validation) = corrected(&asked, tables, &pipeline, settings, context)?;
+    if !context.ranks.leads() {
+        return Ok(());
+    }
     let seconds = started.elapsed().as_secs_f64();
     let report = pipeline.engine.report();
     if asked.json {
         print_json(&json!({
             "device": report.device, "backend": report.backend, "model": pipeline.info.outline.name, "steps": settings.steps,
-            "recipe": "table", "seconds": seconds, "schedules": rows,
+            "recipe": "table", "ranks": context.ranks.size(), "seconds": seconds, "schedules": rows,
         }));
         return Ok(());
     }
@@ -165,7 +168,13 @@ fn corrected(
         "· drawing {}",
         counted(fitting.draws + validation, "uncached image")
     ));
-    let mut corrector = Corrector::new(pipeline, settings, &fitting, context.stop())?;
+    let mut corrector = Corrector::new(
+        pipeline,
+        settings,
+        &fitting,
+        context.stop(),
+        context.ranks.clone(),
+    )?;
     let mut rows = Vec::new();
     for (name, table, path) in tables {
         bar.set_message(format!("· {name}"));
@@ -186,10 +195,12 @@ fn corrected(
                     "draws": fitting.draws, "validation": validation, "seed": fitting.seed,
                 });
                 let (judged, schedule) = (&found.corrected, &found.schedule);
-                judged
+                let file = judged
                     .file(schedule, policy, training, validation, info, &settings)
-                    .map_err(TrainingError::from)?
-                    .write(&path)?;
+                    .map_err(TrainingError::from)?;
+                if context.ranks.leads() {
+                    file.write(&path)?;
+                }
                 row["file"] = json!(path);
                 bar.suspend(|| context.say(format!("{}: {name}, corrected", path.display())));
             }

@@ -315,6 +315,25 @@ pub fn choose(
     }
 }
 
+/// What a choice means to the process of this number among those of a job on this machine: GPUs like the chosen one are dealt to
+/// them in turn.
+pub fn dealt(choice: DeviceChoice, adapters: &[AdapterReport], number: usize) -> DeviceChoice {
+    let by_index = matches!(choice, DeviceChoice::Index(_));
+    let chosen = choose(choice, adapters).ok().flatten();
+    let Some(chosen) = chosen
+        .map(|index| &adapters[index])
+        .filter(|a| !a.is_software() && !by_index)
+    else {
+        return choice;
+    };
+    let alike = |a: &&AdapterReport| {
+        (&a.name, &a.driver, a.api, a.kind)
+            == (&chosen.name, &chosen.driver, chosen.api, chosen.kind)
+    };
+    let alike: Vec<_> = adapters.iter().filter(alike).collect();
+    DeviceChoice::Index(alike[number % alike.len()].index)
+}
+
 /// What a device is made with to use its matrix units.
 pub(super) const MATRIX_FEATURES: wgpu::Features =
     wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX.union(wgpu::Features::SHADER_F16);
@@ -417,6 +436,35 @@ mod tests {
             choose(DeviceChoice::Index(2), &list),
             Err(DeviceError::NoSuchIndex { index: 2, count: 2 })
         ));
+    }
+
+    #[test]
+    fn equal_gpus_are_dealt_in_turn() {
+        let mut list = [
+            adapter(0, Api::Vulkan, "discrete", true),
+            adapter(1, Api::Vulkan, "integrated", false),
+            adapter(2, Api::Vulkan, "discrete", false),
+            adapter(3, Api::Gl, "discrete", false),
+            adapter(4, Api::Vulkan, "software", false),
+        ];
+        list[2].name = list[0].name.clone();
+        list[3].name = list[0].name.clone();
+        let dealt = |choice, number| dealt(choice, &list, number);
+        let vulkan = DeviceChoice::Api(Api::Vulkan);
+        for choice in [DeviceChoice::Auto, vulkan] {
+            let places = [0, 1, 2].map(|number| dealt(choice, number));
+            assert_eq!(places, [0, 2, 0].map(DeviceChoice::Index));
+        }
+        for choice in [
+            DeviceChoice::Index(1),
+            DeviceChoice::Cpu,
+            DeviceChoice::Api(Api::Metal),
+        ] {
+            assert_eq!(dealt(choice, 1), choice);
+        }
+        // A software adapter is one however many compute on it.
+        let software = &list[4..];
+        assert_eq!(super::dealt(vulkan, software, 1), vulkan);
     }
 
     #[test]

@@ -15,7 +15,7 @@ mod sharing;
 
 #[cfg(not(target_family = "wasm"))]
 pub use adapters::adapters;
-pub use adapters::{AdapterReport, Api, DeviceChoice, adapter_vendor, choose};
+pub use adapters::{AdapterReport, Api, DeviceChoice, adapter_vendor, choose, dealt};
 pub(crate) use engine::Watch;
 pub use engine::{Choice, DeviceReport, Engine};
 pub use fault::DeviceFault;

@@ -1,5 +1,7 @@
 //! Numbers about images.
 
+use crate::ranks::{Ranks, RanksError};
+
 /// Mean squared error of two equally long sets of values.
 pub fn mse(a: &[f32], b: &[f32]) -> f64 {
     debug_assert_eq!(a.len(), b.len());
@@ -126,6 +128,25 @@ impl Spread {
                 *square += value * value;
             }
         }
+    }
+
+    /// Counts the images of all ranks.
+    ///
+    /// # Errors
+    /// [`RanksError`].
+    pub fn gather(&mut self, ranks: &Ranks) -> Result<(), RanksError> {
+        let images = ranks.gather_numbers(&[self.images as u64])?;
+        self.images = images.into_iter().sum::<u64>() as usize;
+        for sums in [&mut self.sums, &mut self.squares] {
+            let all = ranks.gather_numbers(sums)?;
+            let size = sums.len().max(1);
+            sums.fill(0.0);
+            for of_rank in all.chunks(size) {
+                let places = sums.iter_mut().zip(of_rank);
+                places.for_each(|(sum, of_rank)| *sum += of_rank);
+            }
+        }
+        Ok(())
     }
 
     /// Variance over the images (of a sample), a mean over all places. A single image has none: that of its places, a mean over

@@ -52,13 +52,14 @@ impl Uncorrected {
 pub(crate) struct Stepper {
     setup: Arc<Setup>,
     batches: Vec<Batch>,
+    plan: Arc<Plan>,
     size: usize,
     start: Stand,
 }
 
 impl Stepper {
-    /// Images of these conditions from noise `x` `[images, C, H, W]`, `batch` at a time, by the sampler's solver; `noise` are the
-    /// images' streams of later noise.
+    /// Images of these conditions, if any, from noise `x` `[images, C, H, W]`, `batch` at a time, by the sampler's solver; `noise` are
+    /// the images' streams of later noise.
     ///
     /// # Errors
     /// As [`Sampler::run`].
@@ -73,32 +74,37 @@ impl Stepper {
         setup.history = FORECAST_DEPTH;
         let setup = Arc::new(setup);
         let size = setup.latents().numbers();
-        let request = Request {
-            conditions: conditions.to_vec(),
-            seed: 0,
-            first: 0,
-            noise: Some(x.clone()),
-            batch,
-        };
-        let run = Sampler {
-            setup: setup.clone(),
-        }
-        .run(request)?;
-        let batches = (0..conditions.len())
-            .step_by(batch)
-            .map(|first| {
+        let mut batches = Vec::new();
+        if !conditions.is_empty() {
+            let request = Request {
+                conditions: conditions.to_vec(),
+                seed: 0,
+                first: 0,
+                noise: Some(x.clone()),
+                batch,
+            };
+            let sampler = Sampler {
+                setup: setup.clone(),
+            };
+            let run = sampler.run(request)?;
+            batches.extend((0..conditions.len()).step_by(batch).map(|first| {
                 let end = conditions.len().min(first + batch);
                 let values = x[first * size..end * size].to_vec();
-                let plan = setup.plan.clone();
-                run.batch(first, values, noise[first..end].to_vec(), plan)
-            })
-            .collect();
+                run.batch(
+                    first,
+                    values,
+                    noise[first..end].to_vec(),
+                    setup.plan.clone(),
+                )
+            }));
+        }
         let start = Stand {
             x,
             history: Vec::new(),
             noise,
         };
         Ok(Self {
+            plan: setup.plan.clone(),
             setup,
             batches,
             size,
@@ -123,6 +129,7 @@ impl Stepper {
 
     /// Walks under another plan from here on, with an empty cache.
     pub fn follow(&mut self, plan: &Arc<Plan>) {
+        self.plan = plan.clone();
         let graph = plan.graph();
         let device = self.setup.model.device();
         for batch in &mut self.batches {
@@ -141,7 +148,7 @@ impl Stepper {
         let device = self.setup.model.device();
         let [c, h, w] = self.setup.latents().shape();
         let made = stand.history.len();
-        let next = (made + usize::from(self.batches[0].plan.runs_network(s))).min(FORECAST_DEPTH);
+        let next = (made + usize::from(self.plan.runs_network(s))).min(FORECAST_DEPTH);
         let mut after = Uncorrected {
             x: Vec::with_capacity(stand.x.len()),
             x0: Vec::with_capacity(stand.x.len()),

@@ -9,9 +9,10 @@ use harmonica::{
     metrics::{max_abs_error, mse},
     models::{Condition, Model, Prompts},
     plan::compile,
+    ranks::Ranks,
     sampler::{Event, Request, Sampler, Settings},
     schedule::{Forecast, Schedule, ScheduleFile},
-    training::forecast::{Draws, Purpose},
+    training::forecast::{Draws, Purpose, Source},
 };
 
 use crate::common::{
@@ -220,17 +221,16 @@ fn a_suffix_is_fitted_from_where_the_run_stood() {
             solver: solver.parse().unwrap(),
             ..settings(true)
         };
-        let mut draws = Draws::new(
-            &model,
+        let source = Source {
+            model: &model,
             settings,
-            &prompts,
-            Purpose::Fit,
-            3,
-            5,
-            2,
-            Arc::new(|| false),
-        )
-        .unwrap();
+            prompts: &prompts,
+            seed: 3,
+            batch: 2,
+            stop: Arc::new(|| false),
+            ranks: Ranks::alone(),
+        };
+        let mut draws = source.draw(Purpose::Fit, 5).unwrap();
         let table =
             |skipped: &[usize]| Schedule::from_rule(10, 4, |s, _| !skipped.contains(&s)).unwrap();
         // Features of steps before it are read by those that are run again: of step 6 through what step 4 forecast.

@@ -35,6 +35,7 @@ mod pixart;
 mod pretrain;
 mod pretrain_data;
 mod quant;
+mod ranks;
 mod residence;
 mod rivals;
 mod rivals_golden;

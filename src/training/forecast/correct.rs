@@ -1,7 +1,7 @@
 //! Forecasts for a table that somebody else made: FORA's, TaylorSeer's, a router's.
 
 use super::{
-    fit::{Draws, Purpose},
+    fit::{Draws, Purpose, Source},
     saved::Judged,
     settings::LadderSettings,
 };
@@ -9,6 +9,7 @@ use crate::{
     graph::Graph,
     pipeline::Pipeline,
     plan::compile,
+    ranks::Ranks,
     sampler::{BATCH_BYTES, Settings, Stop, batch_for},
     schedule::{Forecast, Schedule},
     training::run::{DeviceWatch, TrainingError, guarded},
@@ -64,36 +65,33 @@ pub struct Corrector {
 }
 
 impl Corrector {
-    /// Draws what `settings` say, to fit to and to judge by, and walks the uncached run; `stop` is asked before each branch, here
-    /// and later.
+    /// Draws what `settings` say, to fit to and to judge by, and walks the uncached run, together with other ranks; `stop` is asked
+    /// before each branch, here and later.
     ///
     /// # Errors
-    /// As [`Draws::new`].
+    /// As [`Source::draw`].
     pub fn new(
         pipeline: &Pipeline,
         run: Settings,
         settings: &LadderSettings,
         stop: Stop,
+        ranks: Ranks,
     ) -> Result<Self, TrainingError> {
         settings.check()?;
         let watch = DeviceWatch::new(&pipeline.engine);
-        let outline = &pipeline.info.outline;
-        let drawn = |purpose, images: usize| {
-            let batch = batch_for(outline, run.guidance.is_active(), BATCH_BYTES).min(images);
-            Draws::new(
-                &pipeline.model,
-                run,
-                &pipeline.prompts,
-                purpose,
-                settings.seed,
-                images,
-                batch,
-                stop.clone(),
-            )
+        let guided = run.guidance.is_active();
+        let source = Source {
+            model: &pipeline.model,
+            settings: run,
+            prompts: &pipeline.prompts,
+            seed: settings.seed,
+            batch: batch_for(&pipeline.info.outline, guided, BATCH_BYTES),
+            stop,
+            ranks,
         };
         let draws = guarded(|| {
-            let fit = drawn(Purpose::Fit, settings.draws)?;
-            Ok((fit, drawn(Purpose::Validation, settings.validation)?))
+            let fit = source.draw(Purpose::Fit, settings.draws)?;
+            Ok((fit, source.draw(Purpose::Validation, settings.validation)?))
         });
         let (fit, judge) = draws.map_err(|error| watch.explained(error))?;
         Ok(Self { fit, judge, watch })

@@ -4,14 +4,19 @@
 //! with `x'` where the step leads from its newest prediction `H_0`, and `p` what the clean image weighs in its update,
 //! `Y = H_0 + (x_ref − x')/p`, where `x_ref` is the uncached run's next state from the same noise. `w` and `v` are ridge
 //! least squares over all pixels of all draws, drawn to plain reuse of `H_0`; then the run moves on with what was fitted.
+//!
+//! Several [`Ranks`] walk the draws between them, and add up what each draw says of a step's weights in the order of the draws.
 
 use std::sync::Arc;
+
+use bytemuck::{Pod, Zeroable};
 
 use crate::{
     diffusion::{ImageNoise, Weights},
     metrics::mse,
     models::{Condition, Model, Prompts},
     plan::compile,
+    ranks::Ranks,
     sampler::{SampleError, Sampler, Settings, Stand, Stepper, Stop, Uncorrected},
     schedule::{FORECAST_DEPTH, Forecast, Schedule},
     stop::Asked,
@@ -46,7 +51,52 @@ impl Purpose {
     }
 }
 
-/// Draws of noise and conditions, and the uncached trajectories from them.
+/// What draws are made from.
+pub struct Source<'a> {
+    pub model: &'a Model,
+    pub settings: Settings,
+    pub prompts: &'a Prompts,
+    pub seed: u64,
+    /// Images in the network at a time.
+    pub batch: usize,
+    /// Asked before each branch, then and later.
+    pub stop: Stop,
+    /// Who walks them together.
+    pub ranks: Ranks,
+}
+
+impl Source<'_> {
+    /// Draws `images` of them and walks the uncached run.
+    ///
+    /// # Errors
+    /// [`TrainingError`] of the device or other ranks, for settings that cannot be run, where there is nothing to draw, or where it
+    /// is to stop.
+    pub fn draw(&self, purpose: Purpose, images: usize) -> Result<Draws, TrainingError> {
+        if images == 0 || self.batch == 0 {
+            return Err(TrainingError::Setting {
+                setting: "draws",
+                value: images.min(self.batch).to_string(),
+                expected: "at least 1",
+            });
+        }
+        check_pool(self.prompts)?;
+        // As many at a time as leave each rank some.
+        let batch = self.batch.min(images.div_ceil(self.ranks.size()));
+        let own = self.ranks.share(images, batch);
+        let size = self.model.outline().latents.numbers();
+        let drawn = Drawn::new(self.prompts, size, (purpose.stream(), self.seed), own);
+        Draws::walked(
+            (self.model, self.settings, self.prompts.null.as_ref()),
+            &drawn.conditions,
+            (drawn.noise, drawn.streams),
+            batch,
+            Asked::of(self.stop.clone()),
+            self.ranks.clone(),
+        )
+    }
+}
+
+/// Draws of noise and conditions, and the uncached trajectories from them: those that this rank walks.
 pub struct Draws {
     stepper: Stepper,
     /// What the clean image weighs in each step's update.
@@ -55,6 +105,7 @@ pub struct Draws {
     /// `x` of the uncached run before each step and after the last, `[images, C, H, W]` each.
     reference: Vec<Vec<f32>>,
     asked: Asked,
+    ranks: Ranks,
 }
 
 /// A table with its forecast, and how the draws fared under it.
@@ -80,46 +131,6 @@ impl Fit {
 }
 
 impl Draws {
-    /// Draws `images` of them and walks the uncached run.
-    ///
-    /// # Errors
-    /// [`TrainingError`] of the device, for settings that cannot be run, where there is nothing to draw, or where `stop` says so, then
-    /// and before every later branch.
-    #[allow(clippy::too_many_arguments)]
-    pub fn new(
-        model: &Model,
-        settings: Settings,
-        prompts: &Prompts,
-        purpose: Purpose,
-        seed: u64,
-        images: usize,
-        batch: usize,
-        stop: Stop,
-    ) -> Result<Self, TrainingError> {
-        let asked = Asked::of(stop);
-        if images == 0 || batch == 0 {
-            return Err(TrainingError::Setting {
-                setting: "draws",
-                value: images.min(batch).to_string(),
-                expected: "at least 1",
-            });
-        }
-        check_pool(prompts)?;
-        let size = model.outline().latents.numbers();
-        let drawn = Drawn::new(prompts, size, (purpose.stream(), seed), 0..images);
-        let null = prompts.null.as_ref();
-        let noise = (drawn.noise, drawn.streams);
-        Self::walked(
-            model,
-            settings,
-            null,
-            &drawn.conditions,
-            noise,
-            batch,
-            asked,
-        )
-    }
-
     /// Draws that are given: `noise` `[images, C, H, W]` for as many conditions; `null` stands for none of them.
     ///
     /// # Errors
@@ -134,19 +145,25 @@ impl Draws {
         let streams = (0..conditions.len() as u64)
             .map(|number| ImageNoise::with_purpose(Purpose::Fit.stream(), 0, number))
             .collect();
-        let batch = conditions.len();
-        let (noise, nobody) = ((noise, streams), Asked::default());
-        Self::walked(model, settings, null, conditions, noise, batch, nobody)
+        let of = (model, settings, null);
+        let (batch, nobody) = (conditions.len(), Asked::default());
+        Self::walked(
+            of,
+            conditions,
+            (noise, streams),
+            batch,
+            nobody,
+            Ranks::alone(),
+        )
     }
 
     fn walked(
-        model: &Model,
-        settings: Settings,
-        null: Option<&Condition>,
+        (model, settings, null): (&Model, Settings, Option<&Condition>),
         conditions: &[Condition],
         (noise, streams): (Vec<f32>, Vec<ImageNoise>),
         batch: usize,
         asked: Asked,
+        ranks: Ranks,
     ) -> Result<Self, TrainingError> {
         let sampler = Sampler::new(model, settings, None)?.asking(asked.clone());
         let sampler = match null {
@@ -174,6 +191,7 @@ impl Draws {
             clip: settings.clip_x0,
             reference,
             asked,
+            ranks,
         })
     }
 
@@ -222,7 +240,9 @@ impl Draws {
                     let off = f64::from(self.reference[s + 1][i]) - f64::from(after.x[i]);
                     f64::from(after.x0[i]) + off / weight
                 };
-                let estimate = basis.fitted(target);
+                let own = basis.sums(self.stepper.image_numbers(), target);
+                let all = self.ranks.gather_numbers(&own)?;
+                let estimate = Sums::total(&all).solved(after.history.len());
                 x = self.corrected(s, &estimate, &basis, &after);
                 forecast.estimates.insert(s, estimate);
             }
@@ -231,7 +251,7 @@ impl Draws {
         }
         Ok(Fit {
             schedule: table.clone().with_forecast(forecast)?,
-            errors: self.errors(&stand),
+            errors: self.errors(&stand)?,
             stands,
         })
     }
@@ -259,7 +279,7 @@ impl Draws {
             };
             stand = after.moved_to(x);
         }
-        Ok(self.errors(&stand))
+        self.errors(&stand)
     }
 
     /// Where step `s` leads with this estimate instead of the newest prediction.
@@ -281,14 +301,13 @@ impl Draws {
         (0..after.x.len()).map(of_pixel).collect()
     }
 
-    /// Mean squared error to the uncached image, one an image.
-    fn errors(&self, stand: &Stand) -> Vec<f64> {
+    /// Mean squared error to the uncached image, one an image, of all ranks' images.
+    fn errors(&self, stand: &Stand) -> Result<Vec<f64>, TrainingError> {
         let size = self.stepper.image_numbers();
         let last = self.reference.last().map_or(&[][..], Vec::as_slice);
         let images = stand.x.chunks(size).zip(last.chunks(size));
-        images
-            .map(|(found, expected)| mse(found, expected))
-            .collect()
+        let own: Vec<f64> = images.map(|(found, right)| mse(found, right)).collect();
+        Ok(self.ranks.gather_numbers(&own)?)
     }
 }
 
@@ -323,18 +342,59 @@ impl Basis<'_> {
         estimate.state * terms[FORECAST_DEPTH] + predictions.map(|(w, h)| w * h).sum::<f64>()
     }
 
-    /// Ridge least squares: `min Σ (w·terms − target)² + μ·|w − e_0|²`.
-    fn fitted(&self, target: impl Fn(usize) -> f64) -> Weights {
-        let (mut normal, mut right) = ([[0.0; UNKNOWNS]; UNKNOWNS], [0.0; UNKNOWNS]);
-        for i in 0..self.state.len() {
-            let (terms, y) = (self.terms(i), target(i));
-            for (row, a) in terms.iter().enumerate() {
-                right[row] += a * y;
-                for (column, b) in terms.iter().enumerate() {
-                    normal[row][column] += a * b;
+    /// What each image of so many numbers says of the weights that come nearest to `target`.
+    fn sums(&self, image: usize, target: impl Fn(usize) -> f64) -> Vec<Sums> {
+        let end = self.state.len();
+        let images = (0..end).step_by(image.max(1));
+        let of_image = |first: usize| {
+            let mut sums = Sums::default();
+            for i in first..end.min(first + image) {
+                sums.add(&self.terms(i), target(i));
+            }
+            sums
+        };
+        images.map(of_image).collect()
+    }
+}
+
+/// Sums over pixels: normal equations of a step's weights.
+#[derive(Debug, Clone, Copy, Default, Pod, Zeroable)]
+#[repr(C)]
+struct Sums {
+    normal: [[f64; UNKNOWNS]; UNKNOWNS],
+    right: [f64; UNKNOWNS],
+}
+
+impl Sums {
+    fn add(&mut self, terms: &[f64; UNKNOWNS], target: f64) {
+        for (row, a) in terms.iter().enumerate() {
+            self.right[row] += a * target;
+            for (column, b) in terms.iter().enumerate() {
+                self.normal[row][column] += a * b;
+            }
+        }
+    }
+
+    /// Of all images, in their order.
+    fn total(all: &[Self]) -> Self {
+        let mut total = Self::default();
+        for of_image in all {
+            for row in 0..UNKNOWNS {
+                total.right[row] += of_image.right[row];
+                for column in 0..UNKNOWNS {
+                    total.normal[row][column] += of_image.normal[row][column];
                 }
             }
         }
+        total
+    }
+
+    /// Ridge least squares: `min Σ (w·terms − target)² + μ·|w − e_0|²`, where so many predictions are there to weigh.
+    fn solved(self, predictions_there: usize) -> Weights {
+        let Self {
+            mut normal,
+            mut right,
+        } = self;
         let ridge = RIDGE * (0..UNKNOWNS).map(|k| normal[k][k]).sum::<f64>() / UNKNOWNS as f64;
         let ridge = ridge.max(f64::MIN_POSITIVE);
         for (k, row) in normal.iter_mut().enumerate() {
@@ -345,7 +405,7 @@ impl Basis<'_> {
         let solution = solved(normal, right);
         predictions.copy_from_slice(&solution[..FORECAST_DEPTH]);
         // What is not there yet has no weight, to the last bit.
-        predictions[self.history.len()..].fill(0.0);
+        predictions[predictions_there..].fill(0.0);
         Weights {
             state: solution[FORECAST_DEPTH],
             predictions,
@@ -398,7 +458,9 @@ mod tests {
             state: 0.25,
             predictions: [1.5, -0.5, 0.0],
         };
-        let found = basis.fitted(|i| basis.weighed(&made, i));
+        let sums = basis.sums(50, |i| basis.weighed(&made, i));
+        assert_eq!(sums.len(), 4);
+        let found = Sums::total(&sums).solved(2);
         assert_eq!(found.predictions[2], 0.0);
         for (found, made) in found.predictions.iter().zip(made.predictions) {
             assert!((found - made).abs() < 1e-5, "{found}");
@@ -413,7 +475,7 @@ mod tests {
             history: &nothing,
             state: &nothing[0],
         };
-        let found = basis.fitted(|_| 0.0);
+        let found = Sums::total(&basis.sums(10, |_| 0.0)).solved(1);
         assert_eq!(found, Weights::NEWEST);
     }
 }

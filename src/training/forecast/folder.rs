@@ -1,14 +1,15 @@
 //! Schedules for several speeds, searched and fitted one after another, in a folder: resumable, never half-written.
 //!
 //! The folder holds `ladder.json` (everything to go on from), a `*.schedule.json` a speed, `train.jsonl` (a line a move that was
-//! tried) and `router.png`, a picture of the schedule nearest to twice the speed.
+//! tried) and `router.png`, a picture of the schedule nearest to twice the speed. Of several ranks the first alone reads and writes
+//! it.
 
 use std::{fs::File, ops::ControlFlow, path::PathBuf};
 
 use super::{
     computed::Computed,
     correct::slots_for,
-    fit::{Draws, Fit, Purpose},
+    fit::{Draws, Fit, Purpose, Source},
     saved::{Judged, Rung, RungSummary, Saved},
     search::{Search, Tried},
     settings::LadderSettings,
@@ -18,6 +19,7 @@ use crate::{
     checkpoint::ModelInfo,
     device::Engine,
     models::{Model, Prompts},
+    ranks::Ranks,
     report::draw_schedule,
     sampler::{Settings, Stop},
     schedule::{PolicyRecord, ScheduleFile},
@@ -47,6 +49,8 @@ pub struct LadderOptions {
     pub resume: bool,
     /// Asked before each branch: whether to save what was reached and stop.
     pub stop: Stop,
+    /// Who searches together.
+    pub ranks: Ranks,
 }
 
 /// What a run tells.
@@ -74,7 +78,8 @@ pub struct LadderRun<'m> {
     run: Settings,
     options: LadderOptions,
     saved: Saved,
-    log: Log<Tried>,
+    /// Of the first rank.
+    log: Option<Log<Tried>>,
     /// Keeps other processes out of the folder.
     #[expect(dead_code, reason = "holding it is its use")]
     held: Option<File>,
@@ -105,20 +110,34 @@ impl<'m> LadderRun<'m> {
             check_target(*target, run.steps, &info.outline.graph)?;
         }
         let folder = options.folder.path();
-        let there = check_folder(folder, LADDER_STATE, options.resume)?;
-        let held = hold_folder(folder)?;
+        let state = folder.join(LADDER_STATE);
+        let leads = options.ranks.leads();
+        let (mut before, mut held) = (String::new(), None);
+        if leads {
+            let there = check_folder(folder, LADDER_STATE, options.resume)?;
+            held = hold_folder(folder)?;
+            if there {
+                before = Saved::read(&state)?.1;
+            }
+        }
+        let before = options.ranks.of_first(before.as_bytes())?;
         let prompts = options.prompts.identity();
         let mut saved = Saved::new(info, &run, options.settings.clone(), prompts)?;
-        if there {
-            let before = Saved::read(&folder.join(LADDER_STATE))?;
+        if !before.is_empty() {
+            let before = Saved::of_text(&String::from_utf8_lossy(&before), &state)?;
             if let Some(difference) = before.differs_from(&saved) {
                 return Err(difference.refuses(folder));
             }
             saved.rungs = before.rungs;
         }
         options.targets.iter().for_each(|target| saved.add(*target));
+        let same = serde_json::to_vec(&saved).unwrap_or_default();
+        options.ranks.agree("model, run or setting", &same)?;
         // Lines of moves that will be tried again are cut off.
-        let (log, _) = Log::open(&options.folder.log(), |tried| saved.has_tried(tried))?;
+        let log = match leads {
+            true => Some(Log::open(&options.folder.log(), |tried| saved.has_tried(tried))?.0),
+            false => None,
+        };
         let run = Self {
             model,
             info,
@@ -188,20 +207,21 @@ impl<'m> LadderRun<'m> {
         if slots < wanted && each(Progress::Cramped { slots, wanted }).is_break() {
             return Ok(false);
         }
-        let settings = &self.options.settings;
-        let mut search = match settings.sweeps {
+        let ranks = &self.options.ranks;
+        let mut search = match sweeps {
             0 => None,
             sweeps => Some(Search {
-                glance: self.draws(Purpose::Search, settings.glance.min(draws))?,
-                all: self.draws(Purpose::Search, draws)?,
+                glance: self.draws(Purpose::Search, glance.min(draws), &Ranks::alone())?,
+                all: self.draws(Purpose::Search, draws, ranks)?,
                 steps: self.run.steps,
                 graph: self.info.outline.graph.clone(),
                 sweeps,
                 rung: 0,
+                ranks: ranks.clone(),
             }),
         };
-        let mut fit = self.draws(Purpose::Fit, draws)?;
-        let mut judge = self.draws(Purpose::Validation, validation)?;
+        let mut fit = self.draws(Purpose::Fit, draws, ranks)?;
+        let mut judge = self.draws(Purpose::Validation, validation, ranks)?;
         for number in 0..self.saved.rungs.len() {
             if self.saved.rungs[number].done.is_some() {
                 continue;
@@ -246,20 +266,24 @@ impl<'m> LadderRun<'m> {
         self.slots_wanted().min(room)
     }
 
-    fn draws(&self, purpose: Purpose, images: usize) -> Result<Draws, TrainingError> {
+    /// Draws that these ranks walk together.
+    fn draws(
+        &self,
+        purpose: Purpose,
+        images: usize,
+        ranks: &Ranks,
+    ) -> Result<Draws, TrainingError> {
         let options = &self.options;
-        let batch = options.batch.min(images);
-        let seed = options.settings.seed;
-        Draws::new(
-            self.model,
-            self.run,
-            &options.prompts,
-            purpose,
-            seed,
-            images,
-            batch,
-            options.stop.clone(),
-        )
+        let source = Source {
+            model: self.model,
+            settings: self.run,
+            prompts: &options.prompts,
+            seed: options.settings.seed,
+            batch: options.batch,
+            stop: options.stop.clone(),
+            ranks: ranks.clone(),
+        };
+        source.draw(purpose, images)
     }
 
     /// The sweeps of a rung; whether they are over.
@@ -282,7 +306,10 @@ impl<'m> LadderRun<'m> {
             let done = search.sweep(&mut place, &allowed, &mut |at, tried| {
                 self.saved.rungs[number].place = at.clone();
                 let due = tried.kept || tried.number.is_multiple_of(SAVE_EVERY);
-                let written = self.log.append(std::slice::from_ref(&tried));
+                let written = match &mut self.log {
+                    Some(log) => log.append(std::slice::from_ref(&tried)),
+                    None => Ok(()),
+                };
                 let saved = written.and_then(|()| if due { self.save() } else { Ok(()) });
                 if let Err(error) = saved {
                     failed = Some(error);
@@ -346,7 +373,9 @@ impl<'m> LadderRun<'m> {
         };
         let (path, file) = self.schedule(number, &fit, &summary)?;
         self.watch.check()?;
-        file.write(&path)?;
+        if self.options.ranks.leads() {
+            file.write(&path)?;
+        }
         let macs_ratio = fit.schedule.macs_ratio(&self.info.outline.graph);
         self.saved.rungs[number].done = Some(summary.clone());
         Ok(Progress::Rung {
@@ -392,12 +421,19 @@ impl<'m> LadderRun<'m> {
     /// Writes `ladder.json`.
     fn save(&self) -> Result<(), TrainingError> {
         self.watch.check()?;
-        self.saved
-            .write(&self.options.folder.path().join(LADDER_STATE))
+        match self.options.ranks.leads() {
+            true => self
+                .saved
+                .write(&self.options.folder.path().join(LADDER_STATE)),
+            false => Ok(()),
+        }
     }
 
     /// Draws the schedule nearest to twice the speed.
     fn draw(&self) -> Result<(), TrainingError> {
+        if !self.options.ranks.leads() {
+            return Ok(());
+        }
         let steps = self.run.steps as f64;
         let off = |rung: &&Rung| (steps / rung.place.computed.steps().len() as f64 - 2.0).abs();
         // Whoever moved a schedule away wants no picture of it.

@@ -18,7 +18,7 @@ mod target;
 
 pub use computed::Computed;
 pub use correct::{Corrected, Corrector, images_for};
-pub use fit::{Draws, Fit, Purpose};
+pub use fit::{Draws, Fit, Purpose, Source};
 pub use folder::{LadderOptions, LadderRun, Progress};
 pub use saved::{Judged, RungSummary};
 pub use search::{Place, Search, Tried};

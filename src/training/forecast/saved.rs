@@ -201,21 +201,29 @@ impl Saved {
             .or_else(|| difference(&self.run, &asked.run, &[]))
     }
 
-    /// Reads a file.
+    /// Reads a file; hands on its text too.
     ///
     /// # Errors
-    /// [`TrainingError::Io`]; [`TrainingError::State`] for one that is damaged, or of another format.
-    pub fn read(path: &Path) -> Result<Self, TrainingError> {
+    /// [`TrainingError::Io`]; as [`Self::of_text`].
+    pub fn read(path: &Path) -> Result<(Self, String), TrainingError> {
         let text = read_text_up_to(path, MAX_BYTES).map_err(|source| TrainingError::Io {
             action: "read",
             path: path.into(),
             source,
         })?;
+        Ok((Self::of_text(&text, path)?, text))
+    }
+
+    /// What the text of a file says.
+    ///
+    /// # Errors
+    /// [`TrainingError::State`] for one that is damaged, or of another format.
+    pub fn of_text(text: &str, path: &Path) -> Result<Self, TrainingError> {
         let damaged = |problem: String| TrainingError::State {
             path: path.into(),
             problem,
         };
-        let saved: Self = serde_json::from_str(&text).map_err(|e| damaged(e.to_string()))?;
+        let saved: Self = serde_json::from_str(text).map_err(|e| damaged(e.to_string()))?;
         if saved.format != FORMAT {
             return Err(damaged(format!(
                 "it has format {}, this program reads format {FORMAT}",

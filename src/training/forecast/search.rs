@@ -2,6 +2,7 @@
 //! parts of steps, from half of the branches down to single ones.
 //!
 //! A move is tried on few draws first, where most fail; what passes is fitted on all of them and kept if it holds there.
+//! Several ranks have a first look at as many of the next moves at once; what is found is what one process finds.
 //! Only the steps from the first that moved on are run again. What is found is fitted to other draws, and judged on draws
 //! that neither search nor fit has seen, against even steps fitted alike.
 
@@ -11,8 +12,12 @@ use serde::{Deserialize, Serialize};
 
 #[cfg(doc)]
 use super::fit::typical;
-use super::{computed::Computed, fit::Draws, target::Allowance};
-use crate::{graph::Graph, training::run::TrainingError};
+use super::{
+    computed::Computed,
+    fit::{Draws, Fit},
+    target::Allowance,
+};
+use crate::{graph::Graph, ranks::Ranks, training::run::TrainingError};
 
 /// A move must lower the error by this share to be kept: less is chance.
 const GAIN: f64 = 0.01;
@@ -29,6 +34,8 @@ pub struct Search {
     pub sweeps: usize,
     /// The target that is searched for, from 0.
     pub rung: usize,
+    /// Who searches together: each has a `glance` of its own, and all have the same; `all` are walked together.
+    pub ranks: Ranks,
 }
 
 /// What a search is about to move.
@@ -214,40 +221,60 @@ impl Search {
         let mut best = self.all.fit(&table, &skipped, None)?;
         let mut glimpse = self.glance.fit(&table, &skipped, None)?;
         let before = *place.before.get_or_insert(best.typical());
-        while let Some((moved, from, table, skipped)) = moves.get(place.next).cloned() {
-            place.next += 1;
-            place.tried = place.tried.saturating_add(1);
-            let glanced = self.glance.fit(&table, &skipped, Some((&glimpse, from)))?;
-            let mut kept = false;
-            if glanced.typical() < glimpse.typical() * (1.0 - GAIN) {
-                let fit = self.all.fit(&table, &skipped, Some((&best, from)))?;
-                if fit.typical() < best.typical() * (1.0 - GAIN) {
-                    (best, glimpse, kept) = (fit, glanced, true);
-                    place.computed = moved;
-                    // What is left of the sweep goes on from here: moves of the steps before.
-                    moves = moves_from(place)?;
-                    place.next = moves
-                        .iter()
-                        .position(|(_, first, ..)| *first < from)
-                        .unwrap_or(moves.len());
+        while place.next < moves.len() {
+            // Each rank has a look at one of the next moves: most change nothing.
+            let at_once = self.ranks.size().min(moves.len() - place.next);
+            let mut looked = match moves.get(place.next + self.ranks.rank()) {
+                None => None,
+                Some((_, from, table, skipped)) => {
+                    Some(self.glance.fit(table, skipped, Some((&glimpse, *from)))?)
                 }
-            }
-            let tried = Tried {
-                rung: self.rung,
-                count: place.best_whole().steps().len(),
-                unit: match place.stage {
-                    Stage::Parts(unit) => Some(unit),
-                    _ => None,
-                },
-                sweep: place.sweeps,
-                number: place.tried,
-                left: moves.len() - place.next,
-                kept,
-                error: best.typical(),
-                computed: place.computed.row(steps),
             };
-            if tell(place, tried).is_break() {
-                return Ok(None);
+            let own = looked.as_ref().map_or(f64::INFINITY, Fit::typical);
+            let seen = self.ranks.gather_numbers(&[own])?;
+            for (rank, seen) in seen.into_iter().take(at_once).enumerate() {
+                let (moved, from, table, skipped) = moves[place.next].clone();
+                place.next += 1;
+                place.tried = place.tried.saturating_add(1);
+                let mut kept = false;
+                if seen < glimpse.typical() * (1.0 - GAIN) {
+                    let fit = self.all.fit(&table, &skipped, Some((&best, from)))?;
+                    if fit.typical() < best.typical() * (1.0 - GAIN) {
+                        let own = looked.take().filter(|_| rank == self.ranks.rank());
+                        glimpse = match own {
+                            Some(own) => own,
+                            None => self.glance.fit(&table, &skipped, Some((&glimpse, from)))?,
+                        };
+                        (best, kept) = (fit, true);
+                        place.computed = moved;
+                        // What is left of the sweep goes on from here: moves of the steps before.
+                        moves = moves_from(place)?;
+                        place.next = moves
+                            .iter()
+                            .position(|(_, first, ..)| *first < from)
+                            .unwrap_or(moves.len());
+                    }
+                }
+                let tried = Tried {
+                    rung: self.rung,
+                    count: place.best_whole().steps().len(),
+                    unit: match place.stage {
+                        Stage::Parts(unit) => Some(unit),
+                        _ => None,
+                    },
+                    sweep: place.sweeps,
+                    number: place.tried,
+                    left: moves.len() - place.next,
+                    kept,
+                    error: best.typical(),
+                    computed: place.computed.row(steps),
+                };
+                if tell(place, tried).is_break() {
+                    return Ok(None);
+                }
+                if kept {
+                    break;
+                }
             }
         }
         place.sweeps = place.sweeps.saturating_add(1);

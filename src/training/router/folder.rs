@@ -2,7 +2,7 @@
 //!
 //! The folder holds `router.safetensors` (everything to go on from), `*.schedule.json`, `train.jsonl` and
 //! `router.png`. A pass is all or nothing: its log lines are appended when it is done, and on resuming the log
-//! is cut back to the checkpoint.
+//! is cut back to the checkpoint. Of several ranks the first alone reads and writes it.
 
 use std::{
     fs::File,
@@ -17,10 +17,12 @@ use super::{
     saved::{Identities, Saved, check_same, load_state},
 };
 use crate::{
-    checkpoint::{self, ModelInfo},
+    checkpoint::ModelInfo,
+    containers::open_bytes,
     device::Engine,
     graph::Graph,
     models::{Model, Prompts},
+    ranks::Ranks,
     report::{Curves, draw_schedule},
     sampler::{Settings, Stop},
     schedule::ScheduleFile,
@@ -104,6 +106,7 @@ pub struct RouterRun<'m> {
     logs: Vec<Log<Iteration>>,
     identities: Identities,
     watch: DeviceWatch,
+    ranks: Ranks,
     /// Keeps other processes out of the folder.
     #[expect(dead_code, reason = "holding it is its use")]
     held: Option<File>,
@@ -124,6 +127,8 @@ pub struct RouterRunOptions {
     pub resume: bool,
     /// A second place for the log.
     pub log: Option<PathBuf>,
+    /// Who trains it together.
+    pub ranks: Ranks,
 }
 
 impl<'m> RouterRun<'m> {
@@ -147,6 +152,7 @@ impl<'m> RouterRun<'m> {
             save_every,
             resume,
             log,
+            ranks,
         } = options;
         settings.check()?;
         more_targets.iter().try_for_each(Budget::check)?;
@@ -178,13 +184,26 @@ impl<'m> RouterRun<'m> {
             replay: replay.as_ref().map(Replay::identity),
             prompts: prompts.identity(),
         };
-        let there = check_folder(&folder.path, ROUTER_STATE, resume)?;
-        let held = hold_folder(&folder.path)?;
+        let (mut before, mut held) = (Vec::new(), None);
+        if ranks.leads() {
+            let there = check_folder(&folder.path, ROUTER_STATE, resume)?;
+            held = hold_folder(&folder.path)?;
+            if there {
+                let path = folder.checkpoint();
+                before = std::fs::read(&path).map_err(|source| TrainingError::Io {
+                    action: "read",
+                    path,
+                    source,
+                })?;
+            }
+        }
+        let before = ranks.of_first(&before)?;
         let mut kept = (targets.clone(), max_cache);
-        let (sdt, history) = match there {
-            false => (Sdt::new(model, run, settings, prompts, replay)?, Vec::new()),
-            true => {
-                let (saved, state) = load_state(checkpoint::open(&folder.checkpoint())?)?;
+        let (sdt, history) = match before.is_empty() {
+            true => (Sdt::new(model, run, settings, prompts, replay)?, Vec::new()),
+            false => {
+                let before = open_bytes(&folder.checkpoint(), before)?;
+                let (saved, state) = load_state(before)?;
                 if saved.pass >= settings.passes {
                     // Nothing is steered any more: a finished run makes schedules for any targets, and remembers its own.
                     settings.budget = saved.settings.budget;
@@ -198,9 +217,13 @@ impl<'m> RouterRun<'m> {
                 )
             }
         };
+        let logs = match ranks.leads() {
+            true => open_logs(folder.log(), log, sdt.state().pass)?,
+            false => Vec::new(),
+        };
         let run = Self {
-            logs: open_logs(folder.log(), log, sdt.state().pass)?,
-            sdt,
+            logs,
+            sdt: sdt.with_ranks(ranks.clone()),
             folder,
             info,
             run,
@@ -211,8 +234,12 @@ impl<'m> RouterRun<'m> {
             history,
             identities,
             watch: DeviceWatch::default(),
+            ranks,
             held,
         };
+        let saved = run.saved()?;
+        let same = serde_json::to_vec(&saved).unwrap_or_default();
+        run.ranks.agree("model, run or setting", &same)?;
         run.save()?;
         Ok(run)
     }
@@ -308,19 +335,26 @@ impl<'m> RouterRun<'m> {
             .collect()
     }
 
-    /// Writes checkpoint, schedules and picture.
-    fn save(&self) -> Result<(), TrainingError> {
-        self.watch.check()?;
-        let (state, settings) = (self.sdt.state(), self.sdt.settings());
-        let saved = Saved::of(
+    /// What the checkpoint says.
+    fn saved(&self) -> Result<Saved, TrainingError> {
+        Saved::of(
             self.info,
             &self.run,
             &self.sdt,
             self.identities.clone(),
             self.history.clone(),
             self.kept.clone(),
-        )?;
-        saved.write(state, &self.folder.checkpoint())?;
+        )
+    }
+
+    /// Writes checkpoint, schedules and picture.
+    fn save(&self) -> Result<(), TrainingError> {
+        self.watch.check()?;
+        if !self.ranks.leads() {
+            return Ok(());
+        }
+        let (state, settings) = (self.sdt.state(), self.sdt.settings());
+        self.saved()?.write(state, &self.folder.checkpoint())?;
         let files = self.schedules()?;
         for (path, file) in &files {
             file.write(path)?;

@@ -7,6 +7,7 @@
 use std::{fmt, ops::ControlFlow, str::FromStr};
 
 use burn::tensor::Tensor;
+use bytemuck::{Pod, Zeroable};
 use serde::{Deserialize, Serialize};
 
 use super::walk::{StepConditions, Treatment, Walk, Walker, numbers};
@@ -57,7 +58,8 @@ impl fmt::Display for Proxy {
 }
 
 /// What a step's `λ` is the ratio of, means over a batch.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Pod, Zeroable)]
+#[repr(C)]
 pub(super) struct StepError {
     /// In the final image.
     image: f64,

@@ -5,6 +5,9 @@
 //! `x_t`, and one AdamW step moves that step's row of the router.
 //!
 //! Learning-to-Cache is the same on pairs of steps of the full model's path ([`SdtSettings::pairs`]).
+//!
+//! Several [`Ranks`] walk the micro-batches of a pass between them and give each other errors and gradients, which every one of them
+//! sums in the order of the micro-batches: the router is that of one process, bit for bit.
 
 use std::ops::ControlFlow;
 
@@ -21,6 +24,7 @@ use crate::{
     checkpoint::ModelInfo,
     graph::Graph,
     models::{Condition, Prompts},
+    ranks::Ranks,
     sampler::{Stop, model_identity, run_settings},
     schedule::{PolicyRecord, ScheduleFile},
     stop::Asked,
@@ -35,14 +39,21 @@ pub struct Sdt<'m> {
     pub(super) prompts: Prompts,
     pub(super) replay: Option<Replay>,
     pub(super) state: TrainingState,
+    pub(super) ranks: Ranks,
 }
 
 /// A micro-batch on its way.
 struct Part {
     walk: Walk,
     conditions: StepConditions,
-    /// Of the batch.
-    share: f64,
+}
+
+/// Those of a pass.
+struct Parts {
+    /// Those that this rank walks.
+    own: Vec<Part>,
+    /// What each of them all is of the batch.
+    shares: Vec<f64>,
 }
 
 impl Sdt<'_> {
@@ -61,6 +72,12 @@ impl Sdt<'_> {
     pub fn with_stop(mut self, stop: Stop) -> Self {
         self.walker.asked = Asked::of(stop);
         self
+    }
+
+    /// Walks the micro-batches of a pass together with other ranks, which are to call [`Self::pass`] as often. One whose pass ends
+    /// early, with an error or because it was to stop, must [leave](Ranks::leave); theirs then ends as well.
+    pub fn with_ranks(self, ranks: Ranks) -> Self {
+        Self { ranks, ..self }
     }
 
     /// Whether all passes are done.
@@ -161,18 +178,9 @@ impl Sdt<'_> {
                 None => return Ok(false),
             }
         }
-        for part in &mut parts {
-            let Part {
-                walk, conditions, ..
-            } = part;
-            self.walker.step(0, walk, conditions, Treatment::Full)?;
-        }
-        for s in 1..steps {
+        for s in 0..steps {
             if !self.settings.trains(s, steps) {
-                for Part {
-                    walk, conditions, ..
-                } in &mut parts
-                {
+                for Part { walk, conditions } in &mut parts.own {
                     self.walker.step(s, walk, conditions, Treatment::Full)?;
                 }
                 continue;
@@ -182,6 +190,8 @@ impl Sdt<'_> {
                 return Ok(false);
             }
         }
+        // Whoever is told to stop by the last step undoes the pass, and so do all.
+        self.ranks.gather(&[])?;
         state.pass += 1;
         let progress = state.pass as f64 / self.settings.passes as f64;
         state.beta = self.settings.budget.next_beta(
@@ -196,44 +206,53 @@ impl Sdt<'_> {
     }
 
     /// The batch of a pass, at step 0.
-    fn parts(&self, pass: usize) -> Vec<Part> {
+    fn parts(&self, pass: usize) -> Parts {
         let (noise, prompts) = self.draw(pass);
         let image = noise.len() / prompts.len();
         let size = self.settings.micro_batch;
-        let parts = noise.chunks(image * size).zip(prompts.chunks(size));
+        let own = self.ranks.share(prompts.len(), size);
+        let noise = &noise[own.start * image..own.end * image];
+        let parts = noise.chunks(image * size).zip(prompts[own].chunks(size));
         let part = |(noise, of_part): (&[f32], &[Condition])| Part {
             walk: self.walker.start(noise),
             conditions: self.walker.conditions(of_part),
-            share: of_part.len() as f64 / prompts.len() as f64,
         };
-        parts.map(part).collect()
+        let share = |of_part: &[Condition]| of_part.len() as f64 / prompts.len() as f64;
+        Parts {
+            own: parts.map(part).collect(),
+            shares: prompts.chunks(size).map(share).collect(),
+        }
     }
 
     /// `λ` of every step, by IEPO; none where `each` breaks off.
     async fn refreshed(
         &mut self,
         state: &TrainingState,
-        parts: &[Part],
+        parts: &Parts,
         each: &mut impl AsyncFnMut(Progress) -> ControlFlow<()>,
     ) -> Result<Option<Vec<f64>>, TrainingError> {
-        let mut errors = vec![StepError::default(); self.walker.steps.len()];
-        for part in parts {
+        let mut own = Vec::new();
+        for Part { walk, conditions } in &parts.own {
             let refreshed = iepo::lambda(
                 &mut self.walker,
                 self.settings.proxy,
                 &state.router,
-                &part.walk,
-                &part.conditions,
+                walk,
+                conditions,
                 &mut async |step| each(Progress::Lambda { step }).await,
             )
             .await?;
-            let Some(of_part) = refreshed else {
-                return Ok(None);
-            };
-            errors
-                .iter_mut()
-                .zip(of_part)
-                .for_each(|(sum, of_part)| sum.add(part.share, of_part));
+            match refreshed {
+                Some(of_part) => own.extend(of_part),
+                None => return Ok(None),
+            }
+        }
+        let steps = self.walker.steps.len();
+        let all = self.ranks.gather_numbers(&own)?;
+        let mut errors = vec![StepError::default(); steps];
+        for (of_part, share) in all.chunks(steps).zip(&parts.shares) {
+            let sums = errors.iter_mut().zip(of_part);
+            sums.for_each(|(sum, of_part)| sum.add(*share, *of_part));
         }
         let lambda: Vec<f64> = errors.iter().map(StepError::lambda).collect();
         tracing::debug!(pass = state.pass, ?lambda, "refreshed lambda");
@@ -244,16 +263,11 @@ impl Sdt<'_> {
     async fn student(
         &mut self,
         s: usize,
-        parts: &mut [Part],
+        parts: &mut Parts,
         scores: &[f64],
     ) -> Result<(f64, Vec<f64>), TrainingError> {
-        let (mut mse, mut gradient) = (0.0, vec![0.0; scores.len()]);
-        for part in parts {
-            let Part {
-                walk,
-                conditions,
-                share,
-            } = part;
+        let mut own = Vec::new();
+        for Part { walk, conditions } in &mut parts.own {
             let student = student_step(
                 &mut self.walker,
                 s,
@@ -263,11 +277,8 @@ impl Sdt<'_> {
                 self.settings.gradient_checkpointing,
             )
             .await?;
-            mse += *share * student.mse;
-            gradient
-                .iter_mut()
-                .zip(&student.gradient)
-                .for_each(|(sum, g)| *sum += *share * g);
+            own.push(student.mse);
+            own.extend(student.gradient);
             walk.cache = student.cache;
             // A pair says nothing of what its reuse does to later steps.
             let output = match self.settings.pairs {
@@ -275,6 +286,13 @@ impl Sdt<'_> {
                 false => student.output,
             };
             self.walker.advance(s, walk, output);
+        }
+        let all = self.ranks.gather_numbers(&own)?;
+        let (mut mse, mut gradient) = (0.0, vec![0.0; scores.len()]);
+        for (of_part, share) in all.chunks(1 + scores.len()).zip(&parts.shares) {
+            mse += share * of_part[0];
+            let sums = gradient.iter_mut().zip(&of_part[1..]);
+            sums.for_each(|(sum, g)| *sum += share * g);
         }
         Ok((mse, gradient))
     }
@@ -284,7 +302,7 @@ impl Sdt<'_> {
         &mut self,
         s: usize,
         state: &mut TrainingState,
-        parts: &mut [Part],
+        parts: &mut Parts,
     ) -> Result<Iteration, TrainingError> {
         let pass = state.pass;
         let scores = state.router.scores(s);
@@ -342,12 +360,21 @@ mod tests {
     use super::*;
     use crate::{
         models::Model,
+        ranks::{Leaving, threads::together},
         training::{router::Proxy, small},
     };
 
     fn train(model: &Model, settings: SdtSettings) -> (Vec<Iteration>, TrainingState) {
-        let mut sdt =
-            Sdt::new(model, small::run(4), settings, Prompts::of(&**model), None).unwrap();
+        train_on(Ranks::alone(), model, settings)
+    }
+
+    fn train_on(
+        ranks: Ranks,
+        model: &Model,
+        settings: SdtSettings,
+    ) -> (Vec<Iteration>, TrainingState) {
+        let sdt = Sdt::new(model, small::run(4), settings, Prompts::of(&**model), None).unwrap();
+        let mut sdt = sdt.with_ranks(ranks);
         let mut trace = Vec::new();
         while !sdt.is_done() {
             assert!(
@@ -395,6 +422,78 @@ mod tests {
                 "{proxy}, micro-batch {micro_batch}, checkpointing {gradient_checkpointing}: {worst}"
             );
         }
+    }
+
+    #[test]
+    fn ranks_train_the_router_of_one_process_bit_for_bit() {
+        let (model, _) = small::model(1, &Device::flex());
+        for (proxy, batch) in [(Proxy::Sensitivity, 4), (Proxy::LeaveOneOut, 3)] {
+            let settings = SdtSettings {
+                proxy,
+                batch,
+                micro_batch: 1,
+                ..SdtSettings::small(3)
+            };
+            let (trace, state) = train(&model, settings.clone());
+            // As many as there are micro-batches, fewer, and more.
+            for size in [2, 3, 5] {
+                let trained = together(size, |ranks| {
+                    train_on(ranks.clone(), &model, settings.clone())
+                });
+                for other in trained {
+                    assert_eq!(other, (trace.clone(), state.clone()), "{size} ranks");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_rank_that_stops_or_fails_ends_the_pass_of_all() {
+        let (model, _) = small::model(1, &Device::flex());
+        for at in [Some(2), Some(3), None] {
+            let ended = together(2, |ranks| {
+                let settings = SdtSettings {
+                    micro_batch: 1,
+                    ..SdtSettings::small(2)
+                };
+                let prompts = Prompts::of(&*model);
+                let sdt = Sdt::new(&model, small::run(4), settings, prompts, None).unwrap();
+                let mut sdt = sdt.with_ranks(ranks.clone());
+                // Step 3 is the last: what is left of the pass then is that all agree on its end.
+                let stops = |progress: &Progress| match progress {
+                    Progress::Trained(i) => ranks.rank() == 1 && Some(i.step) == at,
+                    Progress::Lambda { .. } => ranks.rank() == 1 && at.is_none(),
+                };
+                let finished = sdt.pass(&mut |progress| match stops(&progress) {
+                    true => ControlFlow::Break(()),
+                    false => ControlFlow::Continue(()),
+                });
+                assert!(!finished.unwrap());
+                ranks.leave(&Leaving::Stopped);
+                sdt.state().pass
+            });
+            assert_eq!(ended, [0, 0]);
+        }
+        let ended = together(2, |ranks| {
+            let settings = SdtSettings {
+                micro_batch: 1,
+                ..SdtSettings::small(2)
+            };
+            let prompts = Prompts::of(&*model);
+            let sdt = Sdt::new(&model, small::run(4), settings, prompts, None).unwrap();
+            let mut sdt = sdt.with_ranks(ranks.clone());
+            match ranks.rank() {
+                0 => sdt
+                    .pass(&mut |_| ControlFlow::Continue(()))
+                    .unwrap_err()
+                    .to_string(),
+                _ => {
+                    ranks.leave(&Leaving::Failed("out of memory".into()));
+                    String::new()
+                }
+            }
+        });
+        assert_eq!(ended[0], "rank 1 failed: out of memory");
     }
 
     #[test]

@@ -4,6 +4,7 @@ use super::{Budget, Replay, Sdt, SdtSettings, TrainingState, state::initial_rout
 use crate::{
     diffusion::ImageNoise,
     models::{Condition, ConditionError, Model, Prompts},
+    ranks::Ranks,
     sampler::{SampleError, Settings},
     training::run::{TrainingError, check_pool},
 };
@@ -85,6 +86,7 @@ impl<'m> Sdt<'m> {
             prompts,
             replay,
             state,
+            ranks: Ranks::alone(),
         })
     }
 

@@ -3,7 +3,7 @@
 #[cfg(not(target_family = "wasm"))]
 use crate::training::data::DataError;
 use crate::{
-    checkpoint::CheckpointError, device::DeviceFault, diffusion::DiffusionError,
+    checkpoint::CheckpointError, device::DeviceFault, diffusion::DiffusionError, ranks::RanksError,
     report::ReportError, sampler::SampleError, schedule::ScheduleError, stop::Stopped,
 };
 
@@ -87,6 +87,9 @@ pub enum TrainingError {
         "step {step} has loss {loss} and gradient norm {norm}: the learning rate is too high, or the weights it began with are damaged; start again with a lower one"
     )]
     Diverged { step: u64, loss: f64, norm: f64 },
+    /// Other ranks of the job failed, or were not asked for the same.
+    #[error(transparent)]
+    Ranks(RanksError),
     /// The device failed.
     #[error("training stopped: {0}")]
     Device(#[from] DeviceFault),
@@ -102,6 +105,15 @@ pub enum TrainingError {
 impl From<Stopped> for TrainingError {
     fn from(_: Stopped) -> Self {
         Self::Stopped
+    }
+}
+
+impl From<RanksError> for TrainingError {
+    fn from(error: RanksError) -> Self {
+        match error {
+            RanksError::Stopped => Self::Stopped,
+            error => Self::Ranks(error),
+        }
     }
 }
 

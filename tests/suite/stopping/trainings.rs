@@ -14,6 +14,7 @@ use harmonica::{
     device::Engine,
     diffusion::{Guidance, GuidedChannels, Solver, Spacing},
     pipeline::Pipeline,
+    ranks::Ranks,
     sampler::{Settings, Stop},
     schedule::Schedule,
     training::{
@@ -145,6 +146,7 @@ fn the_training_of_a_router_stops_before_any_branch_on_both_ways_and_goes_on_byt
                 save_every: 5,
                 resume,
                 log: None,
+                ranks: Ranks::alone(),
             };
             let run = RouterRun::open(&pipeline.model, &pipeline.info, settings(), options);
             let mut run = match stop {
@@ -213,6 +215,7 @@ fn a_search_stops_before_any_branch_and_goes_on_byte_for_byte() {
             batch: 2,
             resume,
             stop,
+            ranks: Ranks::alone(),
         };
         let run = LadderRun::open(&pipeline.model, &pipeline.info, settings(), options);
         run.unwrap()
@@ -247,7 +250,7 @@ fn corrections_of_tables_and_calibrations_stop_before_any_branch() {
     };
     let every_other = Schedule::from_rule(STEPS, branches, |s, _| s % 2 == 0).unwrap();
     let correct = |stop: Stop| -> Result<(), TrainingError> {
-        Corrector::new(&pipeline, settings(), &few, stop)?.correct(&every_other)?;
+        Corrector::new(&pipeline, settings(), &few, stop, Ranks::alone())?.correct(&every_other)?;
         Ok(())
     };
     let measure = |stop: Stop| -> Result<(), TrainingError> {
