@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
     report::{Panel, Scale},
@@ -27,13 +27,48 @@ pub struct PretrainStep {
     pub images_per_second: f64,
 }
 
+impl Logged for PretrainStep {
+    const CURVES: [(&'static str, Scale); 3] = [
+        ("mean squared error, by pictures", Scale::Decades),
+        ("variational bound, bits a value", Scale::Decades),
+        ("learning rate × 1000", Scale::Even),
+    ];
+
+    fn step(&self) -> u64 {
+        self.step
+    }
+
+    fn images(&self) -> u64 {
+        self.images
+    }
+
+    fn values(&self) -> [f64; 3] {
+        [self.mse, self.vlb, 1000.0 * self.lr]
+    }
+}
+
+/// A line of a log, and what is drawn of it.
+pub(super) trait Logged: Serialize + DeserializeOwned {
+    /// Captions and scales of the curves.
+    const CURVES: [(&'static str, Scale); 3];
+
+    /// The step's number, from 0.
+    fn step(&self) -> u64;
+
+    /// Pictures so far.
+    fn images(&self) -> u64;
+
+    /// A value for each curve.
+    fn values(&self) -> [f64; 3];
+}
+
 /// Points of a curve at most: beyond, neighbours are averaged.
 const POINTS: usize = 1024;
 
-/// An open log and the curves so far.
+/// An open log of `S`s and the curves so far.
 #[derive(Debug)]
-pub(super) struct History {
-    log: Log<PretrainStep>,
+pub(super) struct History<S> {
+    log: Log<S>,
     /// Means over `width` steps each.
     points: Vec<Point>,
     width: u64,
@@ -43,15 +78,13 @@ pub(super) struct History {
 struct Point {
     steps: u64,
     images: u64,
-    mse: f64,
-    vlb: f64,
-    lr: f64,
+    values: [f64; 3],
 }
 
-impl History {
+impl<S: Logged> History<S> {
     /// Opens the log and cuts it back to the steps before `steps`.
     pub fn open(path: &Path, steps: u64) -> Result<Self, TrainingError> {
-        let (log, kept) = Log::open(path, |entry: &PretrainStep| entry.step < steps)?;
+        let (log, kept) = Log::open(path, |entry: &S| entry.step() < steps)?;
         let mut history = Self {
             log,
             points: Vec::new(),
@@ -62,13 +95,13 @@ impl History {
     }
 
     /// Appends a step.
-    pub fn push(&mut self, step: &PretrainStep) -> Result<(), TrainingError> {
+    pub fn push(&mut self, step: &S) -> Result<(), TrainingError> {
         self.log.append(std::slice::from_ref(step))?;
         self.remember(step);
         Ok(())
     }
 
-    fn remember(&mut self, step: &PretrainStep) {
+    fn remember(&mut self, step: &S) {
         if self.points.last().is_none_or(|p| p.steps >= self.width) {
             if self.points.len() == POINTS {
                 self.points = self.points.chunks(2).map(Point::merge).collect();
@@ -79,10 +112,8 @@ impl History {
         if let Some(point) = self.points.last_mut() {
             let new = Point {
                 steps: 1,
-                images: step.images,
-                mse: step.mse,
-                vlb: step.vlb,
-                lr: step.lr,
+                images: step.images(),
+                values: step.values(),
             };
             *point = Point::merge(&[*point, new]);
         }
@@ -90,37 +121,33 @@ impl History {
 
     /// The curves, against pictures seen.
     pub fn panels(&self) -> Vec<Panel> {
-        let curve = |of: fn(&Point) -> f64| -> Vec<(f64, f64)> {
-            self.points
-                .iter()
-                .map(|p| (p.images as f64, of(p)))
-                .collect()
-        };
-        let panel = |caption: &str, of, scale| Panel {
+        let panel = |(curve, (caption, scale)): (usize, (&str, Scale))| Panel {
             caption: caption.into(),
-            points: curve(of),
+            points: self
+                .points
+                .iter()
+                .map(|point| (point.images as f64, point.values[curve]))
+                .collect(),
             scale,
         };
-        vec![
-            panel("mean squared error, by pictures", |p| p.mse, Scale::Decades),
-            panel("variational bound, bits a value", |p| p.vlb, Scale::Decades),
-            panel("learning rate × 1000", |p| 1000.0 * p.lr, Scale::Even),
-        ]
+        S::CURVES.into_iter().enumerate().map(panel).collect()
     }
 }
 
 impl Point {
     fn merge(points: &[Self]) -> Self {
         let steps: u64 = points.iter().map(|p| p.steps).sum();
-        let mean = |of: fn(&Self) -> f64| {
-            points.iter().map(|p| p.steps as f64 * of(p)).sum::<f64>() / steps.max(1) as f64
+        let mean = |curve: usize| {
+            let sum: f64 = points
+                .iter()
+                .map(|p| p.steps as f64 * p.values[curve])
+                .sum();
+            sum / steps.max(1) as f64
         };
         Self {
             steps,
             images: points.iter().map(|p| p.images).max().unwrap_or(0),
-            mse: mean(|p| p.mse),
-            vlb: mean(|p| p.vlb),
-            lr: mean(|p| p.lr),
+            values: [0, 1, 2].map(mean),
         }
     }
 }
@@ -157,7 +184,7 @@ mod tests {
             .open(&path)
             .and_then(|mut f| f.write_all(b"{\"step\": 50"))
             .unwrap();
-        let history = History::open(&path, 3000).unwrap();
+        let history = History::<PretrainStep>::open(&path, 3000).unwrap();
         assert_eq!(
             std::fs::read_to_string(&path).unwrap().lines().count(),
             3000

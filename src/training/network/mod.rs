@@ -58,6 +58,7 @@ mod order;
 mod random;
 mod run;
 mod saved;
+mod session;
 mod settings;
 mod state;
 

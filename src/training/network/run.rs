@@ -6,7 +6,6 @@
 //! length is given in minutes, the learning rate follows the clock and may differ in its last digits.
 
 use std::{
-    fs::File,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -20,6 +19,7 @@ use super::{
     history::{History, PretrainStep},
     learner::Learner,
     saved::{PretrainFolder, SavedRun},
+    session::{Polled, Session},
     settings::PretrainSettings,
 };
 use crate::{
@@ -33,7 +33,7 @@ use crate::{
     },
     report::{Tile, columns_for, draw_curves, grid, image_from_values, write_png},
     sampler::{Request, Sampler, Settings, Stop},
-    training::run::{DeviceWatch, TrainingError, guarded, hold_folder},
+    training::run::TrainingError,
 };
 
 /// Denoising steps and guidance of the sample grids: enough to judge by.
@@ -77,20 +77,12 @@ pub struct PretrainRun<'d> {
     learner: Learner,
     feeder: Feeder<'d>,
     options: PretrainOptions,
-    history: History,
-    /// Seconds of earlier sessions, and when this one began.
-    seconds: f64,
-    saved: Instant,
+    history: History<PretrainStep>,
+    session: Session,
     sampled: Instant,
-    /// Steps since the last checkpoint, and since the last grid.
-    unsaved: u64,
+    /// Steps since the last grid.
     unsampled: u64,
     last: Option<PretrainStep>,
-    watch: DeviceWatch,
-    ended: bool,
-    /// Keeps other processes out of the folder.
-    #[expect(dead_code, reason = "holding it is its use")]
-    held: Option<File>,
 }
 
 impl<'d> PretrainRun<'d> {
@@ -119,32 +111,27 @@ impl<'d> PretrainRun<'d> {
         let folder = &options.folder;
         let checkpoint = folder.checkpoint();
         let there = folder.check(options.resume)?;
-        let held = hold_folder(&folder.path)?;
-        let (learner, seconds_before) = if there {
+        let mut session = Session::begin(&folder.path)?;
+        let learner = if there {
             let saved = SavedRun::read(&checkpoint)?;
             saved.check_same(folder, start.config(), data.identity(), &settings)?;
             let (saved, learner) = SavedRun::load(&checkpoint, settings, device)?;
-            (learner, saved.seconds)
+            session.seconds = saved.seconds;
+            learner
         } else {
             let start = start.weights(settings.seed)?;
-            (Learner::new(&start, settings, device)?, 0.0)
+            Learner::new(&start, settings, device)?
         };
-        let now = Instant::now();
         let mut run = Self {
             feeder: Feeder::new(data, &options.settings),
             history: History::open(&options.folder.log(), learner.steps())?,
             data,
             learner,
             options,
-            seconds: seconds_before,
-            saved: now,
-            sampled: now,
-            unsaved: 0,
+            session,
+            sampled: Instant::now(),
             unsampled: 0,
             last: None,
-            watch: DeviceWatch::default(),
-            ended: false,
-            held,
         };
         // A place that cannot be written is found out before the work, not after it.
         run.save()?;
@@ -155,9 +142,9 @@ impl<'d> PretrainRun<'d> {
 
     /// Asks the engine that the network lives on what an error of the device means, and before every save whether there was
     /// one: some faults leave wrong values and a read-back that succeeds.
-    pub fn with_engine(self, engine: &Engine) -> Self {
-        let watch = DeviceWatch::of_what_was_done(engine);
-        Self { watch, ..self }
+    pub fn with_engine(mut self, engine: &Engine) -> Self {
+        self.session.watch(engine);
+        self
     }
 
     /// Asks this before each branch whether to stop: the run then ends with [`TrainingError::Stopped`] in the middle of a step, and
@@ -179,7 +166,7 @@ impl<'d> PretrainRun<'d> {
 
     /// Seconds trained, over all sessions.
     pub fn seconds(&self) -> f64 {
-        self.seconds
+        self.session.seconds
     }
 
     /// Pictures seen.
@@ -208,7 +195,7 @@ impl<'d> PretrainRun<'d> {
     /// # Errors
     /// [`TrainingError`]; what was saved before is left as it was then.
     pub fn save(&mut self) -> Result<(), TrainingError> {
-        self.watch.check()?;
+        self.session.check_device()?;
         let folder = &self.options.folder;
         let saved = SavedRun::of(&self.learner, self.data, self.seconds(), self.options.dtype);
         saved.write(&self.learner, &folder.checkpoint())?;
@@ -221,7 +208,7 @@ impl<'d> PretrainRun<'d> {
         };
         save_state(model, self.options.dtype, &folder.model())?;
         draw_curves(&self.history.panels(), &folder.curve())?;
-        (self.saved, self.unsaved) = (Instant::now(), 0);
+        self.session.saved();
         Ok(())
     }
 
@@ -320,28 +307,34 @@ impl<'d> PretrainRun<'d> {
         };
         self.history.push(&report)?;
         self.last = Some(report);
-        self.unsaved += 1;
+        self.session.stepped();
         self.unsampled += 1;
         Ok(report)
     }
+}
 
-    /// The next thing to do; `None` when all is done and written.
+impl Polled for PretrainRun<'_> {
+    type Event = PretrainEvent;
+
+    fn session(&mut self) -> &mut Session {
+        &mut self.session
+    }
+
     fn advance(&mut self) -> Result<Option<PretrainEvent>, TrainingError> {
         let done = self.is_done();
-        let due = |since: Instant, every: Duration| since.elapsed() >= every;
-        if self.unsaved > 0 && (done || due(self.saved, self.options.save_every)) {
+        if self.session.is_due(done, self.options.save_every) {
             self.save()?;
             return Ok(Some(PretrainEvent::Saved));
         }
-        let sample = self.options.sample_every;
-        if self.unsampled > 0 && (done || sample.is_some_and(|every| due(self.sampled, every))) {
+        let due = |every: Duration| self.sampled.elapsed() >= every;
+        if self.unsampled > 0 && (done || self.options.sample_every.is_some_and(due)) {
             self.draw_samples()?;
             return Ok(Some(PretrainEvent::Sampled));
         }
-        if done {
-            return Ok(None);
+        match done {
+            true => Ok(None),
+            false => Ok(Some(PretrainEvent::Step(self.step()?))),
         }
-        Ok(Some(PretrainEvent::Step(self.step()?)))
     }
 }
 
@@ -349,16 +342,7 @@ impl Iterator for PretrainRun<'_> {
     type Item = Result<PretrainEvent, TrainingError>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        if self.ended {
-            return None;
-        }
-        let started = Instant::now();
-        let event = guarded(|| self.advance())
-            .map_err(|error| self.watch.explained(error))
-            .transpose();
-        self.seconds += started.elapsed().as_secs_f64();
-        self.ended = !matches!(event, Some(Ok(_)));
-        event
+        self.poll()
     }
 }
 

@@ -1,16 +1,17 @@
 //! An autoencoder's training in a folder: resumable, never half-written.
 
-use std::{
-    fs::File,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use burn::tensor::Device;
 use image::{RgbImage, imageops};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    super::data::{Augmentation, Dataset},
+    super::{
+        data::{Augmentation, Dataset},
+        history::{History, Logged},
+        session::{Polled, Session},
+    },
     feeder::VaeFeeder,
     learner::{VaeLearner, VaeStart},
     saved::{SavedVae, VaeFolder, write_vae},
@@ -20,8 +21,8 @@ use crate::{
     checkpoint::StoredDtype,
     device::Engine,
     models::vae::{KlConfig, VaeConfig},
-    report::{Panel, Scale, Tile, columns_for, draw_curves, grid, image_from_values, write_png},
-    training::run::{DeviceWatch, Log, TrainingError, guarded, hold_folder},
+    report::{Scale, Tile, columns_for, draw_curves, grid, image_from_values, write_png},
+    training::run::TrainingError,
 };
 
 /// Pictures of the sample grid.
@@ -30,8 +31,6 @@ const SAMPLES: usize = 24;
 const MEASURED: usize = 128;
 /// What is measured and drawn between two checkpoints takes at most this part of the time.
 const PART: u32 = 20;
-/// Points of a curve at most.
-const POINTS: usize = 1024;
 
 /// How a run is kept, beside what it learns.
 #[derive(Debug, Clone)]
@@ -66,6 +65,29 @@ pub struct VaeStep {
     pub images_per_second: f64,
 }
 
+impl Logged for VaeStep {
+    const CURVES: [(&'static str, Scale); 3] = [
+        ("mean error of the pixels, by pictures", Scale::Decades),
+        ("mean error of the edges", Scale::Decades),
+        (
+            "divergence of the latents to N(0, 1), a number",
+            Scale::Even,
+        ),
+    ];
+
+    fn step(&self) -> u64 {
+        self.step
+    }
+
+    fn images(&self) -> u64 {
+        self.images
+    }
+
+    fn values(&self) -> [f64; 3] {
+        [self.error, self.edges, self.kl]
+    }
+}
+
 /// What happened in a poll.
 #[derive(Debug, Clone, PartialEq)]
 pub enum VaeEvent {
@@ -82,21 +104,13 @@ pub struct VaeRun<'d> {
     learner: VaeLearner,
     feeder: VaeFeeder<'d>,
     options: VaeOptions,
-    log: Log<VaeStep>,
-    steps: Vec<VaeStep>,
-    /// Seconds of earlier sessions and of this one.
-    seconds: f64,
-    saved: Instant,
-    unsaved: u64,
+    history: History<VaeStep>,
+    session: Session,
+    last: Option<VaeStep>,
     /// What was last measured of the latents, when, and how long it took with the samples.
     scaling: Option<(f32, f32)>,
     measured: Instant,
     cost: Duration,
-    watch: DeviceWatch,
-    ended: bool,
-    /// Keeps other processes out of the folder.
-    #[expect(dead_code, reason = "holding it is its use")]
-    held: Option<File>,
 }
 
 impl<'d> VaeRun<'d> {
@@ -117,34 +131,28 @@ impl<'d> VaeRun<'d> {
         let latents = check_data(start.config(), data)?;
         let folder = &options.folder;
         let there = folder.check(options.resume)?;
-        let held = hold_folder(folder.path())?;
-        let (learner, seconds) = match there {
+        let mut session = Session::begin(folder.path())?;
+        let learner = match there {
             true => {
                 let saved = SavedVae::read(&folder.checkpoint())?;
                 saved.check_same(folder, start.config(), data.identity(), &settings)?;
                 let (saved, learner) = SavedVae::load(&folder.checkpoint(), settings, device)?;
-                (learner, saved.seconds)
+                session.seconds = saved.seconds;
+                learner
             }
-            false => (VaeLearner::new(start, settings, device)?, 0.0),
+            false => VaeLearner::new(start, settings, device)?,
         };
-        let done = learner.steps();
-        let (log, steps) = Log::open(&folder.log(), |entry: &VaeStep| entry.step < done)?;
         let mut run = Self {
             feeder: VaeFeeder::new(data, &options.settings, latents),
-            log,
-            steps,
+            history: History::open(&folder.log(), learner.steps())?,
             data,
             learner,
             options,
-            seconds,
-            saved: Instant::now(),
-            unsaved: 0,
+            session,
+            last: None,
             scaling: None,
             measured: Instant::now(),
             cost: Duration::ZERO,
-            watch: DeviceWatch::default(),
-            ended: false,
-            held,
         };
         // A finished run may have been stopped in the middle of its last save. And a place that cannot be written is found out before
         // the work, not after it.
@@ -156,9 +164,9 @@ impl<'d> VaeRun<'d> {
     }
 
     /// Asks the engine that the network lives on what an error of the device means.
-    pub fn with_engine(self, engine: &Engine) -> Self {
-        let watch = DeviceWatch::of_what_was_done(engine);
-        Self { watch, ..self }
+    pub fn with_engine(mut self, engine: &Engine) -> Self {
+        self.session.watch(engine);
+        self
     }
 
     /// The network and its optimizer.
@@ -173,7 +181,7 @@ impl<'d> VaeRun<'d> {
 
     /// Seconds trained, over all sessions.
     pub fn seconds(&self) -> f64 {
-        self.seconds
+        self.session.seconds
     }
 
     /// Pictures seen.
@@ -181,16 +189,16 @@ impl<'d> VaeRun<'d> {
         self.learner.steps() * self.learner.settings().batch as u64
     }
 
-    /// The last step.
+    /// The last step of this session.
     pub fn last_step(&self) -> Option<&VaeStep> {
-        self.steps.last()
+        self.last.as_ref()
     }
 
     /// Share of the run that is done, 1 at its end.
     pub fn progress(&self) -> f64 {
         let settings = self.learner.settings();
         let length = settings.length;
-        length.progress(settings.batch, self.learner.steps(), self.seconds)
+        length.progress(settings.batch, self.learner.steps(), self.session.seconds)
     }
 
     /// Writes checkpoint, autoencoder and curve; and, at the end or where that takes little of the time, measures the latents anew and
@@ -213,15 +221,15 @@ impl<'d> VaeRun<'d> {
         };
         let (side, options) = (self.data.shape()[1], &self.options);
         write_vae(&self.learner, scaling, side, options.dtype, &options.folder)?;
-        draw_curves(&self.panels(), &options.folder.curve()).map_err(TrainingError::from)
+        draw_curves(&self.history.panels(), &options.folder.curve()).map_err(TrainingError::from)
     }
 
     fn save_state(&mut self) -> Result<(), TrainingError> {
-        self.watch.check()?;
+        self.session.check_device()?;
         let options = &self.options;
-        let saved = SavedVae::of(&self.learner, self.data, self.seconds, options.dtype);
+        let saved = SavedVae::of(&self.learner, self.data, self.seconds(), options.dtype);
         saved.write(&self.learner, &options.folder.checkpoint())?;
-        (self.saved, self.unsaved) = (Instant::now(), 0);
+        self.session.saved();
         Ok(())
     }
 
@@ -281,36 +289,6 @@ impl<'d> VaeRun<'d> {
         Ok(grid(&tiles, columns_for(tiles.len())))
     }
 
-    fn panels(&self) -> Vec<Panel> {
-        let width = self.steps.len().div_ceil(POINTS).max(1);
-        let curve = |caption: &str, scale: Scale, of: fn(&VaeStep) -> f64| Panel {
-            caption: caption.into(),
-            points: self
-                .steps
-                .chunks(width)
-                .map(|steps| {
-                    let mean = steps.iter().map(of).sum::<f64>() / steps.len() as f64;
-                    let images = steps.last().map_or(0, |step| step.images);
-                    (images as f64, mean)
-                })
-                .collect(),
-            scale,
-        };
-        vec![
-            curve(
-                "mean error of the pixels, by pictures",
-                Scale::Decades,
-                |s| s.error,
-            ),
-            curve("mean error of the edges", Scale::Decades, |s| s.edges),
-            curve(
-                "divergence of the latents to N(0, 1), a number",
-                Scale::Even,
-                |s| s.kl,
-            ),
-        ]
-    }
-
     /// One optimizer step.
     fn step(&mut self) -> Result<VaeStep, TrainingError> {
         let started = Instant::now();
@@ -331,16 +309,23 @@ impl<'d> VaeRun<'d> {
             images_per_second: self.learner.settings().batch as f64
                 / started.elapsed().as_secs_f64().max(1e-9),
         };
-        self.log.append(std::slice::from_ref(&report))?;
-        self.steps.push(report);
-        self.unsaved += 1;
+        self.history.push(&report)?;
+        self.last = Some(report);
+        self.session.stepped();
         Ok(report)
     }
+}
 
-    /// The next thing to do; `None` when all is done and written.
+impl Polled for VaeRun<'_> {
+    type Event = VaeEvent;
+
+    fn session(&mut self) -> &mut Session {
+        &mut self.session
+    }
+
     fn advance(&mut self) -> Result<Option<VaeEvent>, TrainingError> {
         let done = self.progress() >= 1.0;
-        if self.unsaved > 0 && (done || self.saved.elapsed() >= self.options.save_every) {
+        if self.session.is_due(done, self.options.save_every) {
             self.save()?;
             return Ok(Some(VaeEvent::Saved));
         }
@@ -355,16 +340,7 @@ impl Iterator for VaeRun<'_> {
     type Item = Result<VaeEvent, TrainingError>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        if self.ended {
-            return None;
-        }
-        let started = Instant::now();
-        let event = guarded(|| self.advance())
-            .map_err(|error| self.watch.explained(error))
-            .transpose();
-        self.seconds += started.elapsed().as_secs_f64();
-        self.ended = !matches!(event, Some(Ok(_)));
-        event
+        self.poll()
     }
 }
 
