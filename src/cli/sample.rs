@@ -173,7 +173,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
     let request = Request {
         conditions: conditions[own.clone()].to_vec(),
         seed: args.seed,
-        first: args.first + own.start as u64,
+        first: args.first.wrapping_add(own.start as u64),
         noise: noise.map(|all| all[own.start * numbers..own.end * numbers].to_vec()),
         batch,
     };

@@ -231,13 +231,15 @@ impl Search {
                 }
             };
             let own = looked.as_ref().map_or(f64::INFINITY, Fit::typical);
-            let seen = self.ranks.gather_numbers(&[own])?;
-            for (rank, seen) in seen.into_iter().take(at_once).enumerate() {
+            let seen = self.ranks.gather_numbers(&[[own, glimpse.typical()]])?;
+            // Ranks whose processors round differently go by what the first sees.
+            let promising = seen[0][1] * (1.0 - GAIN);
+            for (rank, [seen, _]) in seen.into_iter().take(at_once).enumerate() {
                 let (moved, from, table, skipped) = moves[place.next].clone();
                 place.next += 1;
                 place.tried = place.tried.saturating_add(1);
                 let mut kept = false;
-                if seen < glimpse.typical() * (1.0 - GAIN) {
+                if seen < promising {
                     let fit = self.all.fit(&table, &skipped, Some((&best, from)))?;
                     if fit.typical() < best.typical() * (1.0 - GAIN) {
                         let own = looked.take().filter(|_| rank == self.ranks.rank());
