@@ -142,6 +142,9 @@ struct RecipeArgs {
     /// Weight of the error of edges, at three sizes, beside that of pixels [default: 1]
     #[arg(long, value_name = "WEIGHT")]
     gradient_weight: Option<f64>,
+    /// Weight of the squared error of areas (means of 4×4 pixels), which is mostly colour [default: 4]
+    #[arg(long, value_name = "WEIGHT")]
+    area_weight: Option<f64>,
     /// Mirror every second picture [default: on]
     #[arg(long, value_name = "on|off", value_parser = parse_switch)]
     flip: Option<bool>,
@@ -243,7 +246,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
             "device": report.device, "backend": report.backend, "parameters": run.learner().parameters(),
             "pictures": data.len(), "skipped": data.skipped(), "steps": run.learner().steps(), "images": images,
             "seconds": seconds, "images_per_second": images as f64 / seconds.max(1e-9),
-            "loss": last.map(|s| s.loss), "error": last.map(|s| s.error), "edges": last.map(|s| s.edges),
+            "loss": last.map(|s| s.loss), "error": last.map(|s| s.error), "edges": last.map(|s| s.edges), "areas": last.map(|s| s.areas),
             "kl": last.map(|s| s.kl), "peak_memory_bytes": peak, "out": {
                 "vae": folder.path(), "checkpoint": folder.checkpoint(), "log": folder.log(),
                 "curve": folder.curve(), "samples": folder.samples(),
@@ -354,6 +357,7 @@ fn settings(args: &Args, before: Option<&SavedVae>) -> VaeSettings {
         clip: recipe.clip.unwrap_or(base.clip),
         kl_weight: recipe.kl_weight.unwrap_or(base.kl_weight),
         gradient_weight: recipe.gradient_weight.unwrap_or(base.gradient_weight),
+        area_weight: recipe.area_weight.unwrap_or(base.area_weight),
         flip: recipe.flip.unwrap_or(base.flip),
         no_flip: match recipe.no_flip.is_empty() {
             true => base.no_flip,

@@ -208,7 +208,7 @@ def part_pretrain():
     write("pretrain.safetensors", out | {"images": images, "noise": noise, "timesteps": timesteps, "labels": labels})
 
 
-KL_WEIGHT, GRADIENT_WEIGHT = 0.03, 0.7
+KL_WEIGHT, GRADIENT_WEIGHT, AREA_WEIGHT = 0.03, 0.7, 1.3
 
 
 def vae_losses(vae, images, noise):
@@ -220,7 +220,8 @@ def vae_losses(vae, images, noise):
         for dim in (2, 3):
             edges = edges + (torch.diff(a, dim=dim) - torch.diff(b, dim=dim)).abs().mean()
     kl = posterior.kl().sum() / noise.numel()
-    return error + GRADIENT_WEIGHT * edges + KL_WEIGHT * kl, error, edges, kl
+    areas = torch.nn.functional.avg_pool2d(images - back, 4).square().mean()
+    return error + GRADIENT_WEIGHT * edges + AREA_WEIGHT * areas + KL_WEIGHT * kl, error, edges, areas, kl
 
 
 def part_vae():

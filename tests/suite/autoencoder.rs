@@ -44,6 +44,7 @@ fn recipe() -> VaeSettings {
         clip: 0.5,
         kl_weight: 0.03,
         gradient_weight: 0.7,
+        area_weight: 1.3,
         ..Default::default()
     }
 }
@@ -113,12 +114,13 @@ fn gradients_and_steps_are_pytorchs() {
             error(&found, &gradients),
             2e-5,
         );
-        for (batch, expected) in batches().iter().zip(figures.chunks(5)) {
+        for (batch, expected) in batches().iter().zip(figures.chunks(6)) {
             let learned = learner.learn(batch, 0.0).unwrap();
             let found = [
                 learned.loss,
                 learned.error,
                 learned.edges,
+                learned.areas,
                 learned.kl,
                 learned.grad_norm,
             ];

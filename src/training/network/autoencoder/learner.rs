@@ -39,6 +39,8 @@ pub struct VaeLearned {
     pub error: f64,
     /// The same of differences between neighbouring pixels, summed over three sizes.
     pub edges: f64,
+    /// Mean squared error of areas.
+    pub areas: f64,
     /// Divergence to N(0, 1), a latent number.
     pub kl: f64,
     /// Norm of the gradient before clipping.
@@ -313,6 +315,7 @@ impl VaeLearner {
         let objective = VaeObjective {
             kl_weight: self.settings.kl_weight,
             gradient_weight: self.settings.gradient_weight,
+            area_weight: self.settings.area_weight,
         };
         let losses = objective.losses(x, back, &posterior);
         let mut gradients = losses.total.clone().backward();
@@ -327,7 +330,13 @@ impl VaeLearner {
                 gradient.unwrap_or_else(|| value.zeros_like())
             });
         let flat = flat.collect();
-        let all = [losses.total, losses.error, losses.edges, losses.kl];
+        let all = [
+            losses.total,
+            losses.error,
+            losses.edges,
+            losses.areas,
+            losses.kl,
+        ];
         (Tensor::cat(all.map(Tensor::inner).to_vec(), 0), flat)
     }
 }
@@ -345,7 +354,8 @@ fn learned(losses: &[f32], grad_norm: f64) -> VaeLearned {
         loss: at(0),
         error: at(1),
         edges: at(2),
-        kl: at(3),
+        areas: at(3),
+        kl: at(4),
         grad_norm,
     }
 }

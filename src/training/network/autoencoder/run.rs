@@ -57,6 +57,9 @@ pub struct VaeStep {
     pub error: f64,
     /// The same of differences between neighbouring pixels, summed over three sizes.
     pub edges: f64,
+    /// Mean squared error of areas, means of 4×4 pixels; 0 in logs of before it was measured.
+    #[serde(default)]
+    pub areas: f64,
     /// Divergence to N(0, 1), a latent number.
     pub kl: f64,
     pub lr: f64,
@@ -303,6 +306,7 @@ impl<'d> VaeRun<'d> {
             loss: learned.loss,
             error: learned.error,
             edges: learned.edges,
+            areas: learned.areas,
             kl: learned.kl,
             lr,
             grad_norm: learned.grad_norm,

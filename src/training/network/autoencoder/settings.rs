@@ -26,6 +26,9 @@ pub struct VaeSettings {
     pub kl_weight: f64,
     /// Weight of the differences between neighbouring pixels, at three sizes of the picture.
     pub gradient_weight: f64,
+    /// Weight of the squared error of areas, means of 4×4 pixels: mostly colour. Runs of before there was one have none.
+    #[serde(default)]
+    pub area_weight: f64,
     /// Mirror every second picture.
     pub flip: bool,
     /// Words in the names of classes that are never mirrored.
@@ -51,6 +54,7 @@ impl Default for VaeSettings {
             clip: 1.0,
             kl_weight: 1e-3,
             gradient_weight: 1.0,
+            area_weight: 4.0,
             flip: true,
             no_flip: Vec::new(),
             shift: 0,
@@ -92,6 +96,12 @@ impl VaeSettings {
                 "gradient-weight",
                 self.gradient_weight,
                 at_least(self.gradient_weight),
+                weight,
+            ),
+            (
+                "area-weight",
+                self.area_weight,
+                at_least(self.area_weight),
                 weight,
             ),
             (
