@@ -463,8 +463,8 @@ mod tests {
             assert_eq!(dealt(choice, 1), choice);
         }
         // A software adapter is one however many compute on it.
-        let software = &list[4..];
-        assert_eq!(super::dealt(vulkan, software, 1), vulkan);
+        let software = [adapter(0, Api::Vulkan, "software", false)];
+        assert_eq!(super::dealt(vulkan, &software, 1), vulkan);
     }
 
     #[test]
