@@ -144,8 +144,10 @@ impl Place {
         }
     }
 
-    /// Draws all layouts of the same weights, as pictures of this many pixels a side.
+    /// Draws all layouts of the same weights, as pictures of this many pixels a side. On Vulkan one of each kind, or all where
+    /// `HARMONICA_LAYOUTS_ON_VULKAN` says `all`: what differs between them is read before a device is touched.
     fn check(&self, side: u32, layouts: &[Layout]) {
+        let all = std::env::var_os("HARMONICA_LAYOUTS_ON_VULKAN").is_some_and(|word| word == "all");
         let mut first: Option<Drawn> = None;
         for layout in layouts {
             let drawn = self.draw(layout.flags, "cpu");
@@ -154,7 +156,7 @@ impl Place {
             let values: HashSet<u8> = drawn.picture.iter().copied().collect();
             assert!(values.len() > 32, "{what}: {} values", values.len());
             self.check_texts(layout, &drawn.bytes);
-            if layout.vulkan {
+            if layout.vulkan || all {
                 let other = self.draw(layout.flags, "vulkan");
                 let off = distance(&drawn.picture, &other.picture);
                 let what = format!("{}, between devices, bytes", layout.name);
