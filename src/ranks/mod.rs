@@ -5,7 +5,7 @@
 //! exchange is one that all ranks take part in. One that stops or fails says so in its next ([`Ranks::leave`]), which the
 //! others hear in theirs: nobody waits for somebody who has gone.
 //!
-//! With the feature `mpi`, [`Ranks::world`] are the processes that `mpirun` or a cluster started.
+//! With the feature `mpi`, `Ranks::world` are the processes that `mpirun` or a cluster started.
 
 #[cfg(feature = "mpi")]
 mod mpi;
@@ -269,7 +269,7 @@ fn share(items: usize, group: usize, rank: usize, size: usize) -> Range<usize> {
     bound(rank)..bound(rank + 1)
 }
 
-/// How many processes a starter says it started, where that is more than one; [`Ranks::world`] joins them.
+/// How many processes a starter says it started, where that is more than one; `Ranks::world` joins them.
 pub fn started_together() -> Option<usize> {
     let size = |(size, _): &(&str, _)| std::env::var(size).ok()?.parse().ok();
     STARTERS.iter().find_map(size).filter(|size| *size > 1)
