@@ -54,4 +54,58 @@ impl StateDict {
         self.config = config;
         Ok((self, begun))
     }
+
+    /// The network for classes of these names, in their order: it keeps what it knows of those that it has by name and of the null
+    /// class, others begin anew. Gives how many it knows. Where either side has no names classes are numbers, and nothing changes.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Settings`] if that describes no network.
+    pub fn for_classes(
+        mut self,
+        names: &[String],
+        seed: u64,
+    ) -> Result<(Self, usize), CheckpointError> {
+        let before = self.config.classes;
+        if names.is_empty() || self.class_names.is_empty() || names == self.class_names {
+            return Ok((self, before));
+        }
+        let config = DitConfig {
+            classes: names.len(),
+            ..self.config.clone()
+        };
+        let known = names.iter().map(|name| {
+            let mut known = self.class_names.iter();
+            known.position(|known| known == name)
+        });
+        let known: Vec<Option<usize>> = known.collect();
+        let count = known.iter().flatten().count();
+        // The null class is the last.
+        let rows: Vec<_> = known.into_iter().chain([Some(before)]).collect();
+        let mut fresh = fresh_weights(&config, seed)?;
+        let expected = fresh.expected();
+        let table = expected.iter().find(|tensor| tensor.name.ends_with(LABELS));
+        let table = table.map(|table| fresh.read(table)).transpose()?;
+        let table = table.unwrap_or_default();
+        for (_, values) in self
+            .tensors
+            .iter_mut()
+            .filter(|(name, _)| name.ends_with(LABELS))
+        {
+            let mut new = table.clone();
+            let width = values.len() / (before + 1);
+            for (row, known) in new.chunks_mut(width.max(1)).zip(&rows) {
+                let known = known.and_then(|known| values.get(known * width..(known + 1) * width));
+                if let Some(known) = known.filter(|known| known.len() == row.len()) {
+                    row.copy_from_slice(known);
+                }
+            }
+            *values = new;
+        }
+        self.class_names = names.to_vec();
+        self.config = config;
+        Ok((self, count))
+    }
 }
+
+/// How names of tables of labels end: blocks may have some of their own.
+const LABELS: &str = "y_embedder.embedding_table.weight";

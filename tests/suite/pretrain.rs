@@ -651,6 +651,45 @@ fn weights_go_on_with_other_pictures() {
     assert!(refused.contains("describes no DiT"), "{refused}");
 }
 
+/// A folder's classes come in the order of the alphabet, whatever order the network learned them in.
+#[test]
+fn classes_are_known_again_by_their_names() {
+    const LABELS: &str = "y_embedder.embedding_table.weight";
+    let before = checkpoint::load_state(&ModelSpec::Bundled, LoadOptions::default()).unwrap();
+    let row = |state: &StateDict, class: usize| {
+        let table = &state.tensors[LABELS];
+        let width = table.len() / (state.config.classes + 1);
+        table[class * width..(class + 1) * width].to_vec()
+    };
+    let mut names = before.class_names.clone();
+    names.sort();
+    names.truncate(40);
+    names.push("dragon".into());
+    let (after, known) = before.clone().for_classes(&names, 3).unwrap();
+    assert_eq!((known, after.config.classes), (40, 41));
+    assert_eq!(after.class_names, names);
+    for (class, name) in names.iter().enumerate() {
+        let learned = before.class_names.iter().position(|known| known == name);
+        match learned {
+            Some(learned) => assert_eq!(row(&after, class), row(&before, learned), "{name}"),
+            None => assert!((0..46).all(|known| row(&after, class) != row(&before, known))),
+        }
+    }
+    // The null class, which guidance needs.
+    assert_eq!(row(&after, 41), row(&before, 46));
+    let rest = |state: &StateDict| {
+        let rest = state.tensors.iter().filter(|(name, _)| *name != LABELS);
+        rest.map(|(name, values)| (name.clone(), values.clone()))
+            .collect::<HashMap<_, _>>()
+    };
+    assert!(rest(&after) == rest(&before));
+    // Without names, and with the same ones, nothing changes.
+    let (same, known) = before.clone().for_classes(&before.class_names, 3).unwrap();
+    assert!(same == before && known == 46);
+    let (same, _) = before.clone().for_classes(&[], 3).unwrap();
+    assert!(same == before);
+}
+
 #[test]
 fn a_killed_training_ends_with_the_same_losses_and_weights() {
     let at = tempfile::tempdir().unwrap();

@@ -219,7 +219,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
     Ok(())
 }
 
-/// A model's weights for this data, which may be of another size or of other channels than the model's own.
+/// A model's weights for this data, which may be of other classes, of another size or of other channels than the model's own.
 fn fitted(
     state: StateDict,
     data: &Dataset,
@@ -227,6 +227,18 @@ fn fitted(
     seed: u64,
     context: &Context,
 ) -> Result<StateDict, CliError> {
+    let (classes, names) = (state.class_names.clone(), data.class_names());
+    let (state, known) = state.for_classes(names, seed)?;
+    if state.class_names != classes {
+        context.say(format!(
+            "--init knows {known} of {} by their names{}",
+            counted(names.len(), "class"),
+            match names.len() - known {
+                0 => String::new(),
+                others => format!("; {others} begin anew"),
+            }
+        ));
+    }
     let (before, shape) = (state.config.clone(), data.shape());
     let patch = patch.unwrap_or(before.patch);
     if (before.image_shape(), before.patch) == (shape, patch) {

@@ -35,8 +35,9 @@ pub(super) struct NetworkArgs {
     /// Side of the pictures in pixels [default: an atlas's own tiles, otherwise 64]
     #[arg(long, value_name = "N")]
     pub image_size: Option<usize>,
-    /// Start from a model's weights instead of random ones: any file that `sample --model` takes. For pictures of another size,
-    /// other channels or another --patch, what reads and draws patches begins anew
+    /// Start from a model's weights instead of random ones: any file that `sample --model` takes. Classes are
+    /// known again by their names; for pictures of another size, other channels or another --patch, what reads and draws patches
+    /// begins anew
     #[arg(long, value_name = "FILE|DIR", conflicts_with_all = ["size", "blocks", "hidden", "resume"])]
     pub init: Option<String>,
 }
