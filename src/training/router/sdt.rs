@@ -368,13 +368,17 @@ mod tests {
         train_on(Ranks::alone(), model, settings)
     }
 
+    fn begun(ranks: Ranks, model: &Model, settings: SdtSettings) -> Sdt<'_> {
+        let sdt = Sdt::new(model, small::run(4), settings, Prompts::of(&**model), None).unwrap();
+        sdt.with_ranks(ranks)
+    }
+
     fn train_on(
         ranks: Ranks,
         model: &Model,
         settings: SdtSettings,
     ) -> (Vec<Iteration>, TrainingState) {
-        let sdt = Sdt::new(model, small::run(4), settings, Prompts::of(&**model), None).unwrap();
-        let mut sdt = sdt.with_ranks(ranks);
+        let mut sdt = begun(ranks, model, settings);
         let mut trace = Vec::new();
         while !sdt.is_done() {
             assert!(
@@ -447,18 +451,20 @@ mod tests {
         }
     }
 
+    fn one_at_a_time() -> SdtSettings {
+        SdtSettings {
+            micro_batch: 1,
+            ..SdtSettings::small(2)
+        }
+    }
+
     #[test]
     fn a_rank_that_stops_or_fails_ends_the_pass_of_all() {
         let (model, _) = small::model(1, &Device::flex());
         for at in [Some(2), Some(3), None] {
             let ended = together(2, |ranks| {
-                let settings = SdtSettings {
-                    micro_batch: 1,
-                    ..SdtSettings::small(2)
-                };
-                let prompts = Prompts::of(&*model);
-                let sdt = Sdt::new(&model, small::run(4), settings, prompts, None).unwrap();
-                let mut sdt = sdt.with_ranks(ranks.clone());
+                let settings = one_at_a_time();
+                let mut sdt = begun(ranks.clone(), &model, settings);
                 // Step 3 is the last: what is left of the pass then is that all agree on its end.
                 let stops = |progress: &Progress| match progress {
                     Progress::Trained(i) => ranks.rank() == 1 && Some(i.step) == at,
@@ -475,13 +481,8 @@ mod tests {
             assert_eq!(ended, [0, 0]);
         }
         let ended = together(2, |ranks| {
-            let settings = SdtSettings {
-                micro_batch: 1,
-                ..SdtSettings::small(2)
-            };
-            let prompts = Prompts::of(&*model);
-            let sdt = Sdt::new(&model, small::run(4), settings, prompts, None).unwrap();
-            let mut sdt = sdt.with_ranks(ranks.clone());
+            let settings = one_at_a_time();
+            let mut sdt = begun(ranks.clone(), &model, settings);
             match ranks.rank() {
                 0 => sdt
                     .pass(&mut |_| ControlFlow::Continue(()))
