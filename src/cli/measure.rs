@@ -163,7 +163,7 @@ struct Turns<'a> {
     speedups: Vec<f64>,
     peak_host_bytes: Option<u64>,
     /// Images that each step decided to reuse.
-    reused: Vec<usize>,
+    reused: Vec<u64>,
     pictures: Vec<f32>,
 }
 
@@ -203,7 +203,7 @@ impl<'a> Turns<'a> {
                     tracing::trace!(schedule = self.entry.name, images, step, reused, "step");
                     bar.inc(images as u64);
                     if reused {
-                        self.reused[step] += images;
+                        self.reused[step] += images as u64;
                     }
                 }
                 Event::Images { x0, .. } => drawn = x0,
@@ -251,18 +251,12 @@ impl<'a> Turns<'a> {
             &mut self.seconds,
             &mut self.speedups,
         ] {
-            *numbers = ranks.gather_numbers(numbers)?;
+            *numbers = ranks.gather_numbers(std::mem::take(numbers))?;
         }
-        let steps = self.reused.len();
-        let reused: Vec<u64> = self.reused.iter().map(|images| *images as u64).collect();
-        self.reused.fill(0);
-        for of_rank in ranks.gather_numbers(&reused)?.chunks(steps.max(1)) {
-            let sums = self.reused.iter_mut().zip(of_rank);
-            sums.for_each(|(sum, images)| *sum += *images as usize);
-        }
-        let peaks = ranks.gather_numbers(&[self.peak_host_bytes.unwrap_or(0)])?;
+        self.reused = ranks.sum(std::mem::take(&mut self.reused))?;
+        let peaks = ranks.gather_numbers(vec![self.peak_host_bytes.unwrap_or(0)])?;
         self.peak_host_bytes = peaks.into_iter().max().filter(|peak| *peak > 0);
-        self.pictures = ranks.gather_numbers(&self.pictures)?;
+        self.pictures = ranks.gather_numbers(std::mem::take(&mut self.pictures))?;
         self.pictures.truncate(pictures);
         Ok(())
     }
@@ -273,7 +267,7 @@ impl<'a> Turns<'a> {
         let (entry, reuse) = (self.entry, self.entry.sampler.reuse());
         let (error, images) = (mean_and_error(&self.errors).0, self.errors.len());
         let errors = Some((error, variance));
-        let share = |count: usize| count as f64 / images.max(1) as f64;
+        let share = |count: u64| count as f64 / images.max(1) as f64;
         Measured {
             map: StepMap::of(reuse, self.reused.into_iter().map(share).collect()),
             pictures: self.pictures,

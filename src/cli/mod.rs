@@ -227,21 +227,15 @@ fn command_line() -> Result<Cli, CliError> {
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
     let started = Instant::now();
-    let cli = match command_line() {
-        Ok(cli) => cli,
+    let begun = command_line().and_then(|cli| Ok((ranks::join(cli.command.is_shared())?, cli)));
+    let (ranks, cli) = match begun {
+        Ok(begun) => begun,
         Err(error) => {
             eprintln!("error: {}", error.explain());
             return ExitCode::from(error.exit_code());
         }
     };
     cli.verbosity.start_logging();
-    let ranks = match ranks::join(cli.command.is_shared()) {
-        Ok(ranks) => ranks,
-        Err(error) => {
-            eprintln!("error: {}", error.explain());
-            return ExitCode::from(error.exit_code());
-        }
-    };
     let context = Context {
         // One speaks for all.
         quiet: cli.verbosity.quiet || !ranks.leads(),

@@ -123,7 +123,7 @@ impl Pictures<'_> {
         self.waiting
             .iter()
             .for_each(|picture| own.extend_from_slice(picture.as_raw()));
-        let all = ranks.gather_numbers(&own)?;
+        let all = ranks.gather_numbers(own)?;
         let files = serde_json::to_vec(&self.files).unwrap_or_default();
         let files = ranks.gather(&files)?;
         let files = files

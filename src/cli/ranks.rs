@@ -51,17 +51,15 @@ pub(super) fn of_all(own: Totals, ranks: &Ranks) -> Result<Totals, RanksError> {
         reused,
         peak_cache_bytes,
     } = own;
-    let own = [macs, macs_full, computed, reused, peak_cache_bytes as u64];
-    let all = ranks.gather_numbers(&own)?;
-    let mut together = Totals::default();
-    for of_rank in all.chunks_exact(own.len()) {
-        together.macs += of_rank[0];
-        together.macs_full += of_rank[1];
-        together.computed += of_rank[2];
-        together.reused += of_rank[3];
-        together.peak_cache_bytes = together.peak_cache_bytes.max(of_rank[4] as usize);
-    }
-    Ok(together)
+    let sums = ranks.sum(vec![macs, macs_full, computed, reused])?;
+    let peaks = ranks.gather_numbers(vec![peak_cache_bytes as u64])?;
+    Ok(Totals {
+        macs: sums[0],
+        macs_full: sums[1],
+        computed: sums[2],
+        reused: sums[3],
+        peak_cache_bytes: peaks.into_iter().max().unwrap_or(0) as usize,
+    })
 }
 
 /// Does a command, and sees to it that no other rank waits for one that has ended. Of several that fail the first says why.

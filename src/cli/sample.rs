@@ -174,7 +174,10 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
         conditions: conditions[own.clone()].to_vec(),
         seed: args.seed,
         first: args.first.wrapping_add(own.start as u64),
-        noise: noise.map(|all| all[own.start * numbers..own.end * numbers].to_vec()),
+        noise: noise.map(|mut noise| {
+            noise.truncate(own.end * numbers);
+            noise.split_off(own.start * numbers)
+        }),
         batch,
     };
     let launches = LaunchCount::start();
@@ -208,9 +211,8 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
     };
     let of_own = |totals: Totals| -> Result<_, RanksError> {
         let seconds = started.elapsed().as_secs_f64();
-        let dispatches = ranks.gather_numbers(&[launches.finish(engine)])?;
-        let totals = of_all(totals, ranks)?;
-        Ok((totals, dispatches.into_iter().sum::<u64>(), seconds))
+        let dispatches = ranks.sum(vec![launches.finish(engine)])?[0];
+        Ok((of_all(totals, ranks)?, dispatches, seconds))
     };
     let drawn = drawn.and_then(|totals| Ok(of_own(totals)?));
     let (totals, dispatches, seconds) = match drawn {
@@ -226,7 +228,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
     let seconds = seconds - seconds_decoding;
 
     pictures.gather(ranks)?;
-    let values = ranks.gather_numbers(&values)?;
+    let mut values = ranks.gather_numbers(values)?;
     if !ranks.leads() {
         return Ok(());
     }
@@ -235,8 +237,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
     if let Some(path) = &args.save_tensors {
         let [c, h, w] = info.outline.latents.shape();
         let shapes = [("samples".to_owned(), vec![conditions.len(), c, h, w])];
-        let mut values = Some(values);
-        let values = || Ok(values.take().unwrap_or_default());
+        let values = || Ok(std::mem::take(&mut values));
         write_safetensors(path, &shapes, None, StoredDtype::F32, values)?;
     }
 

@@ -135,16 +135,9 @@ impl Spread {
     /// # Errors
     /// [`RanksError`].
     pub fn gather(&mut self, ranks: &Ranks) -> Result<(), RanksError> {
-        let images = ranks.gather_numbers(&[self.images as u64])?;
-        self.images = images.into_iter().sum::<u64>() as usize;
+        self.images = ranks.sum(vec![self.images as u64])?[0] as usize;
         for sums in [&mut self.sums, &mut self.squares] {
-            let all = ranks.gather_numbers(sums)?;
-            let size = sums.len().max(1);
-            sums.fill(0.0);
-            for of_rank in all.chunks(size) {
-                let places = sums.iter_mut().zip(of_rank);
-                places.for_each(|(sum, of_rank)| *sum += of_rank);
-            }
+            *sums = ranks.sum(std::mem::take(sums))?;
         }
         Ok(())
     }

@@ -13,19 +13,23 @@ pub mod threads;
 
 use std::{
     fmt,
-    ops::Range,
+    ops::{AddAssign, Range},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
 };
 
+use bytemuck::Pod;
+
 /// What starters of several processes tell each of them: its number of processes, and which it is on its machine.
-const STARTERS: [(&str, &str); 4] = [
+const STARTERS: [(&str, &str); 5] = [
     ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
     ("PMI_SIZE", "MPI_LOCALRANKID"),
     ("MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_LOCAL_RANK"),
     ("PALS_SIZE", "PALS_LOCAL_RANKID"),
+    // Of a step of Slurm, whatever MPI it is started for; last, since an `mpirun` in one has numbers of its own.
+    ("SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"),
 ];
 
 /// A way for processes, or threads, to give each other what they have.
@@ -153,14 +157,14 @@ impl Ranks {
     ///
     /// # Errors
     /// As [`Self::gather`].
-    pub fn gather_numbers<T: bytemuck::Pod>(&self, own: &[T]) -> Result<Vec<T>, RanksError> {
+    pub fn gather_numbers<T: Pod>(&self, own: Vec<T>) -> Result<Vec<T>, RanksError> {
         if self.exchange.is_none() {
-            return Ok(own.to_vec());
+            return Ok(own);
         }
         let size = size_of::<T>();
         let mut all = Vec::new();
         for (rank, bytes) in self
-            .gather(bytemuck::cast_slice(own))?
+            .gather(bytemuck::cast_slice(&own))?
             .into_iter()
             .enumerate()
         {
@@ -180,13 +184,34 @@ impl Ranks {
         Ok(all)
     }
 
-    /// What rank 0 has: all get it.
+    /// The sum of the numbers of all ranks, place by place, in order of rank; all must give as many.
     ///
     /// # Errors
     /// As [`Self::gather`].
-    pub fn of_first(&self, own: &[u8]) -> Result<Vec<u8>, RanksError> {
-        let own = if self.leads() { own } else { &[] };
-        Ok(self.gather(own)?.swap_remove(0))
+    pub fn sum<T: Pod + AddAssign>(&self, own: Vec<T>) -> Result<Vec<T>, RanksError> {
+        let places = own.len();
+        let mut sums = self.gather_numbers(own)?;
+        let others = sums.split_off(places);
+        for of_rank in others.chunks(places.max(1)) {
+            let both = sums.iter_mut().zip(of_rank);
+            both.for_each(|(sum, of_rank)| *sum += *of_rank);
+        }
+        Ok(sums)
+    }
+
+    /// What rank 0 has, if anything: all get it.
+    ///
+    /// # Errors
+    /// As [`Self::gather`].
+    pub fn of_first(&self, own: Option<Vec<u8>>) -> Result<Option<Vec<u8>>, RanksError> {
+        if self.exchange.is_none() {
+            return Ok(own);
+        }
+        // Empty is something too.
+        let own = own.filter(|_| self.leads());
+        let own = own.map_or(Vec::new(), |own| [&[1], &own[..]].concat());
+        let mut first = self.gather(&own)?.swap_remove(0);
+        Ok((!first.is_empty()).then(|| first.split_off(1)))
     }
 
     /// That all ranks have the same of something.
@@ -278,8 +303,7 @@ pub fn started_together() -> Option<usize> {
 /// Which of the processes on its machine this one is, from 0, where a starter says so.
 pub fn number_on_machine() -> Option<usize> {
     let number = |(_, number): &(_, &str)| std::env::var(number).ok()?.parse().ok();
-    let by_slurm = || std::env::var("SLURM_LOCALID").ok()?.parse().ok();
-    STARTERS.iter().find_map(number).or_else(by_slurm)
+    STARTERS.iter().find_map(number)
 }
 
 #[cfg(test)]
@@ -292,17 +316,27 @@ mod tests {
     fn numbers_come_in_order_of_rank() {
         let all = together(3, |ranks| {
             let own: Vec<f64> = (0..ranks.rank()).map(|i| i as f64 + 0.5).collect();
-            ranks.gather_numbers(&own).unwrap()
+            ranks.gather_numbers(own).unwrap()
         });
         assert_eq!(all, vec![vec![0.5, 0.5, 1.5]; 3]);
-        assert_eq!(Ranks::alone().gather_numbers(&[1.0f32]).unwrap(), [1.0]);
+        assert_eq!(Ranks::alone().gather_numbers(vec![1.0f32]).unwrap(), [1.0]);
+    }
+
+    #[test]
+    fn sums_are_place_by_place() {
+        let sums = together(3, |ranks| ranks.sum(vec![1, ranks.rank() as u64]).unwrap());
+        assert_eq!(sums, vec![[3, 3]; 3]);
+        assert_eq!(Ranks::alone().sum(vec![1.5, 2.0]).unwrap(), [1.5, 2.0]);
     }
 
     #[test]
     fn all_get_what_the_first_has_and_find_out_who_differs() {
         let got = together(2, |ranks| {
             let own = format!("of {}", ranks.rank());
-            let first = ranks.of_first(own.as_bytes()).unwrap();
+            let first = ranks.of_first(Some(own.clone().into_bytes()));
+            let first = first.unwrap().unwrap();
+            assert_eq!(ranks.of_first(Some(Vec::new())).unwrap(), Some(Vec::new()));
+            assert_eq!(ranks.of_first(None).unwrap(), None);
             ranks.agree("seed", b"7").unwrap();
             (
                 first,

@@ -3,7 +3,7 @@
 // MPI's handles are pointers.
 #![allow(unsafe_code)]
 
-use std::sync::{Arc, Mutex, PoisonError, atomic::AtomicBool};
+use std::sync::{Mutex, PoisonError};
 
 use mpi::{
     Threading,
@@ -31,17 +31,14 @@ impl Ranks {
             return Err(lost("this MPI allows calls from one thread alone"));
         }
         let world = universe.world();
-        Ok(Self {
-            exchange: Some(Arc::new(World {
-                rank: world.rank() as usize,
-                size: world.size() as usize,
-                joined: Mutex::new(Joined {
-                    world,
-                    _universe: universe,
-                }),
-            })),
-            ended: Arc::new(AtomicBool::new(false)),
-        })
+        Ok(Self::of(World {
+            rank: world.rank() as usize,
+            size: world.size() as usize,
+            joined: Mutex::new(Joined {
+                world,
+                _universe: universe,
+            }),
+        }))
     }
 }
 

@@ -2,10 +2,13 @@
 
 use std::process::Command;
 
-/// Runs the command as one of two processes that a starter started.
-fn as_one_of_two(arguments: &[&str]) -> (Option<i32>, String) {
+const OPEN_MPI: &str = "OMPI_COMM_WORLD_SIZE";
+const SLURM: &str = "SLURM_STEP_NUM_TASKS";
+
+/// Runs the command as one of two processes that a starter started, which says so in this variable.
+fn as_one_of_two(variable: &str, arguments: &[&str]) -> (Option<i32>, String) {
     let out = Command::new(env!("CARGO_BIN_EXE_harmonica"))
-        .env("OMPI_COMM_WORLD_SIZE", "2")
+        .env(variable, "2")
         .args(arguments)
         .output()
         .unwrap();
@@ -14,18 +17,20 @@ fn as_one_of_two(arguments: &[&str]) -> (Option<i32>, String) {
 
 #[test]
 fn a_command_for_one_process_says_so() {
-    let (code, said) = as_one_of_two(&["devices"]);
-    assert_eq!(code, Some(2));
-    assert_eq!(
-        said,
-        "error: 2 processes were started together, and this command is for one; sample, compare and train router share work out\n"
-    );
+    for variable in [OPEN_MPI, SLURM] {
+        let (code, said) = as_one_of_two(variable, &["devices"]);
+        assert_eq!(code, Some(2));
+        assert_eq!(
+            said,
+            "error: 2 processes were started together, and this command is for one; sample, compare and train router share work out\n"
+        );
+    }
 }
 
 #[cfg(not(feature = "mpi"))]
 #[test]
 fn a_program_that_cannot_share_work_out_does_not_do_it_twice() {
-    let (code, said) = as_one_of_two(&["sample", "--out", "never.png"]);
+    let (code, said) = as_one_of_two(OPEN_MPI, &["sample", "--out", "never.png"]);
     assert_eq!(code, Some(2));
     assert!(
         said.contains("--features mpi makes one that shares work out"),
@@ -48,14 +53,19 @@ mod mpi {
 
     use crate::common::{golden, within};
 
+    fn mpirun() -> Command {
+        let mut mpirun = Command::new("mpirun");
+        mpirun.args(["--allow-run-as-root", "--oversubscribe"]);
+        mpirun
+    }
+
     /// The command by so many ranks; by one, without MPI.
     fn command(ranks: usize, arguments: &[&str]) -> Command {
         let program = env!("CARGO_BIN_EXE_harmonica");
         let mut command = match ranks {
             1 => Command::new(program),
             _ => {
-                let mut mpirun = Command::new("mpirun");
-                mpirun.args(["--allow-run-as-root", "--oversubscribe"]);
+                let mut mpirun = mpirun();
                 mpirun.args(["-n", &ranks.to_string(), program]);
                 mpirun
             }
@@ -384,9 +394,7 @@ mod mpi {
             all.extend(["--seed", seed]);
             all.into_iter().map(String::from).collect::<Vec<_>>()
         };
-        let mut mpirun = Command::new("mpirun");
-        mpirun.args(["--allow-run-as-root", "--oversubscribe"]);
-        let out = mpirun
+        let out = mpirun()
             .args(asked("1"))
             .arg(":")
             .args(asked("2"))

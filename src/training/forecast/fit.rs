@@ -241,7 +241,7 @@ impl Draws {
                     f64::from(after.x0[i]) + off / weight
                 };
                 let own = basis.sums(self.stepper.image_numbers(), target);
-                let all = self.ranks.gather_numbers(&own)?;
+                let all = self.ranks.gather_numbers(own)?;
                 let estimate = Sums::total(&all).solved(after.history.len());
                 x = self.corrected(s, &estimate, &basis, &after);
                 forecast.estimates.insert(s, estimate);
@@ -306,8 +306,8 @@ impl Draws {
         let size = self.stepper.image_numbers();
         let last = self.reference.last().map_or(&[][..], Vec::as_slice);
         let images = stand.x.chunks(size).zip(last.chunks(size));
-        let own: Vec<f64> = images.map(|(found, right)| mse(found, right)).collect();
-        Ok(self.ranks.gather_numbers(&own)?)
+        let own = images.map(|(found, right)| mse(found, right)).collect();
+        Ok(self.ranks.gather_numbers(own)?)
     }
 }
 

@@ -10,7 +10,7 @@ use super::{
     computed::Computed,
     correct::slots_for,
     fit::{Draws, Fit, Purpose, Source},
-    saved::{Judged, Rung, RungSummary, Saved},
+    saved::{Judged, MAX_BYTES, Rung, RungSummary, Saved},
     search::{Search, Tried},
     settings::LadderSettings,
     target::{Allowance, check_target},
@@ -25,10 +25,7 @@ use crate::{
     schedule::{PolicyRecord, ScheduleFile},
     training::{
         router::{Budget, RunFolder},
-        run::{
-            DeviceWatch, LADDER_STATE, Log, TrainingError, check_folder, guarded_telling,
-            hold_folder,
-        },
+        run::{Begun, DeviceWatch, LADDER_STATE, Log, TrainingError, begin, guarded_telling},
     },
 };
 
@@ -110,21 +107,19 @@ impl<'m> LadderRun<'m> {
             check_target(*target, run.steps, &info.outline.graph)?;
         }
         let folder = options.folder.path();
-        let state = folder.join(LADDER_STATE);
-        let leads = options.ranks.leads();
-        let (mut before, mut held) = (String::new(), None);
-        if leads {
-            let there = check_folder(folder, LADDER_STATE, options.resume)?;
-            held = hold_folder(folder)?;
-            if there {
-                before = Saved::read(&state)?.1;
-            }
-        }
-        let before = options.ranks.of_first(before.as_bytes())?;
+        let Begun {
+            state: before,
+            held,
+        } = begin(
+            folder,
+            (LADDER_STATE, MAX_BYTES),
+            options.resume,
+            &options.ranks,
+        )?;
         let prompts = options.prompts.identity();
         let mut saved = Saved::new(info, &run, options.settings.clone(), prompts)?;
-        if !before.is_empty() {
-            let before = Saved::of_text(&String::from_utf8_lossy(&before), &state)?;
+        if let Some(before) = before {
+            let before = Saved::of_bytes(&before, &folder.join(LADDER_STATE))?;
             if let Some(difference) = before.differs_from(&saved) {
                 return Err(difference.refuses(folder));
             }
@@ -134,7 +129,7 @@ impl<'m> LadderRun<'m> {
         let same = serde_json::to_vec(&saved).unwrap_or_default();
         options.ranks.agree("model, run or setting", &same)?;
         // Lines of moves that will be tried again are cut off.
-        let log = match leads {
+        let log = match options.ranks.leads() {
             true => Some(Log::open(&options.folder.log(), |tried| saved.has_tried(tried))?.0),
             false => None,
         };

@@ -28,7 +28,7 @@ use crate::{
 /// Version of `ladder.json`.
 const FORMAT: u32 = 1;
 /// Largest state that is read.
-const MAX_BYTES: u64 = 64 * 1024 * 1024;
+pub(super) const MAX_BYTES: u64 = 64 * 1024 * 1024;
 
 /// How a schedule fared on draws that nothing was fitted to.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -201,29 +201,29 @@ impl Saved {
             .or_else(|| difference(&self.run, &asked.run, &[]))
     }
 
-    /// Reads a file; hands on its text too.
+    /// Reads a file.
     ///
     /// # Errors
-    /// [`TrainingError::Io`]; as [`Self::of_text`].
-    pub fn read(path: &Path) -> Result<(Self, String), TrainingError> {
+    /// [`TrainingError::Io`]; as [`Self::of_bytes`].
+    pub fn read(path: &Path) -> Result<Self, TrainingError> {
         let text = read_text_up_to(path, MAX_BYTES).map_err(|source| TrainingError::Io {
             action: "read",
             path: path.into(),
             source,
         })?;
-        Ok((Self::of_text(&text, path)?, text))
+        Self::of_bytes(text.as_bytes(), path)
     }
 
-    /// What the text of a file says.
+    /// What the bytes of a file say.
     ///
     /// # Errors
     /// [`TrainingError::State`] for one that is damaged, or of another format.
-    pub fn of_text(text: &str, path: &Path) -> Result<Self, TrainingError> {
+    pub fn of_bytes(bytes: &[u8], path: &Path) -> Result<Self, TrainingError> {
         let damaged = |problem: String| TrainingError::State {
             path: path.into(),
             problem,
         };
-        let saved: Self = serde_json::from_str(text).map_err(|e| damaged(e.to_string()))?;
+        let saved: Self = serde_json::from_slice(bytes).map_err(|e| damaged(e.to_string()))?;
         if saved.format != FORMAT {
             return Err(damaged(format!(
                 "it has format {}, this program reads format {FORMAT}",

@@ -231,7 +231,7 @@ impl Search {
                 }
             };
             let own = looked.as_ref().map_or(f64::INFINITY, Fit::typical);
-            let seen = self.ranks.gather_numbers(&[[own, glimpse.typical()]])?;
+            let seen = self.ranks.gather_numbers(vec![[own, glimpse.typical()]])?;
             // Ranks whose processors round differently go by what the first sees.
             let promising = seen[0][1] * (1.0 - GAIN);
             for (rank, [seen, _]) in seen.into_iter().take(at_once).enumerate() {

@@ -46,7 +46,7 @@ impl LadderSettings {
     pub fn of_run(folder: &RunFolder) -> Result<Option<Self>, TrainingError> {
         let path = folder.path().join(LADDER_STATE);
         match path.exists() {
-            true => Ok(Some(Saved::read(&path)?.0.settings)),
+            true => Ok(Some(Saved::read(&path)?.settings)),
             false => Ok(None),
         }
     }

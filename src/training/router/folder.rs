@@ -26,8 +26,11 @@ use crate::{
     report::{Curves, draw_schedule},
     sampler::{Settings, Stop},
     schedule::ScheduleFile,
-    training::run::{DeviceWatch, Log, ROUTER_STATE, TrainingError, check_folder, hold_folder},
+    training::run::{Begun, DeviceWatch, Log, ROUTER_STATE, TrainingError, begin},
 };
+
+/// Largest state that is read.
+const MAX_BYTES: u64 = 1 << 30;
 
 /// Where the files of a run lie.
 #[derive(Debug, Clone, PartialEq)]
@@ -184,24 +187,14 @@ impl<'m> RouterRun<'m> {
             replay: replay.as_ref().map(Replay::identity),
             prompts: prompts.identity(),
         };
-        let (mut before, mut held) = (Vec::new(), None);
-        if ranks.leads() {
-            let there = check_folder(&folder.path, ROUTER_STATE, resume)?;
-            held = hold_folder(&folder.path)?;
-            if there {
-                let path = folder.checkpoint();
-                before = std::fs::read(&path).map_err(|source| TrainingError::Io {
-                    action: "read",
-                    path,
-                    source,
-                })?;
-            }
-        }
-        let before = ranks.of_first(&before)?;
+        let Begun {
+            state: before,
+            held,
+        } = begin(&folder.path, (ROUTER_STATE, MAX_BYTES), resume, &ranks)?;
         let mut kept = (targets.clone(), max_cache);
-        let (sdt, history) = match before.is_empty() {
-            true => (Sdt::new(model, run, settings, prompts, replay)?, Vec::new()),
-            false => {
+        let (sdt, history) = match before {
+            None => (Sdt::new(model, run, settings, prompts, replay)?, Vec::new()),
+            Some(before) => {
                 let before = open_bytes(&folder.checkpoint(), before)?;
                 let (saved, state) = load_state(before)?;
                 if saved.pass >= settings.passes {

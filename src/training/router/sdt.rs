@@ -248,7 +248,7 @@ impl Sdt<'_> {
             }
         }
         let steps = self.walker.steps.len();
-        let all = self.ranks.gather_numbers(&own)?;
+        let all = self.ranks.gather_numbers(own)?;
         let mut errors = vec![StepError::default(); steps];
         for (of_part, share) in all.chunks(steps).zip(&parts.shares) {
             let sums = errors.iter_mut().zip(of_part);
@@ -287,7 +287,7 @@ impl Sdt<'_> {
             };
             self.walker.advance(s, walk, output);
         }
-        let all = self.ranks.gather_numbers(&own)?;
+        let all = self.ranks.gather_numbers(own)?;
         let (mut mse, mut gradient) = (0.0, vec![0.0; scores.len()]);
         for (of_part, share) in all.chunks(1 + scores.len()).zip(&parts.shares) {
             mse += share * of_part[0];

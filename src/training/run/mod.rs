@@ -17,7 +17,10 @@ pub use error::TrainingError;
 pub(super) use log::Log;
 pub(super) use metadata::{Difference, difference, read_metadata};
 
-use crate::files::lock_folder;
+use crate::{
+    files::{lock_folder, read_up_to},
+    ranks::Ranks,
+};
 
 /// Name of a router's training state.
 pub(super) const ROUTER_STATE: &str = "router.safetensors";
@@ -51,6 +54,45 @@ pub(super) fn check_folder(
     }
 }
 
+/// A run that begins in a folder, or goes on.
+pub(super) struct Begun {
+    /// Its state, where it goes on.
+    pub state: Option<Vec<u8>>,
+    /// Keeps other processes out of the folder.
+    pub held: Option<File>,
+}
+
+/// Begins a run, or goes on with the one whose state, of `most` bytes, has the name `state`. The first rank looks into the folder and
+/// holds it; all get what it found.
+///
+/// # Errors
+/// As [`check_folder`] and [`hold_folder`]; [`TrainingError::Io`]; [`TrainingError::Ranks`].
+pub(super) fn begin(
+    path: &Path,
+    (state, most): (&'static str, u64),
+    resume: bool,
+    ranks: &Ranks,
+) -> Result<Begun, TrainingError> {
+    let (mut found, mut held) = (None, None);
+    if ranks.leads() {
+        let there = check_folder(path, state, resume)?;
+        held = hold_folder(path)?;
+        if there {
+            let path = path.join(state);
+            let bytes = read_up_to(&path, most).map_err(|source| TrainingError::Io {
+                action: "read",
+                path,
+                source,
+            })?;
+            found = Some(bytes);
+        }
+    }
+    Ok(Begun {
+        state: ranks.of_first(found)?,
+        held,
+    })
+}
+
 /// Keeps other processes from training in a folder, which is made, while the result lives.
 ///
 /// # Errors
@@ -64,4 +106,31 @@ pub(super) fn hold_folder(path: &Path) -> Result<Option<File>, TrainingError> {
             source,
         },
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ranks::threads::together;
+
+    /// A state of no bytes is a damaged one, and nobody's to begin anew on.
+    #[test]
+    fn all_ranks_go_on_from_what_the_first_finds() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = |resume| {
+            together(2, |ranks| {
+                let begun = begin(folder.path(), (ROUTER_STATE, 9), resume, ranks).unwrap();
+                assert!(ranks.leads() || begun.held.is_none());
+                begun.state
+            })
+        };
+        assert_eq!(state(false), [None, None]);
+        for bytes in ["", "router"] {
+            std::fs::write(folder.path().join(ROUTER_STATE), bytes).unwrap();
+            assert_eq!(state(true), vec![Some(bytes.as_bytes().to_vec()); 2]);
+        }
+        std::fs::write(folder.path().join(ROUTER_STATE), "more than nine").unwrap();
+        let refused = begin(folder.path(), (ROUTER_STATE, 9), true, &Ranks::alone());
+        assert!(matches!(refused, Err(TrainingError::Io { .. })));
+    }
 }
