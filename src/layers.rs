@@ -36,6 +36,8 @@ enum Lying {
 pub enum Weight {
     /// In the type that products take.
     Whole(Tensor<2>),
+    /// In f32, rounded to bf16 together with what it multiplies.
+    Rounded(Tensor<2>),
     /// In half precision, as matrix units take it; widened for each use where there are none.
     Half(Tensor<2>),
     /// In bytes, widened for each use.
@@ -135,6 +137,7 @@ impl Affine {
 pub fn product<const D: usize>(layer: &Affine, x: Tensor<D>) -> Tensor<D> {
     match &*layer.weight() {
         Weight::Whole(weight) => kernels::product(x, weight.clone()),
+        Weight::Rounded(weight) => kernels::rounded_product(x, weight.clone()),
         Weight::Half(weight) => kernels::half_product(x, weight.clone()),
         Weight::Quantised(matrix) => kernels::quantised_product(x, matrix),
         Weight::Bf16(matrix) => kernels::bf16_product(x, matrix),

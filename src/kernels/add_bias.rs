@@ -22,9 +22,14 @@ pub fn add_bias<const D: usize>(x: Tensor<D>, bias: Tensor<1>) -> Tensor<D> {
 
 /// The CPU form, in place.
 pub(super) fn add_bias_cpu(x: &mut [f32], bias: &[f32]) {
-    for_rows(x, bias.len(), |_, rows| {
-        for row in rows.chunks_exact_mut(bias.len()) {
-            add(row, bias);
-        }
-    });
+    for_rows(
+        x,
+        bias.len(),
+        #[inline(always)]
+        |_, rows| {
+            for row in rows.chunks_exact_mut(bias.len()) {
+                add(row, bias);
+            }
+        },
+    );
 }

@@ -4,7 +4,7 @@
 //! Rust has no stable intrinsics for them, so the loop over a depth is written in their instructions (Intel's Software
 //! Developer's Manual, volume 2: `TILELOADD`, `TDPBF16PS`, `TILESTORED`). Elsewhere than on Linux for x86-64 there are none.
 
-use super::bf16::Bf16Matrix;
+use super::bf16::Factor;
 
 /// Whether the processor has them and the system lets this process use them.
 pub(super) fn is_there() -> bool {
@@ -18,16 +18,15 @@ pub(super) fn is_there() -> bool {
     }
 }
 
-/// `x·W`, row-major, of `x` rounded to bf16 and with sums in f32, for rows of as many numbers as the matrix has; `None` without
-/// matrix units.
+/// The product of a left and a right factor of the same depth, row-major, with sums in f32; `None` without matrix units.
 #[cfg_attr(
     not(all(target_arch = "x86_64", target_os = "linux")),
     expect(unused_variables, reason = "nothing multiplies them")
 )]
-pub(super) fn product(x: &[f32], matrix: &Bf16Matrix) -> Option<Vec<f32>> {
+pub(super) fn product(left: &Factor, right: &Factor) -> Option<Vec<f32>> {
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
     {
-        is_there().then(|| on_linux::product(x, matrix))
+        is_there().then(|| on_linux::product(left, right))
     }
     #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
     {
@@ -50,10 +49,7 @@ mod on_linux {
 
     use rayon::prelude::*;
 
-    use crate::kernels::{
-        bf16::{Bf16Matrix, DEPTH, Line, SIDE, rounded},
-        lanes::GRAIN,
-    };
+    use crate::kernels::bf16::{Factor, Line, SIDE, Tile};
 
     /// Asks processor and system, once a process.
     pub fn is_there() -> bool {
@@ -62,31 +58,32 @@ mod on_linux {
     }
 
     /// See [`super::product`]; by matrix units that are there.
-    pub fn product(x: &[f32], matrix: &Bf16Matrix) -> Vec<f32> {
+    pub fn product(left: &Factor, right: &Factor) -> Vec<f32> {
         /// Multiplications that are worth the other threads.
         const WORTH_THREADS: usize = 1 << 24;
-        /// Tiles of rows that a task takes: in bf16 they stay in the cache while the matrix goes by.
+        /// Strips of the left factor that a task takes: they stay in the cache while the right one goes by.
         const TALL: usize = 8;
-        let [inputs, columns] = matrix.shape();
-        let x = &Rows::of(x, inputs);
-        let count = x.rows * columns;
-        if count == 0 || inputs == 0 {
+        let [rows, columns] = [left, right].map(Factor::sides);
+        let depth = left.depth();
+        assert_eq!(depth, right.depth(), "inner sizes of a matrix product");
+        let count = rows * columns;
+        if count == 0 || depth == 0 {
             return vec![0.0; count];
         }
         let mut out: Vec<f32> = Vec::with_capacity(count);
         let grid = Grid {
-            x,
-            matrix,
+            left,
+            right,
             out: out.as_mut_ptr(),
         };
-        let (down, across) = (x.rows.div_ceil(SIDE), columns.div_ceil(SIDE));
-        if count * inputs < WORTH_THREADS {
+        let (down, across) = (rows.div_ceil(SIDE), columns.div_ceil(SIDE));
+        if count * depth < WORTH_THREADS {
             // SAFETY: `out` has room for the product, and nobody else writes there.
             unsafe { grid.multiply(0..down, 0..across) };
         } else {
             let tall = down.div_ceil(TALL);
             let wide = (4 * rayon::current_num_threads()).div_ceil(tall);
-            // Of an even number of panels, since they are multiplied two by two.
+            // An even number of strips, since they are multiplied two by two.
             let wide = across.div_ceil(wide).next_multiple_of(2);
             let tasks = tall * across.div_ceil(wide);
             (0..tasks).into_par_iter().for_each(|task| {
@@ -99,57 +96,6 @@ mod on_linux {
         // SAFETY: all tiles, and with them all numbers of the product, were written.
         unsafe { out.set_len(count) };
         out
-    }
-
-    /// Rows in bf16 as matrix units read them.
-    struct Rows {
-        /// `[rows / 16][depth / 32][16]` lines, both sizes rounded up: 32 numbers of a row.
-        lines: Vec<Line>,
-        rows: usize,
-        depth: usize,
-    }
-
-    impl Rows {
-        /// Of rows of `depth` numbers each, row-major.
-        fn of(values: &[f32], depth: usize) -> Self {
-            let rows = values.len() / depth.max(1);
-            let of_tile = Bf16Matrix::lines_of(depth);
-            let mut lines = vec![Line::ZERO; of_tile * rows.div_ceil(SIDE)];
-            let tile = |(lines, values): (&mut [Line], &[f32])| {
-                pulp::Arch::new().dispatch(|| round_tile(values, depth, lines));
-            };
-            let (of_tile, of_rows) = (of_tile.max(1), (SIDE * depth).max(1));
-            if values.len() <= GRAIN {
-                let tiles = lines.chunks_mut(of_tile).zip(values.chunks(of_rows));
-                tiles.for_each(tile);
-            } else {
-                let tiles = lines
-                    .par_chunks_mut(of_tile)
-                    .zip(values.par_chunks(of_rows));
-                tiles.with_min_len(GRAIN.div_ceil(of_rows)).for_each(tile);
-            }
-            Self { lines, rows, depth }
-        }
-
-        /// 16 rows.
-        fn tile(&self, tile: usize) -> &[Line] {
-            let lines = Bf16Matrix::lines_of(self.depth);
-            &self.lines[tile * lines..][..lines]
-        }
-    }
-
-    /// Up to 16 rows.
-    #[inline(always)]
-    fn round_tile(values: &[f32], depth: usize, lines: &mut [Line]) {
-        for (row, values) in values.chunks_exact(depth).enumerate() {
-            let lines = lines.iter_mut().skip(row).step_by(SIDE);
-            let (whole, rest) = values.as_chunks::<DEPTH>();
-            for (line, values) in lines.zip(whole.iter().map(|v| &v[..]).chain([rest])) {
-                for (to, value) in line.0.iter_mut().zip(values) {
-                    *to = rounded(*value);
-                }
-            }
-        }
     }
 
     /// Whether the processor has them, with products in bf16: CPUID leaf 7, EDX.
@@ -201,9 +147,9 @@ mod on_linux {
 
     /// A product whose parts are written by several threads.
     struct Grid<'a> {
-        x: &'a Rows,
-        matrix: &'a Bf16Matrix,
-        /// `[x.rows(), columns]`
+        left: &'a Factor,
+        right: &'a Factor,
+        /// `[left.sides(), right.sides()]`
         out: *mut f32,
     }
 
@@ -211,24 +157,24 @@ mod on_linux {
     unsafe impl Sync for Grid<'_> {}
 
     impl Grid<'_> {
-        /// These tiles of rows by these panels of columns, four tiles of the product at a time.
+        /// These strips of rows by these strips of columns, four tiles of the product at a time.
         ///
         /// # Safety
         /// The processor has matrix units which the system grants. There is room for the product at `out`, and nobody else
         /// uses this part of it.
-        unsafe fn multiply(&self, tiles: Range<usize>, panels: Range<usize>) {
-            let (rows, columns) = (self.x.rows, self.matrix.shape()[1]);
+        unsafe fn multiply(&self, down: Range<usize>, across: Range<usize>) {
+            let [rows, columns] = [self.left, self.right].map(Factor::sides);
             // SAFETY: the layout is one that all these units have; it is that of this thread alone.
             unsafe { asm!("ldtilecfg [{}]", in(reg) &LAYOUT, options(nostack, readonly)) };
             let mut edge = [0.0; 4 * SIDE * SIDE];
-            for panel in panels.clone().step_by(2) {
+            for right in across.clone().step_by(2) {
                 // Where there is no second one the first is multiplied twice, and the copy falls beyond the edge.
-                let second = (panel + 1).min(panels.end - 1);
-                let b = [panel, second].map(|panel| self.matrix.panel(panel));
-                for tile in tiles.clone().step_by(2) {
-                    let second = (tile + 1).min(tiles.end - 1);
-                    let a = [tile, second].map(|tile| self.x.tile(tile));
-                    let (row, column) = (tile * SIDE, panel * SIDE);
+                let second = (right + 1).min(across.end - 1);
+                let b = [right, second].map(|strip| self.right.strip(strip));
+                for left in down.clone().step_by(2) {
+                    let second = (left + 1).min(down.end - 1);
+                    let a = [left, second].map(|strip| self.left.strip(strip));
+                    let (row, column) = (left * SIDE, right * SIDE);
                     let height = (2 * SIDE).min(rows - row);
                     let width = (2 * SIDE).min(columns - column);
                     // SAFETY: all rows and columns of this part lie within the product.
@@ -260,16 +206,16 @@ mod on_linux {
     /// # Safety
     /// This thread's matrix units have [`LAYOUT`], and there is room at `out`.
     #[inline(always)]
-    unsafe fn four_tiles(a: [&[Line]; 2], b: [&[Line]; 2], out: *mut f32, stride: usize) {
-        let length = a[0].len();
+    unsafe fn four_tiles(a: [&[Tile]; 2], b: [&[Tile]; 2], out: *mut f32, stride: usize) {
+        let turns = a[0].len();
         let all = [a[0], a[1], b[0], b[1]];
         assert!(
-            length > 0 && all.iter().all(|lines| lines.len() == length),
+            turns > 0 && all.iter().all(|tiles| tiles.len() == turns),
             "depths of a product of tiles"
         );
         let below = SIDE * stride;
-        // SAFETY: the loop reads 16 lines of each operand a turn, `length` in all, of which `Rows` and `Bf16Matrix` have
-        // multiples of 16. It writes 16 rows of 16 numbers at four places, for which the caller has room.
+        // SAFETY: the loop reads a tile of each operand a turn. It writes 16 rows of 16 numbers at four places, for which the
+        // caller has room.
         unsafe {
             asm!(
                 "tilezero tmm0",
@@ -285,10 +231,10 @@ mod on_linux {
                 "tileloadd tmm5, [{a1} + {line}]",
                 "tdpbf16ps tmm2, tmm5, tmm6",
                 "tdpbf16ps tmm3, tmm5, tmm7",
-                "add {a0}, 1024",
-                "add {a1}, 1024",
-                "add {b0}, 1024",
-                "add {b1}, 1024",
+                "add {a0}, {tile}",
+                "add {a1}, {tile}",
+                "add {b0}, {tile}",
+                "add {b1}, {tile}",
                 "dec {turns}",
                 "jnz 2b",
                 "tilestored [{c0} + {stride}], tmm0",
@@ -299,8 +245,9 @@ mod on_linux {
                 a1 = inout(reg) a[1].as_ptr() => _,
                 b0 = inout(reg) b[0].as_ptr() => _,
                 b1 = inout(reg) b[1].as_ptr() => _,
-                turns = inout(reg) length / SIDE => _,
+                turns = inout(reg) turns => _,
                 line = in(reg) size_of::<Line>(),
+                tile = const size_of::<Tile>(),
                 stride = in(reg) stride * size_of::<f32>(),
                 c0 = in(reg) out,
                 c1 = in(reg) out.add(SIDE),

@@ -10,7 +10,7 @@ use rayon::prelude::*;
 use super::{
     Hardware, Place, Route,
     differentiable::DifferentiableKernels,
-    lanes::{add, column_sums, exp, sums_of_pieces},
+    lanes::{add, column_sums, exp, sums_of_pieces, vectorised},
     microkernel::{LANES, Products, ROWS},
     on_cpu, route,
     sampling::SamplingKernels,
@@ -241,7 +241,10 @@ impl Head {
         });
         let (scores, _) = self.scores.as_chunks_mut::<LANES>();
         let scores = &mut scores[..self.tokens];
-        let total = arch.dispatch(|| exponentials(scores));
+        let total = vectorised(
+            #[inline(always)]
+            || exponentials(scores),
+        );
         arch.dispatch(Products {
             groups: &self.values,
             by: scores.as_flattened(),
@@ -289,20 +292,26 @@ pub(super) fn attention_gradient_cpu(
     grad: &[f32],
 ) -> Vec<f32> {
     let dim = width / 3;
-    let sums = sums_of_pieces(qkv, tokens * width, width, |image, qkv, sums| {
-        let grad = &grad[image * tokens * dim..][..tokens * dim];
-        let mut head = HeadGradient::new(tokens, dim, heads);
-        for h in 0..heads {
-            head.pack(qkv, bias, h);
-            for first in (0..tokens).step_by(LANES) {
-                head.flow(qkv, bias, grad, first);
+    let sums = sums_of_pieces(
+        qkv,
+        tokens * width,
+        width,
+        #[inline(always)]
+        |image, qkv, sums| {
+            let grad = &grad[image * tokens * dim..][..tokens * dim];
+            let mut head = HeadGradient::new(tokens, dim, heads);
+            for h in 0..heads {
+                head.pack(qkv, bias, h);
+                for first in (0..tokens).step_by(LANES) {
+                    head.flow(qkv, bias, grad, first);
+                }
+                head.unpack(qkv);
             }
-            head.unpack(qkv);
-        }
-        for row in qkv.chunks_exact(width) {
-            add(sums, row);
-        }
-    });
+            for row in qkv.chunks_exact(width) {
+                add(sums, row);
+            }
+        },
+    );
     column_sums(&sums, width)
 }
 

@@ -3,19 +3,22 @@
 //! What is multiplied by such a matrix is rounded to bf16 as well, to the nearest, halves to the even one; sums are in f32.
 //! Processors with matrix units ([`super::amx`]) take both as they are. On others both are widened, the matrix a few columns at
 //! a time: their products differ by the order of sums alone, which a network's further roundings spread to bf16's own error.
+//!
+//! A training keeps its numbers in f32 and rounds the factors of each product on their way, those of its gradients too.
 
 use std::sync::Arc;
 
 use burn::backend::Dispatch;
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{DType, Device, Tensor, TensorData};
 use half::bf16;
 use rayon::prelude::*;
 
 use super::{
     Place, Route, amx,
-    lanes::for_rows,
+    differentiable::{DifferentiableKernels, Factors},
+    lanes::{GRAIN, for_rows, vectorised},
     on_cpu,
-    product::{Matrix, product},
+    product::{Matrix, product, product_cpu},
     quantised::{PanelKernels, product_by_panels},
     route,
 };
@@ -28,92 +31,234 @@ pub(super) const DEPTH: usize = 2 * SIDE;
 /// A row of a tile, which is a line of the processor's cache.
 #[derive(Debug, Clone, Copy)]
 #[repr(C, align(64))]
-pub(super) struct Line(pub [bf16; DEPTH]);
+pub(super) struct Line([bf16; DEPTH]);
 
 impl Line {
-    pub const ZERO: Self = Self([bf16::ZERO; DEPTH]);
+    const ZERO: Self = Self([bf16::ZERO; DEPTH]);
+}
+
+/// What a register of matrix units holds: of a left factor 32 numbers of each of 16 rows, a line a row; of a right one 32 numbers
+/// of each of 16 columns, a line two numbers of every column. Each is the other of the matrix transposed, turned.
+pub(super) type Tile = [Line; SIDE];
+
+const ZERO: Tile = [Line::ZERO; SIDE];
+
+/// Of some of a matrix's rows, in memory `width` numbers apart, up to 16 of them, of which 32 numbers from `first` on.
+#[inline(always)]
+fn left_tile(rows: &[f32], width: usize, first: usize) -> Tile {
+    let mut tile = ZERO;
+    for (line, row) in tile.iter_mut().zip(rows.chunks_exact(width)) {
+        for (to, value) in line.0.iter_mut().zip(&row[first..width.min(first + DEPTH)]) {
+            *to = rounded(*value);
+        }
+    }
+    tile
+}
+
+/// Of up to 32 rows, of which 16 numbers from `first` on.
+#[inline(always)]
+fn right_tile(rows: &[f32], width: usize, first: usize) -> Tile {
+    let mut tile = ZERO;
+    let columns = first..width.min(first + SIDE);
+    for (line, pair) in tile.iter_mut().zip(rows.chunks(2 * width)) {
+        let (upper, lower) = pair.split_at(width);
+        let upper = &upper[columns.clone()];
+        let lower = lower
+            .get(columns.clone())
+            .unwrap_or(&[0.0; SIDE][..upper.len()]);
+        let pairs = line.0.as_chunks_mut::<2>().0;
+        for ((pair, upper), lower) in pairs.iter_mut().zip(upper).zip(lower) {
+            *pair = [upper, lower].map(|value| rounded(*value));
+        }
+    }
+    tile
+}
+
+/// Rows of pairs to columns of pairs.
+#[inline(always)]
+fn turned(mut tile: Tile) -> Tile {
+    for i in 0..SIDE {
+        for j in 0..i {
+            let of = |line: &Line, pair: usize| [line.0[2 * pair], line.0[2 * pair + 1]];
+            let (below, above) = (of(&tile[i], j), of(&tile[j], i));
+            tile[i].0[2 * j..][..2].copy_from_slice(&above);
+            tile[j].0[2 * i..][..2].copy_from_slice(&below);
+        }
+    }
+    tile
+}
+
+/// A factor of a product in bf16 as matrix units read it.
+#[derive(Debug)]
+pub(super) struct Factor {
+    /// `[sides / 16][depth / 32]`, both rounded up.
+    tiles: Vec<Tile>,
+    /// Rows of a left factor, columns of a right one.
+    sides: usize,
+    /// What is summed over: columns of a left factor, rows of a right one.
+    depth: usize,
+}
+
+impl Factor {
+    /// The left one.
+    pub fn left(matrix: Matrix) -> Self {
+        let (values, width, transposed) = matrix.in_memory();
+        let shape = [matrix.rows(), matrix.columns()];
+        match transposed {
+            false => Self::of(
+                shape,
+                #[inline(always)]
+                |side, deep| left_tile(part(values, width, side, SIDE), width, deep * DEPTH),
+            ),
+            true => Self::of(
+                shape,
+                #[inline(always)]
+                |side, deep| {
+                    turned(right_tile(
+                        part(values, width, deep, DEPTH),
+                        width,
+                        side * SIDE,
+                    ))
+                },
+            ),
+        }
+    }
+
+    /// The right one.
+    pub fn right(matrix: Matrix) -> Self {
+        let (values, width, transposed) = matrix.in_memory();
+        let shape = [matrix.columns(), matrix.rows()];
+        match transposed {
+            false => Self::of(
+                shape,
+                #[inline(always)]
+                |side, deep| right_tile(part(values, width, deep, DEPTH), width, side * SIDE),
+            ),
+            true => Self::of(
+                shape,
+                #[inline(always)]
+                |side, deep| {
+                    turned(left_tile(
+                        part(values, width, side, SIDE),
+                        width,
+                        deep * DEPTH,
+                    ))
+                },
+            ),
+        }
+    }
+
+    /// Of tiles by side and depth.
+    fn of([sides, depth]: [usize; 2], tile: impl Fn(usize, usize) -> Tile + Sync) -> Self {
+        let deep = depth.div_ceil(DEPTH);
+        let count = sides.div_ceil(SIDE) * deep;
+        let tile = |i: usize| {
+            vectorised(
+                #[inline(always)]
+                || tile(i / deep, i % deep),
+            )
+        };
+        let tiles = if count * SIDE * DEPTH <= GRAIN {
+            (0..count).map(tile).collect()
+        } else {
+            let tiles = (0..count).into_par_iter();
+            tiles
+                .with_min_len(GRAIN / (SIDE * DEPTH))
+                .map(tile)
+                .collect()
+        };
+        Self {
+            tiles,
+            sides,
+            depth,
+        }
+    }
+
+    /// Rows of a left factor, columns of a right one.
+    pub fn sides(&self) -> usize {
+        self.sides
+    }
+
+    /// What is summed over.
+    pub fn depth(&self) -> usize {
+        self.depth
+    }
+
+    /// The tiles of 16 sides.
+    pub fn strip(&self, strip: usize) -> &[Tile] {
+        let deep = self.depth.div_ceil(DEPTH);
+        &self.tiles[strip * deep..][..deep]
+    }
+}
+
+/// Rows `strip·tall…` of rows of `width` numbers, `tall` of them or as many as there are.
+fn part(values: &[f32], width: usize, strip: usize, tall: usize) -> &[f32] {
+    let first = strip * tall * width;
+    &values[first..values.len().min(first + tall * width)]
 }
 
 /// A matrix in bf16 as products read it, shared by its copies.
 #[derive(Debug, Clone)]
-pub struct Bf16Matrix {
-    /// `[outputs / 16][inputs / 32][16]` lines, both sizes rounded up: the numbers of two rows in 16 columns, pair by pair.
-    lines: Arc<Vec<Line>>,
-    shape: [usize; 2],
-}
+pub struct Bf16Matrix(Arc<Factor>);
 
 impl Bf16Matrix {
     /// Of `values` `[inputs, outputs]`.
     pub fn of(values: &[f32], shape: [usize; 2]) -> Self {
         let [inputs, outputs] = shape;
         assert_eq!(values.len(), inputs * outputs, "numbers of a matrix");
-        let panel = Self::lines_of(inputs);
-        let mut lines = vec![Line::ZERO; panel * outputs.div_ceil(SIDE)];
-        let panels = lines.par_chunks_mut(panel.max(1)).enumerate();
-        panels.for_each(|(panel, lines)| {
-            let columns = panel * SIDE..outputs.min((panel + 1) * SIDE);
-            for (row, values) in values.chunks_exact(outputs).enumerate() {
-                let pairs = lines[row / 2].0.as_chunks_mut::<2>().0;
-                for (pair, value) in pairs.iter_mut().zip(&values[columns.clone()]) {
-                    pair[row % 2] = bf16::from_f32(*value);
-                }
-            }
-        });
-        Self {
-            lines: Arc::new(lines),
-            shape,
-        }
+        // Rows without numbers cannot be counted.
+        Self(Arc::new(Factor {
+            depth: inputs,
+            sides: outputs,
+            ..Factor::right(Matrix::new(values, outputs))
+        }))
     }
 
     /// What a matrix `[inputs, outputs]` takes.
     pub fn bytes_of([inputs, outputs]: [usize; 2]) -> u64 {
-        let lines = Self::lines_of(inputs) * outputs.div_ceil(SIDE);
-        (lines * size_of::<Line>()) as u64
+        let tiles = inputs.div_ceil(DEPTH) * outputs.div_ceil(SIDE);
+        (tiles * size_of::<Tile>()) as u64
     }
 
     /// What it takes.
     pub fn bytes(&self) -> u64 {
-        Self::bytes_of(self.shape)
+        Self::bytes_of(self.shape())
     }
 
     /// `[inputs, outputs]`
     pub(super) fn shape(&self) -> [usize; 2] {
-        self.shape
-    }
-
-    /// Of a panel of 16 columns, or of a tile of 16 rows of so many numbers.
-    pub(super) fn lines_of(inputs: usize) -> usize {
-        inputs.div_ceil(DEPTH) * SIDE
-    }
-
-    /// 16 columns.
-    pub(super) fn panel(&self, panel: usize) -> &[Line] {
-        let lines = Self::lines_of(self.shape[0]);
-        &self.lines[panel * lines..][..lines]
+        [self.0.depth, self.0.sides]
     }
 
     /// Columns `first..first + width` in f32, row-major, where `first` is a multiple of 16.
     fn widen(&self, first: usize, width: usize, out: &mut [f32]) {
-        for_rows(out, width, |row, rows| {
-            for (i, out) in rows.chunks_exact_mut(width).enumerate() {
-                let (pair, of_pair) = ((row + i) / 2, (row + i) % 2);
-                for (panel, out) in out.chunks_mut(SIDE).enumerate() {
-                    let line = &self.panel(first / SIDE + panel)[pair];
-                    for (out, pair) in out.iter_mut().zip(line.0.as_chunks::<2>().0) {
-                        *out = pair[of_pair].to_f32();
+        for_rows(
+            out,
+            width,
+            #[inline(always)]
+            |row, rows| {
+                for (i, out) in rows.chunks_exact_mut(width).enumerate() {
+                    let (pair, of_pair) = ((row + i) / 2, (row + i) % 2);
+                    for (strip, out) in out.chunks_mut(SIDE).enumerate() {
+                        let tile = &self.0.strip(first / SIDE + strip)[pair / SIDE];
+                        let pairs = tile[pair % SIDE].0.as_chunks::<2>().0;
+                        for (out, pair) in out.iter_mut().zip(pairs) {
+                            *out = pair[of_pair].to_f32();
+                        }
                     }
                 }
-            }
-        });
+            },
+        );
     }
 
     /// The matrix in f32 on a device, `[inputs, outputs]`.
     fn widened(&self, device: &Device) -> Tensor<2> {
-        let mut wide = vec![0.0; self.shape[0] * self.shape[1]];
+        let shape = self.shape();
+        let mut wide = vec![0.0; shape[0] * shape[1]];
         if !wide.is_empty() {
-            self.widen(0, self.shape[1], &mut wide);
+            self.widen(0, shape[1], &mut wide);
         }
-        Tensor::from_data(TensorData::new(wide, self.shape), device)
+        Tensor::from_data(TensorData::new(wide, shape), device)
     }
 }
 
@@ -138,26 +283,81 @@ pub fn bf16_product<const D: usize>(x: Tensor<D>, matrix: &Bf16Matrix) -> Tensor
     Tensor::from_dispatch(<Dispatch as PanelKernels>::bf16_product(x, matrix.clone()))
 }
 
+/// `x·W` for `x` `[…, inputs]` and `W` `[inputs, outputs]` in f32, both rounded to bf16 on their way, with sums in f32; the same is
+/// done for its gradients.
+pub fn rounded_product<const D: usize>(x: Tensor<D>, weight: Tensor<2>) -> Tensor<D> {
+    if !on_cpu(&x.device()) {
+        let (x, weight) = (x.cast(DType::BF16), weight.cast(DType::BF16));
+        return product(x.cast(DType::F32), weight.cast(DType::F32));
+    }
+    let (x, weight) = (x.into_dispatch(), weight.into_dispatch());
+    let product = <Dispatch as DifferentiableKernels>::product(x, weight, Factors::Bf16);
+    Tensor::from_dispatch(product)
+}
+
+/// `a·b`, row-major, of both rounded to bf16 and with sums in f32.
+pub(super) fn rounded_product_cpu(a: Matrix, b: Matrix) -> Vec<f32> {
+    if amx::is_there() {
+        let (left, right) = rayon::join(|| Factor::left(a), || Factor::right(b));
+        if let Some(product) = amx::product(&left, &right) {
+            return product;
+        }
+    }
+    widened_factors(a, b)
+}
+
+/// The same without matrix units.
+fn widened_factors(a: Matrix, b: Matrix) -> Vec<f32> {
+    let [of_a, of_b] = [a, b].map(|matrix| {
+        let (values, width, _) = matrix.in_memory();
+        rounded_and_widened(values, width)
+    });
+    product_cpu(a.of_values(&of_a), b.of_values(&of_b))
+}
+
 /// `x·W`, row-major, for rows of as many numbers as the matrix has.
 pub(super) fn bf16_product_cpu(x: &[f32], matrix: &Bf16Matrix) -> Vec<f32> {
-    amx::product(x, matrix).unwrap_or_else(|| widened_product(x, matrix))
+    if let Some(product) = product_by_units(x, matrix) {
+        return product;
+    }
+    widened_product(x, matrix)
+}
+
+/// The same by matrix units, where there are some.
+fn product_by_units(x: &[f32], matrix: &Bf16Matrix) -> Option<Vec<f32>> {
+    let [inputs, _] = matrix.shape();
+    if !amx::is_there() || inputs == 0 {
+        return None;
+    }
+    amx::product(&Factor::left(Matrix::new(x, inputs)), &matrix.0)
 }
 
 /// The same without matrix units.
 fn widened_product(x: &[f32], matrix: &Bf16Matrix) -> Vec<f32> {
-    let [inputs, outputs] = matrix.shape;
-    let mut x = x.to_vec();
-    for_rows(&mut x, inputs.max(1), |_, rows| {
-        for value in rows {
-            *value = rounded(*value).to_f32();
-        }
-    });
+    let [inputs, outputs] = matrix.shape();
+    let x = rounded_and_widened(x, inputs);
     let x = Matrix::new(&x, inputs);
     let mut out = vec![0.0; x.rows() * outputs];
     product_by_panels(x, outputs, &mut out, |first, width, panel| {
         matrix.widen(first, width, panel);
     });
     out
+}
+
+/// Rows of `width` numbers, rounded to bf16.
+fn rounded_and_widened(values: &[f32], width: usize) -> Vec<f32> {
+    let mut values = values.to_vec();
+    for_rows(
+        &mut values,
+        width.max(1),
+        #[inline(always)]
+        |_, rows| {
+            for value in rows {
+                *value = rounded(*value).to_f32();
+            }
+        },
+    );
+    values
 }
 
 #[cfg(test)]
@@ -170,7 +370,7 @@ mod tests {
     fn ways() -> Vec<Way> {
         let widened: Way = ("widened", widened_product);
         let by_units: Way = ("matrix units", |x, matrix| {
-            amx::product(x, matrix).expect("they were there")
+            product_by_units(x, matrix).expect("they were there")
         });
         if amx::is_there() {
             return vec![widened, by_units];
@@ -219,6 +419,62 @@ mod tests {
                         off <= 1e-6 * size,
                         "{way}, {rows}·{inputs}·{outputs} at {row}, {column}: {found} for {expected}"
                     );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn factors_are_rounded_however_they_lie_in_memory() {
+        for [rows, depth, columns] in [
+            [1, 1, 1],
+            [1, 40, 3],
+            [40, 1, 3],
+            [3, 40, 1],
+            [16, 32, 16],
+            [17, 33, 17],
+            [31, 47, 33],
+            [130, 70, 129],
+            [70, 4100, 65],
+        ] {
+            let (a, b) = (wave(rows * depth, 0.7), wave(depth * columns, 1.3));
+            let narrow = |values: &[f32]| -> Vec<f32> {
+                let narrow = |v: &f32| bf16::from_f32(*v).to_f32();
+                values.iter().map(narrow).collect()
+            };
+            let turned = |values: &[f32], width: usize| -> Vec<f32> {
+                let column = |c: usize| values.iter().skip(c).step_by(width).copied();
+                (0..width).flat_map(column).collect()
+            };
+            let (narrow_a, narrow_b) = (narrow(&a), narrow(&b));
+            let of_rounded = product_cpu(
+                Matrix::new(&narrow_a, depth),
+                Matrix::new(&narrow_b, columns),
+            );
+            let (a_turned, b_turned) = (turned(&a, depth), turned(&b, columns));
+            let left = [
+                Matrix::new(&a, depth),
+                Matrix::new(&a_turned, rows).transposed(),
+            ];
+            let right = [
+                Matrix::new(&b, columns),
+                Matrix::new(&b_turned, depth).transposed(),
+            ];
+            for (i, (a, b)) in left.iter().flat_map(|a| right.map(|b| (*a, b))).enumerate() {
+                let ways = [
+                    ("as here", rounded_product_cpu(a, b)),
+                    ("widened", widened_factors(a, b)),
+                ];
+                for (way, found) in ways {
+                    assert_eq!(found.len(), rows * columns);
+                    for (found, expected) in found.iter().zip(&of_rounded) {
+                        // Of `depth` products below 1 in another order.
+                        let within = 1e-7 * (depth as f32).max(10.0);
+                        assert!(
+                            (found - expected).abs() <= within,
+                            "{way}, {rows}·{depth}·{columns}, case {i}: {found} for {expected}"
+                        );
+                    }
                 }
             }
         }

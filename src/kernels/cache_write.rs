@@ -10,7 +10,7 @@ use rayon::prelude::*;
 
 use super::{
     VectorAt,
-    lanes::GRAIN,
+    lanes::{GRAIN, vectorised},
     sampling::SamplingKernels,
     wgsl::{self, Info, Shader},
 };
@@ -101,18 +101,23 @@ pub(super) fn cache_write_cpu(
         .enumerate()
         .for_each(|(chunk, (x, kept))| {
             let mut fresh = vec![0.0; x.len()];
-            pulp::Arch::new().dispatch(|| {
-                let rows_out = x.chunks_exact_mut(dim).zip(fresh.chunks_exact_mut(dim));
-                for (row, (x, fresh)) in rows_out.enumerate() {
-                    let row = chunk * rows + row;
-                    let gate = &slab[gate.of(row / tokens)..][..dim];
-                    let feature = &feature[row * dim..][..dim];
-                    for i in 0..dim {
-                        fresh[i] = feature[i] + bias[i];
-                        x[i] += gate[i] * fresh[i];
+            vectorised(
+                #[inline(always)]
+                || {
+                    let rows_out = x.chunks_exact_mut(dim).zip(fresh.chunks_exact_mut(dim));
+                    for (row, (x, fresh)) in rows_out.enumerate() {
+                        let row = chunk * rows + row;
+                        let gate = &slab[gate.of(row / tokens)..][..dim];
+                        let feature = &feature[row * dim..][..dim];
+                        let numbers = x.iter_mut().zip(fresh);
+                        let added = gate.iter().zip(feature).zip(bias);
+                        for ((x, fresh), ((gate, feature), bias)) in numbers.zip(added) {
+                            *fresh = feature + bias;
+                            *x += gate * *fresh;
+                        }
                     }
-                }
-            });
+                },
+            );
             if slot.packed {
                 pack(&mut fresh, kept);
             } else {

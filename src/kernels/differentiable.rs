@@ -15,6 +15,7 @@ use burn_flex::FlexTensor;
 
 use super::{
     VectorAt, add_bias, attention,
+    bf16::rounded_product_cpu,
     flex::{dims, empty, own, tensor},
     gated_residual, gelu,
     lanes::column_sums,
@@ -25,15 +26,44 @@ use super::{
 };
 use crate::stop::Asked;
 
+/// What the factors of a product, and of its gradients, are rounded to on their way. Sums are in f32.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Factors {
+    F32,
+    /// See [`super::bf16::rounded_product`].
+    Bf16,
+}
+
+impl Factors {
+    fn product(self, a: Matrix, b: Matrix) -> Vec<f32> {
+        match self {
+            Self::F32 => product_cpu(a, b),
+            Self::Bf16 => rounded_product_cpu(a, b),
+        }
+    }
+}
+
 /// The differentiable operations with a CPU form of their own.
 #[backend_extension(Flex, Autodiff)]
 pub trait DifferentiableKernels: Backend {
     /// See [`super::product::product`].
-    fn product(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self>;
+    fn product(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        factors: Factors,
+    ) -> FloatTensor<Self>;
     /// Gradient of [`DifferentiableKernels::product`] with respect to `x`.
-    fn product_gradient_x(weight: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self>;
+    fn product_gradient_x(
+        weight: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        factors: Factors,
+    ) -> FloatTensor<Self>;
     /// Gradient of [`DifferentiableKernels::product`] with respect to `weight`.
-    fn product_gradient_weight(x: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self>;
+    fn product_gradient_weight(
+        x: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        factors: Factors,
+    ) -> FloatTensor<Self>;
     /// See [`add_bias::add_bias`].
     fn add_bias(x: FloatTensor<Self>, bias: FloatTensor<Self>) -> FloatTensor<Self>;
     /// Gradient of [`DifferentiableKernels::add_bias`] with respect to `bias`; that with respect to `x` is `grad`.
@@ -112,23 +142,23 @@ fn width(x: &FlexTensor) -> usize {
 }
 
 impl DifferentiableKernels for Flex {
-    fn product(x: FlexTensor, weight: FlexTensor) -> FlexTensor {
+    fn product(x: FlexTensor, weight: FlexTensor, factors: Factors) -> FlexTensor {
         let [x, weight] = [x, weight].map(own);
         let shape = with_width(&x, width(&weight));
-        tensor(product_cpu(rows(&x), rows(&weight)), shape)
+        tensor(factors.product(rows(&x), rows(&weight)), shape)
     }
 
-    fn product_gradient_x(weight: FlexTensor, grad: FlexTensor) -> FlexTensor {
+    fn product_gradient_x(weight: FlexTensor, grad: FlexTensor, factors: Factors) -> FlexTensor {
         let [weight, grad] = [weight, grad].map(own);
         let transposed = rows(&weight).transposed();
         let shape = with_width(&grad, weight.layout().shape()[0]);
-        tensor(product_cpu(rows(&grad), transposed), shape)
+        tensor(factors.product(rows(&grad), transposed), shape)
     }
 
-    fn product_gradient_weight(x: FlexTensor, grad: FlexTensor) -> FlexTensor {
+    fn product_gradient_weight(x: FlexTensor, grad: FlexTensor, factors: Factors) -> FlexTensor {
         let [x, grad] = [x, grad].map(own);
         let shape = [width(&x), width(&grad)];
-        tensor(product_cpu(rows(&x).transposed(), rows(&grad)), shape)
+        tensor(factors.product(rows(&x).transposed(), rows(&grad)), shape)
     }
 
     fn add_bias(x: FlexTensor, bias: FlexTensor) -> FlexTensor {
@@ -282,12 +312,16 @@ pub(super) fn flow<B: Backend, S, const N: usize>(
 impl<B: Backend + DifferentiableKernels, C: CheckpointStrategy> DifferentiableKernels
     for Autodiff<B, C>
 {
-    fn product(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
+    fn product(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        factors: Factors,
+    ) -> FloatTensor<Self> {
         #[derive(Debug)]
         struct Rule;
         impl<B: Backend + DifferentiableKernels> Backward<B, 2> for Rule {
             /// Each is kept for the gradient of the other only.
-            type State = (Option<FloatTensor<B>>, Option<FloatTensor<B>>);
+            type State = (Option<FloatTensor<B>>, Option<FloatTensor<B>>, Factors);
             fn backward(
                 self,
                 ops: Ops<Self::State, 2>,
@@ -296,13 +330,13 @@ impl<B: Backend + DifferentiableKernels, C: CheckpointStrategy> DifferentiableKe
             ) {
                 let grad = grads.consume::<B>(&ops.node);
                 let [for_x, for_weight] = ops.parents;
-                let (x, weight) = ops.state;
+                let (x, weight, factors) = ops.state;
                 if let (Some(node), Some(weight)) = (for_x, weight) {
-                    let gradient = B::product_gradient_x(weight, grad.clone());
+                    let gradient = B::product_gradient_x(weight, grad.clone(), factors);
                     grads.register::<B>(node.id, gradient);
                 }
                 if let (Some(node), Some(x)) = (for_weight, x) {
-                    grads.register::<B>(node.id, B::product_gradient_weight(x, grad));
+                    grads.register::<B>(node.id, B::product_gradient_weight(x, grad, factors));
                 }
             }
         }
@@ -311,18 +345,28 @@ impl<B: Backend + DifferentiableKernels, C: CheckpointStrategy> DifferentiableKe
         let [x, weight] = [x, weight].map(|x| x.into_primitive());
         match prepared.compute_bound().stateful() {
             OpsKind::Tracked(prep) => {
-                let kept = (for_weight.then(|| x.clone()), for_x.then(|| weight.clone()));
-                prep.finish(kept, B::product(x, weight))
+                let kept_x = for_weight.then(|| x.clone());
+                let kept_weight = for_x.then(|| weight.clone());
+                let kept = (kept_x, kept_weight, factors);
+                prep.finish(kept, B::product(x, weight, factors))
             }
-            OpsKind::UnTracked(prep) => prep.finish(B::product(x, weight)),
+            OpsKind::UnTracked(prep) => prep.finish(B::product(x, weight, factors)),
         }
     }
 
-    fn product_gradient_x(_: FloatTensor<Self>, _: FloatTensor<Self>) -> FloatTensor<Self> {
+    fn product_gradient_x(
+        _: FloatTensor<Self>,
+        _: FloatTensor<Self>,
+        _: Factors,
+    ) -> FloatTensor<Self> {
         unreachable!("called on the inner backend by the rule above only")
     }
 
-    fn product_gradient_weight(_: FloatTensor<Self>, _: FloatTensor<Self>) -> FloatTensor<Self> {
+    fn product_gradient_weight(
+        _: FloatTensor<Self>,
+        _: FloatTensor<Self>,
+        _: Factors,
+    ) -> FloatTensor<Self> {
         unreachable!("called on the inner backend by the rule above only")
     }
 

@@ -60,14 +60,20 @@ pub(super) fn embed_tokens_wgsl(
 /// The CPU twin; `count` numbers of `tokens` fill `out` as often as it has room.
 pub(super) fn embed_tokens_cpu(tokens: &[f32], bias: &[f32], positions: &[f32], out: &mut [f32]) {
     let dim = bias.len();
-    for_rows(out, dim, |first, rows| {
-        for (row, out) in rows.chunks_exact_mut(dim).enumerate() {
-            let at = (first + row) * dim;
-            let tokens = &tokens[at % tokens.len()..][..dim];
-            let positions = &positions[at % positions.len()..][..dim];
-            for i in 0..dim {
-                out[i] = tokens[i] + bias[i] + positions[i];
+    for_rows(
+        out,
+        dim,
+        #[inline(always)]
+        |first, rows| {
+            for (row, out) in rows.chunks_exact_mut(dim).enumerate() {
+                let at = (first + row) * dim;
+                let tokens = &tokens[at % tokens.len()..][..dim];
+                let positions = &positions[at % positions.len()..][..dim];
+                let added = bias.iter().zip(positions);
+                for ((out, token), (bias, position)) in out.iter_mut().zip(tokens).zip(added) {
+                    *out = token + bias + position;
+                }
             }
-        }
-    });
+        },
+    );
 }

@@ -90,16 +90,22 @@ pub(super) fn gated_residual_cpu(
     feature: &[f32],
     bias: &[f32],
 ) {
-    for_rows(x, dim, |first, rows| {
-        for (row, x) in rows.chunks_exact_mut(dim).enumerate() {
-            let row = first + row;
-            let gate = &slab[gate.of(row / tokens)..][..dim];
-            let feature = &feature[row * dim..][..dim];
-            for i in 0..dim {
-                x[i] += gate[i] * (feature[i] + bias[i]);
+    for_rows(
+        x,
+        dim,
+        #[inline(always)]
+        |first, rows| {
+            for (row, x) in rows.chunks_exact_mut(dim).enumerate() {
+                let row = first + row;
+                let gate = &slab[gate.of(row / tokens)..][..dim];
+                let feature = &feature[row * dim..][..dim];
+                let added = gate.iter().zip(feature).zip(bias);
+                for (x, ((gate, feature), bias)) in x.iter_mut().zip(added) {
+                    *x += gate * (feature + bias);
+                }
             }
-        }
-    });
+        },
+    );
 }
 
 /// The CPU form of the differentiable operation, whose `gate` is `[B, 1, dim]`.
@@ -111,16 +117,22 @@ pub(super) fn joined_cpu(
     bias: &[f32],
     out: &mut [f32],
 ) {
-    for_rows(out, dim, |first, out| {
-        for (row, out) in out.chunks_exact_mut(dim).enumerate() {
-            let row = first + row;
-            let gate = &gate[row / tokens * dim..][..dim];
-            let (x, feature) = (&x[row * dim..][..dim], &feature[row * dim..][..dim]);
-            for i in 0..dim {
-                out[i] = x[i] + gate[i] * (feature[i] + bias[i]);
+    for_rows(
+        out,
+        dim,
+        #[inline(always)]
+        |first, out| {
+            for (row, out) in out.chunks_exact_mut(dim).enumerate() {
+                let row = first + row;
+                let gate = &gate[row / tokens * dim..][..dim];
+                let (x, feature) = (&x[row * dim..][..dim], &feature[row * dim..][..dim]);
+                let added = gate.iter().zip(feature).zip(bias);
+                for ((out, x), ((gate, feature), bias)) in out.iter_mut().zip(x).zip(added) {
+                    *out = x + gate * (feature + bias);
+                }
             }
-        }
-    });
+        },
+    );
 }
 
 /// The gradients with respect to `feature`, in its place, to `gate`, `[B, dim]`, and to `bias`, `[dim]`.
@@ -131,18 +143,29 @@ pub(super) fn joined_gradient_cpu(
     bias: &[f32],
     grad: &[f32],
 ) -> [Vec<f32>; 2] {
-    let sums = sums_of_pieces(feature, tokens * dim, 2 * dim, |image, feature, sums| {
-        let (for_gate, for_bias) = sums.split_at_mut(dim);
-        let gate = &gate[image * dim..][..dim];
-        let grad = grad[image * tokens * dim..].chunks_exact(dim);
-        for (feature, grad) in feature.chunks_exact_mut(dim).zip(grad) {
-            for i in 0..dim {
-                for_gate[i] += grad[i] * (feature[i] + bias[i]);
-                feature[i] = grad[i] * gate[i];
-                for_bias[i] += feature[i];
+    let sums = sums_of_pieces(
+        feature,
+        tokens * dim,
+        2 * dim,
+        #[inline(always)]
+        |image, feature, sums| {
+            let (for_gate, for_bias) = sums.split_at_mut(dim);
+            let gate = &gate[image * dim..][..dim];
+            let grad = grad[image * tokens * dim..].chunks_exact(dim);
+            for (feature, grad) in feature.chunks_exact_mut(dim).zip(grad) {
+                let sums = for_gate.iter_mut().zip(&mut *for_bias);
+                let vectors = gate.iter().zip(bias);
+                let numbers = feature.iter_mut().zip(grad);
+                for (((feature, grad), (for_gate, for_bias)), (gate, bias)) in
+                    numbers.zip(sums).zip(vectors)
+                {
+                    *for_gate += grad * (*feature + bias);
+                    *feature = grad * gate;
+                    *for_bias += *feature;
+                }
             }
-        }
-    });
+        },
+    );
     let halves = sums.chunks_exact(2 * dim).map(|sums| sums.split_at(dim));
     let (for_gate, for_bias): (Vec<_>, Vec<_>) = halves.unzip();
     [for_gate.concat(), column_sums(&for_bias.concat(), dim)]

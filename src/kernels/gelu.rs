@@ -48,43 +48,60 @@ pub(super) fn gelu_wgsl(x: CubeTensor, bias: CubeTensor) -> CubeTensor {
 
 /// The CPU twin, in place: `x[i] = gelu(x[i] + bias[i mod width])`.
 pub(super) fn gelu_biased_cpu(x: &mut [f32], bias: &[f32]) {
-    for_rows(x, bias.len(), |_, rows| {
-        for row in rows.chunks_exact_mut(bias.len()) {
-            for (x, bias) in row.iter_mut().zip(bias) {
-                let v = *x + bias;
-                *x = v * gate(v);
+    for_rows(
+        x,
+        bias.len(),
+        #[inline(always)]
+        |_, rows| {
+            for row in rows.chunks_exact_mut(bias.len()) {
+                for (x, bias) in row.iter_mut().zip(bias) {
+                    let v = *x + bias;
+                    *x = v * gate(v);
+                }
             }
-        }
-    });
+        },
+    );
 }
 
 /// The CPU form: `out[i] = gelu(x[i] + bias[i mod width])`.
 pub(super) fn gelu_cpu(x: &[f32], bias: &[f32], out: &mut [f32]) {
     let width = bias.len();
-    for_rows(out, width, |first, rows| {
-        let x = x[first * width..].chunks_exact(width);
-        for (out, x) in rows.chunks_exact_mut(width).zip(x) {
-            for i in 0..width {
-                let v = x[i] + bias[i];
-                out[i] = v * gate(v);
+    for_rows(
+        out,
+        width,
+        #[inline(always)]
+        |first, rows| {
+            let x = x[first * width..].chunks_exact(width);
+            for (out, x) in rows.chunks_exact_mut(width).zip(x) {
+                for ((out, x), bias) in out.iter_mut().zip(x).zip(bias) {
+                    let v = x + bias;
+                    *out = v * gate(v);
+                }
             }
-        }
-    });
+        },
+    );
 }
 
 /// The gradients with respect to `x`, in the place of the output's, and to the bias, `[width]`.
 pub(super) fn gelu_gradient_cpu(x: &[f32], bias: &[f32], grad: &mut [f32]) -> Vec<f32> {
     let width = bias.len();
     let piece = rows_of(width) * width;
-    let sums = sums_of_pieces(grad, piece, width, |part, grad, sums| {
-        let x = x[part * piece..].chunks_exact(width);
-        for (grad, x) in grad.chunks_exact_mut(width).zip(x) {
-            for i in 0..width {
-                grad[i] *= slope(x[i] + bias[i]);
-                sums[i] += grad[i];
+    let sums = sums_of_pieces(
+        grad,
+        piece,
+        width,
+        #[inline(always)]
+        |part, grad, sums| {
+            let x = x[part * piece..].chunks_exact(width);
+            for (grad, x) in grad.chunks_exact_mut(width).zip(x) {
+                let inputs = x.iter().zip(bias);
+                for ((grad, sum), (x, bias)) in grad.iter_mut().zip(&mut *sums).zip(inputs) {
+                    *grad *= slope(x + bias);
+                    *sum += *grad;
+                }
             }
-        }
-    });
+        },
+    );
     column_sums(&sums, width)
 }
 

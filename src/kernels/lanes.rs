@@ -10,11 +10,34 @@ pub(super) fn rows_of(width: usize) -> usize {
     (GRAIN / width.max(1)).max(1)
 }
 
-/// Runs `work` on whole rows of `out`, several rows a thread: `work(first_row, rows)`.
+/// Runs `work` compiled for the widest vectors of the processor at hand.
+///
+/// Only what is inlined here is compiled so: closures that `work` calls, and functions that are no few instructions, are marked
+/// `#[inline(always)]`. A loop does not see that what a closure has captured stays as it is while it writes: numbers go through
+/// functions of rows, or zipped slices, and what is captured is copied to a variable first.
+#[inline(always)]
+pub(crate) fn vectorised<R>(work: impl FnMut() -> R) -> R {
+    struct Work<F>(F);
+    impl<R, F: FnMut() -> R> pulp::WithSimd for Work<F> {
+        type Output = R;
+
+        #[inline(always)]
+        fn with_simd<S: pulp::Simd>(mut self, _: S) -> R {
+            // By reference: by value it would be called by way of a function that nothing inlines.
+            (self.0)()
+        }
+    }
+    pulp::Arch::new().dispatch(Work(work))
+}
+
+/// Runs `work` on whole rows of `out`, several rows a thread: `work(first_row, rows)`. It is [`vectorised`].
 pub(super) fn for_rows(out: &mut [f32], width: usize, work: impl Fn(usize, &mut [f32]) + Sync) {
     let rows = rows_of(width);
     let run = |(chunk, rows_out): (usize, &mut [f32])| {
-        pulp::Arch::new().dispatch(|| work(chunk * rows, rows_out));
+        vectorised(
+            #[inline(always)]
+            || work(chunk * rows, rows_out),
+        );
     };
     if out.len() <= GRAIN {
         out.chunks_mut((rows * width).max(1))
@@ -25,8 +48,8 @@ pub(super) fn for_rows(out: &mut [f32], width: usize, work: impl Fn(usize, &mut 
     }
 }
 
-/// Runs `work` on pieces of `out`, each of which sums up `count` numbers: `work(piece, numbers, sums)`. Gives all sums,
-/// `[pieces, count]`.
+/// Runs `work`, [`vectorised`], on pieces of `out`, each of which sums up `count` numbers: `work(piece, numbers, sums)`. Gives all
+/// sums, `[pieces, count]`.
 pub(super) fn sums_of_pieces(
     out: &mut [f32],
     piece: usize,
@@ -38,25 +61,35 @@ pub(super) fn sums_of_pieces(
         .zip(sums.par_chunks_mut(count.max(1)))
         .enumerate()
         .for_each(|(piece, (out, sums))| {
-            pulp::Arch::new().dispatch(|| work(piece, out, sums));
+            vectorised(
+                #[inline(always)]
+                || work(piece, out, sums),
+            );
         });
     sums
 }
 
 /// The sum of all rows, which does not depend on the number of threads.
 pub(super) fn column_sums(rows: &[f32], width: usize) -> Vec<f32> {
-    let sum = |rows: &[f32]| {
-        let mut sums = vec![0.0; width];
-        for row in rows.chunks_exact(width.max(1)) {
-            add(&mut sums, row);
-        }
-        sums
-    };
     let pieces = rows.par_chunks(rows_of(width) * width.max(1));
     let parts: Vec<_> = pieces
-        .map(|rows| pulp::Arch::new().dispatch(|| sum(rows)))
+        .map(|rows| {
+            vectorised(
+                #[inline(always)]
+                || added_up(rows, width),
+            )
+        })
         .collect();
-    sum(&parts.concat())
+    added_up(&parts.concat(), width)
+}
+
+#[inline(always)]
+fn added_up(rows: &[f32], width: usize) -> Vec<f32> {
+    let mut sums = vec![0.0; width];
+    for row in rows.chunks_exact(width.max(1)) {
+        add(&mut sums, row);
+    }
+    sums
 }
 
 /// `sums[i] += row[i]`
@@ -67,12 +100,28 @@ pub(super) fn add(sums: &mut [f32], row: &[f32]) {
     }
 }
 
-/// Sum of a row, in 16 lanes so that it vectorises.
+/// Sum of what `of` makes of the numbers at each place of rows of one length: in 16 lanes, so that it vectorises.
 #[inline(always)]
-pub(super) fn sum(values: impl ExactSizeIterator<Item = f32>) -> f32 {
-    let mut lanes = [0.0f32; 16];
-    for (i, v) in values.enumerate() {
-        lanes[i % 16] += v;
+pub(super) fn sum<const N: usize>(rows: [&[f32]; N], of: impl Fn([f32; N]) -> f32) -> f32 {
+    const LANES: usize = 16;
+    let mut lanes = [0.0f32; LANES];
+    let blocks = rows.map(|row| row.as_chunks::<LANES>().0);
+    let count = blocks.iter().map(|blocks| blocks.len()).min().unwrap_or(0);
+    for block in 0..count {
+        for (lane, sum) in lanes.iter_mut().enumerate() {
+            *sum += of(blocks.map(
+                #[inline(always)]
+                |blocks| blocks[block][lane],
+            ));
+        }
+    }
+    let rest = rows.map(|row| &row[count * LANES..]);
+    let length = rest.iter().map(|rest| rest.len()).min().unwrap_or(0);
+    for (at, sum) in lanes[..length].iter_mut().enumerate() {
+        *sum += of(rest.map(
+            #[inline(always)]
+            |rest| rest[at],
+        ));
     }
     lanes.iter().sum()
 }

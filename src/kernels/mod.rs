@@ -45,7 +45,7 @@ use burn::{
 
 pub use add_bias::add_bias;
 pub use attention::attention;
-pub use bf16::{Bf16Matrix, bf16_product};
+pub use bf16::{Bf16Matrix, bf16_product, rounded_product};
 pub use cache_write::{SlotAt, cache_write};
 #[cfg(not(target_family = "wasm"))]
 pub use check::{KernelCheck, KernelFault, check_kernels};
@@ -53,7 +53,7 @@ pub use embed_tokens::embed_tokens;
 pub use gated_residual::gated_residual;
 pub use gelu::gelu;
 pub use hardware::Hardware;
-pub(crate) use lanes::exp;
+pub(crate) use lanes::{exp, vectorised};
 pub use modulate::modulate;
 pub use patches::{images_of, output_patches_of, patches_of};
 #[cfg(not(target_family = "wasm"))]

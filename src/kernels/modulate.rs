@@ -92,19 +92,25 @@ pub(super) fn modulate_cpu(
     eps: f64,
     out: &mut [f32],
 ) {
-    for_rows(out, dim, |first, out| {
-        for (row, out) in out.chunks_exact_mut(dim).enumerate() {
-            let row = first + row;
-            let x = &x[row * dim..][..dim];
-            let element = row / tokens;
-            let shift = &shifts[shift_at.of(element)..][..dim];
-            let scale = &scales[scale_at.of(element)..][..dim];
-            let (mean, deviation) = moments(x, eps);
-            for i in 0..dim {
-                out[i] = (x[i] - mean) * deviation * (1.0 + scale[i]) + shift[i];
+    for_rows(
+        out,
+        dim,
+        #[inline(always)]
+        |first, out| {
+            for (row, out) in out.chunks_exact_mut(dim).enumerate() {
+                let row = first + row;
+                let x = &x[row * dim..][..dim];
+                let element = row / tokens;
+                let shift = &shifts[shift_at.of(element)..][..dim];
+                let scale = &scales[scale_at.of(element)..][..dim];
+                let (mean, deviation) = moments(x, eps);
+                let vectors = scale.iter().zip(shift);
+                for ((out, x), (scale, shift)) in out.iter_mut().zip(x).zip(vectors) {
+                    *out = (x - mean) * deviation * (1.0 + scale) + shift;
+                }
             }
-        }
-    });
+        },
+    );
 }
 
 /// The gradients with respect to `x`, in the place of the output's, and to shift and scale, `[B, dim]` each.
@@ -115,26 +121,38 @@ pub(super) fn modulate_gradient_cpu(
     eps: f64,
     grad: &mut [f32],
 ) -> [Vec<f32>; 2] {
-    let sums = sums_of_pieces(grad, tokens * dim, 2 * dim, |image, grad, sums| {
-        let (for_shift, for_scale) = sums.split_at_mut(dim);
-        let scale = &scale[image * dim..][..dim];
-        let x = x[image * tokens * dim..].chunks_exact(dim);
-        for (grad, x) in grad.chunks_exact_mut(dim).zip(x) {
-            let (mean, deviation) = moments(x, eps);
-            // With g the gradient at LN(x): dx = (g − mean(g) − LN(x)·mean(g·LN(x))) / σ.
-            let normal = |i: usize| (x[i] - mean) * deviation;
-            for i in 0..dim {
-                for_shift[i] += grad[i];
-                for_scale[i] += grad[i] * normal(i);
-                grad[i] *= 1.0 + scale[i];
+    let sums = sums_of_pieces(
+        grad,
+        tokens * dim,
+        2 * dim,
+        #[inline(always)]
+        |image, grad, sums| {
+            let (for_shift, for_scale) = sums.split_at_mut(dim);
+            let scale = &scale[image * dim..][..dim];
+            let x = x[image * tokens * dim..].chunks_exact(dim);
+            for (grad, x) in grad.chunks_exact_mut(dim).zip(x) {
+                let (mean, deviation) = moments(x, eps);
+                // With g the gradient at LN(x): dx = (g − mean(g) − LN(x)·mean(g·LN(x))) / σ.
+                let vectors = for_shift.iter_mut().zip(&mut *for_scale).zip(scale);
+                let numbers = grad.iter_mut().zip(x);
+                for ((grad, x), ((for_shift, for_scale), scale)) in numbers.zip(vectors) {
+                    *for_shift += *grad;
+                    *for_scale += *grad * ((x - mean) * deviation);
+                    *grad *= 1.0 + scale;
+                }
+                let mean_g = sum([grad], |[g]| g) / dim as f32;
+                let mean_product = sum(
+                    [grad, x],
+                    #[inline(always)]
+                    |[g, x]: [f32; 2]| g * ((x - mean) * deviation),
+                ) / dim as f32;
+                for (grad, x) in grad.iter_mut().zip(x) {
+                    let normal = (x - mean) * deviation;
+                    *grad = (*grad - mean_g - normal * mean_product) * deviation;
+                }
             }
-            let mean_g = sum(grad.iter().copied()) / dim as f32;
-            let mean_product = sum((0..dim).map(|i| grad[i] * normal(i))) / dim as f32;
-            for (i, grad) in grad.iter_mut().enumerate() {
-                *grad = (*grad - mean_g - normal(i) * mean_product) * deviation;
-            }
-        }
-    });
+        },
+    );
     let halves = sums.chunks_exact(2 * dim).map(|sums| sums.split_at(dim));
     let (for_shift, for_scale): (Vec<_>, Vec<_>) = halves.unzip();
     [for_shift.concat(), for_scale.concat()]
@@ -143,7 +161,11 @@ pub(super) fn modulate_gradient_cpu(
 /// Mean, and one over the standard deviation, of a row.
 #[inline(always)]
 fn moments(x: &[f32], eps: f64) -> (f32, f32) {
-    let mean = sum(x.iter().copied()) / x.len() as f32;
-    let variance = sum(x.iter().map(|v| (v - mean) * (v - mean))) / x.len() as f32;
+    let mean = sum([x], |[v]| v) / x.len() as f32;
+    let variance = sum(
+        [x],
+        #[inline(always)]
+        |[v]: [f32; 1]| (v - mean) * (v - mean),
+    ) / x.len() as f32;
     (mean, 1.0 / (variance + eps as f32).sqrt())
 }

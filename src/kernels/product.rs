@@ -9,8 +9,11 @@ use burn::backend::Dispatch;
 use burn::tensor::{DType, Tensor, module::linear};
 
 use super::{
-    Hardware, Place, Route, differentiable::DifferentiableKernels, on_cpu, route,
-    sampling::SamplingKernels, tiles,
+    Hardware, Place, Route,
+    differentiable::{DifferentiableKernels, Factors},
+    on_cpu, route,
+    sampling::SamplingKernels,
+    tiles,
 };
 
 /// `x·W` for `x` `[…, inputs]` and `W` `[inputs, outputs]`.
@@ -26,7 +29,8 @@ pub fn product<const D: usize>(x: Tensor<D>, weight: Tensor<2>) -> Tensor<D> {
         return linear(x, weight, None);
     }
     let (x, weight) = (x.into_dispatch(), weight.into_dispatch());
-    Tensor::from_dispatch(<Dispatch as DifferentiableKernels>::product(x, weight))
+    let product = <Dispatch as DifferentiableKernels>::product(x, weight, Factors::F32);
+    Tensor::from_dispatch(product)
 }
 
 /// The same for `W` in f16: by the device's matrix units, where it has some for such a matrix, on numbers of `x` rounded to f16
@@ -66,6 +70,22 @@ impl<'a> Matrix<'a> {
 
     pub fn columns(&self) -> usize {
         self.shape[1]
+    }
+
+    /// The rows that lie in memory one after another, how wide they are, and whether they are the matrix's columns.
+    pub(super) fn in_memory(&self) -> (&'a [f32], usize, bool) {
+        let transposed = self.strides[0] < self.strides[1];
+        (
+            self.values,
+            self.shape[usize::from(!transposed)],
+            transposed,
+        )
+    }
+
+    /// A matrix of other numbers that lies as this one does.
+    pub(super) fn of_values(self, values: &[f32]) -> Matrix<'_> {
+        assert_eq!(values.len(), self.values.len(), "numbers of a matrix");
+        Matrix { values, ..self }
     }
 
     pub fn transposed(self) -> Self {

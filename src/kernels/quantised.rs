@@ -18,7 +18,7 @@ use super::{
     bf16::bf16_product_cpu,
     differentiable::{rows, with_width},
     flex::{empty, own, tensor},
-    lanes::{for_rows, rows_of},
+    lanes::{for_rows, rows_of, vectorised},
     on_cpu,
     product::{Matrix, product, product_into_columns},
     route,
@@ -58,17 +58,21 @@ impl QuantisedData {
             .par_chunks_mut(rows)
             .zip(values.par_chunks(rows))
             .for_each(|(numbers, values)| {
-                pulp::Arch::new().dispatch(|| {
-                    let rows = numbers.chunks_mut(width).zip(values.chunks(width));
-                    for (numbers, values) in rows {
-                        for ((number, value), scale) in numbers.iter_mut().zip(values).zip(&scales)
-                        {
-                            // A channel of zeros has no scale, and no number but zero.
-                            let scaled = if *scale > 0.0 { value / scale } else { 0.0 };
-                            *number = scaled.round_ties_even().clamp(-LARGEST, LARGEST) as i8;
+                vectorised(
+                    #[inline(always)]
+                    || {
+                        let rows = numbers.chunks_mut(width).zip(values.chunks(width));
+                        for (numbers, values) in rows {
+                            for ((number, value), scale) in
+                                numbers.iter_mut().zip(values).zip(&scales)
+                            {
+                                // A channel of zeros has no scale, and no number but zero.
+                                let scaled = if *scale > 0.0 { value / scale } else { 0.0 };
+                                *number = scaled.round_ties_even().clamp(-LARGEST, LARGEST) as i8;
+                            }
                         }
-                    }
-                });
+                    },
+                );
             });
         let count = words.len();
         Self {
@@ -215,14 +219,19 @@ pub(super) fn dequantise_cpu(words: &[i32], scales: &[f32], out: &mut [f32]) {
 /// Columns `first..first + width` of a matrix whose rows are as long as `scales`.
 fn widen(numbers: &[i8], scales: &[f32], first: usize, width: usize, out: &mut [f32]) {
     let (outputs, scales) = (scales.len(), &scales[first..first + width]);
-    for_rows(out, width, |row, rows| {
-        for (i, out) in rows.chunks_exact_mut(width).enumerate() {
-            let numbers = &numbers[(row + i) * outputs + first..][..width];
-            for ((out, number), scale) in out.iter_mut().zip(numbers).zip(scales) {
-                *out = f32::from(*number) * scale;
+    for_rows(
+        out,
+        width,
+        #[inline(always)]
+        |row, rows| {
+            for (i, out) in rows.chunks_exact_mut(width).enumerate() {
+                let numbers = &numbers[(row + i) * outputs + first..][..width];
+                for ((out, number), scale) in out.iter_mut().zip(numbers).zip(scales) {
+                    *out = f32::from(*number) * scale;
+                }
             }
-        }
-    });
+        },
+    );
 }
 
 /// `out = x·W`, row-major, of a matrix whose columns `first..first + width` are had in f32 by `widen(first, width, columns)`, for

@@ -80,23 +80,29 @@ pub(super) fn reuse_span_cpu(
 ) {
     use half::slice::HalfFloatSliceExt;
     let halves: &[f16] = bytemuck::cast_slice(arena);
-    for_rows(x, dim, |first, rows| {
-        let mut wide = vec![0.0; dim];
-        for (row, x) in rows.chunks_exact_mut(dim).enumerate() {
-            let row = first + row;
-            for reused in span {
-                let gate = &slab[reused.gate.of(row / tokens)..][..dim];
-                let feature = if reused.slot.packed {
-                    let start = 2 * reused.slot.word + row * dim;
-                    halves[start..][..dim].convert_to_f32_slice(&mut wide);
-                    &wide
-                } else {
-                    &arena[reused.slot.word + row * dim..][..dim]
-                };
-                for i in 0..dim {
-                    x[i] += gate[i] * (reused.weight * feature[i]);
+    for_rows(
+        x,
+        dim,
+        #[inline(always)]
+        |first, rows| {
+            let mut wide = vec![0.0; dim];
+            for (row, x) in rows.chunks_exact_mut(dim).enumerate() {
+                let row = first + row;
+                for reused in span {
+                    let gate = &slab[reused.gate.of(row / tokens)..][..dim];
+                    let feature = if reused.slot.packed {
+                        let start = 2 * reused.slot.word + row * dim;
+                        halves[start..][..dim].convert_to_f32_slice(&mut wide);
+                        &wide
+                    } else {
+                        &arena[reused.slot.word + row * dim..][..dim]
+                    };
+                    let weight = reused.weight;
+                    for ((x, gate), feature) in x.iter_mut().zip(gate).zip(feature) {
+                        *x += gate * (weight * feature);
+                    }
                 }
             }
-        }
-    });
+        },
+    );
 }

@@ -12,7 +12,7 @@ use burn_flex::FlexTensor;
 
 use super::{
     Reused, SlotAt, VectorAt, attention, cache_write,
-    differentiable::DifferentiableKernels,
+    differentiable::{DifferentiableKernels, Factors},
     embed_tokens,
     flex::{dims, empty, own},
     gated_residual, gelu, modulate, quantised, reuse_span,
@@ -212,7 +212,7 @@ impl SamplingKernels for Flex {
     }
 
     fn tiled_product(x: FlexTensor, weight: FlexTensor) -> FlexTensor {
-        <Self as DifferentiableKernels>::product(x, weight)
+        <Self as DifferentiableKernels>::product(x, weight, Factors::F32)
     }
 
     fn embed_tokens(

@@ -316,23 +316,29 @@ pub(super) fn solver_step_cpu(
     let (guided, guidance) = (launch.guided(channels), layout.guidance.scale() as f32);
     let [of_state, of_output] = step.predict.map(|w| w as f32);
     if launch.runs_network {
-        for_rows(x0, width, |first, rows| {
-            for (line, row_out) in rows.chunks_exact_mut(width).enumerate() {
-                let line = first + line;
-                let (image, channel, row) = position(line);
-                for (column, clean) in row_out.iter_mut().enumerate() {
-                    let (at, output) = place(row, column, channel);
-                    let of =
-                        |element: usize| patches[element * tokens * outputs + at] + bias[output];
-                    let mut predicted = of(image);
-                    if channel < guided {
-                        let unconditional = of(images + image);
-                        predicted = unconditional + (predicted - unconditional) * guidance;
+        for_rows(
+            x0,
+            width,
+            #[inline(always)]
+            |first, rows| {
+                for (line, row_out) in rows.chunks_exact_mut(width).enumerate() {
+                    let line = first + line;
+                    let (image, channel, row) = position(line);
+                    for (column, clean) in row_out.iter_mut().enumerate() {
+                        let (at, output) = place(row, column, channel);
+                        let of = |element: usize| {
+                            patches[element * tokens * outputs + at] + bias[output]
+                        };
+                        let mut predicted = of(image);
+                        if channel < guided {
+                            let unconditional = of(images + image);
+                            predicted = unconditional + (predicted - unconditional) * guidance;
+                        }
+                        *clean = clip(x[line * width + column] * of_state + predicted * of_output);
                     }
-                    *clean = clip(x[line * width + column] * of_state + predicted * of_output);
                 }
-            }
-        });
+            },
+        );
     }
     let count = x.len();
     let (kept, fresh) = (launch.kept, usize::from(launch.runs_network));

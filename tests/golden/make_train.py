@@ -15,6 +15,8 @@ Parts
               snr [2]          loss and gradient norm of the first batch under Min-SNR weighting, gamma 5
               after.<name>, ema.<name>   weights and their average after three steps of AdamW, one a batch
               muon.<name>, muon_ema.<name>   the same where Muon moves the weights of attention and MLP
+              bf16.<name>, bf16_losses [3]   gradient and losses of the first batch where the products of attention and MLP have
+                               factors in bf16, those of their gradients too: x·W, g·Wᵀ and xᵀ·g of rounded x, W and g
             Pixels lie on the 256 levels, many of them on the lowest and the highest; timestep 0 is among those of every
             batch, so the discretised likelihood takes part with all three of its cases.
   vae       vae-train.safetensors: diffusers' AutoencoderKL of vae/kl in training. Three batches: images [3,2,3,24,20] in [-1, 1]
@@ -35,7 +37,7 @@ import torch
 from PIL import Image
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
-from make import random_dit, write
+from make import Dit, random_dit, write
 
 SPEC = dict(height=8, width=8, patch=2, channels=3, hidden=16, blocks=2, heads=2, classes=4, learn_sigma=True)
 LR, BETAS, DECAY, CLIP, EMA, GAMMA = 2e-3, (0.9, 0.99), 0.05, 0.5, 0.9, 5.0
@@ -172,6 +174,32 @@ def backward(dit, batch, weight=lambda t: 1.0):
     return mse.mean().item(), vlb.mean().item(), loss.item()
 
 
+class RoundedProduct(torch.autograd.Function):
+    @staticmethod
+    def rounded(x):
+        return x.float().bfloat16().double()
+
+    @staticmethod
+    def forward(context, x, weight):
+        x, weight = map(RoundedProduct.rounded, (x, weight))
+        context.save_for_backward(x, weight)
+        return x @ weight.T
+
+    @staticmethod
+    def backward(context, gradient):
+        x, weight = context.saved_tensors
+        gradient = RoundedProduct.rounded(gradient)
+        return gradient @ weight, gradient.flatten(0, 1).T @ x.flatten(0, 1)
+
+
+class RoundedDit(Dit):
+    def linear(self, name, x):
+        weight, bias = self.weights[name + ".weight"], self.weights[name + ".bias"]
+        if name.startswith("blocks.") and (".attn." in name or ".mlp." in name):
+            return RoundedProduct.apply(x, weight) + bias
+        return super().linear(name, x)
+
+
 def part_pretrain():
     data = images, noise, timesteps, labels = batches()
     start = random_dit(77, **SPEC)
@@ -202,6 +230,11 @@ def part_pretrain():
     adamw = torch.optim.AdamW(rest, lr=LR, betas=BETAS, eps=1e-8, weight_decay=DECAY)
     after, average, _ = optimizer_steps(dit, data, [Muon(branches, LR, DECAY), adamw])
     out |= {f"muon.{k}": w for k, w in after.items()} | {f"muon_ema.{k}": w for k, w in average.items()}
+
+    dit, trained = fresh()
+    mse, vlb, _ = backward(RoundedDit(dit.weights, dit.heads), [part[0] for part in data])
+    out["bf16_losses"] = torch.tensor([mse, vlb, gradient_norm(trained)])
+    out |= {f"bf16.{k}": w.grad.clone() for k, w in trained.items()}
 
     out = {k: v.detach().float() for k, v in out.items()}
     out |= {f"weight.{k}": w for k, w in start.weights.items() if k != "pos_embed"}

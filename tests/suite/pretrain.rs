@@ -143,6 +143,44 @@ fn gradients_are_pytorchs() {
     }
 }
 
+/// With factors of products in bf16: gradients of the twin that rounds the same numbers, which those in f32 are not.
+#[test]
+fn gradients_in_bf16_are_pytorchs_with_the_same_rounding() {
+    let batch = &batches()[0];
+    let expected = named("bf16.");
+    let figures = tensor(GOLDEN, "bf16_losses").1;
+    let gradient = |settings| {
+        let learner = Learner::new(&start(), settings, Engine::cpu().device()).unwrap();
+        learner.gradient(batch).unwrap()
+    };
+    let apart = |found: &HashMap<String, Vec<f32>>| -> f64 {
+        assert_eq!(found.len(), expected.len());
+        let error = |(name, theirs): (&String, &Vec<f32>)| relative(&found[name], theirs);
+        expected.iter().map(error).fold(0.0, f64::max)
+    };
+    for (micro_batch, gradient_checkpointing) in [(6, false), (4, true)] {
+        let (learned, found) = gradient(PretrainSettings {
+            precision: Precision::Bf16,
+            micro_batch,
+            gradient_checkpointing,
+            ..recipe()
+        });
+        let losses = [learned.mse, learned.vlb, learned.grad_norm];
+        for (ours, theirs) in losses.iter().zip(&figures) {
+            let error = (ours / f64::from(*theirs) - 1.0).abs();
+            within("losses in bf16, CPU", error, 1e-5);
+        }
+        // A number in the middle between two of bf16 is rounded either way.
+        within(
+            format!("gradients in bf16, micro-batch {micro_batch}, CPU"),
+            apart(&found),
+            3e-4,
+        );
+    }
+    let whole = apart(&gradient(recipe()).1);
+    assert!(whole > 2e-3, "gradients in f32 are {whole:.1e} apart");
+}
+
 /// Where the device computes in half precision, gradients stay near those of single precision.
 #[test]
 fn half_precision_stays_near() {
@@ -407,7 +445,7 @@ fn contradictions_are_refused() {
     refused(
         small(),
         half,
-        "setting `precision` is f16, expected f32: this device does not compute in that type",
+        "setting `precision` is f16, expected f32 or bf16: the CPU does not compute in that type",
     );
     let mut wrong = options(&run, 1, false);
     wrong.settings.balance = 2.0;

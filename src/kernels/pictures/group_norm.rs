@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use super::PictureKernels;
 use crate::kernels::{
     Place, Route,
-    lanes::{add, exp},
+    lanes::{add, exp, vectorised},
     on_cpu, route,
 };
 
@@ -122,21 +122,26 @@ pub(super) fn group_norm_cpu(
     let picture = (h * w * c).max(1);
     let (scale, shift) = (repeated(scale), repeated(shift));
     let mut out = vec![0.0; x.len()];
-    let work = |(out, x): (&mut [f32], &[f32])| {
-        let Normal { mean, rate } = Normal::of(x, c, groups);
-        let run = mean.len();
-        for (out, x) in out.chunks_mut(run).zip(x.chunks(run)) {
-            let parameters = mean.iter().zip(&rate).zip(scale.iter().zip(&shift));
-            for ((out, x), ((mean, rate), (scale, shift))) in out.iter_mut().zip(x).zip(parameters)
-            {
-                let y = (x - mean) * rate * scale + shift;
-                *out = if groups.silu { y / (1.0 + exp(-y)) } else { y };
-            }
-        }
-    };
     out.par_chunks_mut(picture)
         .zip(x.par_chunks(picture))
-        .for_each(|pair| pulp::Arch::new().dispatch(|| work(pair)));
+        .for_each(|(out, x)| {
+            vectorised(
+                #[inline(always)]
+                || {
+                    let Normal { mean, rate } = Normal::of(x, c, groups);
+                    let run = mean.len();
+                    for (out, x) in out.chunks_mut(run).zip(x.chunks(run)) {
+                        let parameters = mean.iter().zip(&rate).zip(scale.iter().zip(&shift));
+                        for ((out, x), ((mean, rate), (scale, shift))) in
+                            out.iter_mut().zip(x).zip(parameters)
+                        {
+                            let y = (x - mean) * rate * scale + shift;
+                            *out = if groups.silu { y / (1.0 + exp(-y)) } else { y };
+                        }
+                    }
+                },
+            )
+        });
     out
 }
 
@@ -152,52 +157,57 @@ pub(super) fn group_norm_gradient_cpu(
     let of_group = c / groups.count.max(1);
     let count = (h * w * of_group) as f64;
     let (scales, shifts) = (repeated(scale), repeated(shift));
-    let work = |(grad, x): (&mut [f32], &[f32])| -> [Vec<f32>; 2] {
-        let Normal { mean, rate } = Normal::of(x, c, groups);
-        let run = mean.len();
-        // By channel: the sums of the gradient behind the SiLU, and of its product with the normalised number.
-        let (mut plain, mut weighted) = (vec![0.0f64; run], vec![0.0f64; run]);
-        for (grad, x) in grad.chunks_mut(run).zip(x.chunks(run)) {
-            let sums = plain.iter_mut().zip(weighted.iter_mut());
-            let parameters = mean.iter().zip(&rate).zip(scales.iter().zip(&shifts));
-            let numbers = grad.iter_mut().zip(x);
-            for (((grad, x), (plain, weighted)), ((mean, rate), (scale, shift))) in
-                numbers.zip(sums).zip(parameters)
-            {
-                let normal = (x - mean) * rate;
-                if groups.silu {
-                    let y = normal * scale + shift;
-                    let gate = 1.0 / (1.0 + exp(-y));
-                    *grad *= gate * (1.0 + y * (1.0 - gate));
-                }
-                *plain += f64::from(*grad);
-                *weighted += f64::from(*grad * normal);
-            }
-        }
-        let (plain, weighted) = (folded(&plain, c), folded(&weighted, c));
-        let of_groups = |sums: &[f64]| -> Vec<f32> {
-            let scaled = sums.iter().zip(scale).map(|(sum, s)| sum * f64::from(*s));
-            let scaled: Vec<f64> = scaled.collect();
-            let mean = |group: &[f64]| (group.iter().sum::<f64>() / count) as f32;
-            let means: Vec<f32> = scaled.chunks_exact(of_group.max(1)).map(mean).collect();
-            repeated(&(0..c).map(|n| means[n / of_group]).collect::<Vec<_>>())
-        };
-        let (mean_plain, mean_weighted) = (of_groups(&plain), of_groups(&weighted));
-        for (grad, x) in grad.chunks_mut(run).zip(x.chunks(run)) {
-            let of_x = mean.iter().zip(&rate).zip(&scales);
-            let of_groups = mean_plain.iter().zip(&mean_weighted);
-            for (((grad, x), ((mean, rate), scale)), (plain, weighted)) in
-                grad.iter_mut().zip(x).zip(of_x).zip(of_groups)
-            {
-                let normal = (x - mean) * rate;
-                *grad = rate * (*grad * scale - plain - normal * weighted);
-            }
-        }
-        [weighted, plain].map(|sums| sums.iter().map(|sum| *sum as f32).collect())
-    };
     let pictures = grad.par_chunks_mut(picture).zip(x.par_chunks(picture));
     let sums: Vec<[Vec<f32>; 2]> = pictures
-        .map(|pair| pulp::Arch::new().dispatch(|| work(pair)))
+        .map(|(grad, x)| {
+            vectorised(
+                #[inline(always)]
+                || -> [Vec<f32>; 2] {
+                    let Normal { mean, rate } = Normal::of(x, c, groups);
+                    let run = mean.len();
+                    // By channel: the sums of the gradient behind the SiLU, and of its product with the normalised number.
+                    let (mut plain, mut weighted) = (vec![0.0f64; run], vec![0.0f64; run]);
+                    for (grad, x) in grad.chunks_mut(run).zip(x.chunks(run)) {
+                        let sums = plain.iter_mut().zip(weighted.iter_mut());
+                        let parameters = mean.iter().zip(&rate).zip(scales.iter().zip(&shifts));
+                        let numbers = grad.iter_mut().zip(x);
+                        for (((grad, x), (plain, weighted)), ((mean, rate), (scale, shift))) in
+                            numbers.zip(sums).zip(parameters)
+                        {
+                            let normal = (x - mean) * rate;
+                            if groups.silu {
+                                let y = normal * scale + shift;
+                                let gate = 1.0 / (1.0 + exp(-y));
+                                *grad *= gate * (1.0 + y * (1.0 - gate));
+                            }
+                            *plain += f64::from(*grad);
+                            *weighted += f64::from(*grad * normal);
+                        }
+                    }
+                    let (plain, weighted) = (folded(&plain, c), folded(&weighted, c));
+                    let of_groups = |sums: &[f64]| -> Vec<f32> {
+                        let scaled = sums.iter().zip(scale).map(|(sum, s)| sum * f64::from(*s));
+                        let scaled: Vec<f64> = scaled.collect();
+                        let mean = |group: &[f64]| (group.iter().sum::<f64>() / count) as f32;
+                        let means: Vec<f32> =
+                            scaled.chunks_exact(of_group.max(1)).map(mean).collect();
+                        repeated(&(0..c).map(|n| means[n / of_group]).collect::<Vec<_>>())
+                    };
+                    let (mean_plain, mean_weighted) = (of_groups(&plain), of_groups(&weighted));
+                    for (grad, x) in grad.chunks_mut(run).zip(x.chunks(run)) {
+                        let of_x = mean.iter().zip(&rate).zip(&scales);
+                        let of_groups = mean_plain.iter().zip(&mean_weighted);
+                        for (((grad, x), ((mean, rate), scale)), (plain, weighted)) in
+                            grad.iter_mut().zip(x).zip(of_x).zip(of_groups)
+                        {
+                            let normal = (x - mean) * rate;
+                            *grad = rate * (*grad * scale - plain - normal * weighted);
+                        }
+                    }
+                    [weighted, plain].map(|sums| sums.iter().map(|sum| *sum as f32).collect())
+                },
+            )
+        })
         .collect();
     let mut whole = [vec![0.0; c], vec![0.0; c]];
     for sums in &sums {

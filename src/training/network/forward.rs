@@ -11,6 +11,8 @@ use super::{settings::Precision, state::Named};
 use crate::{
     checkpoint::StateDict,
     device::DeviceFault,
+    kernels::on_cpu,
+    layers::{Affine, Weight},
     models::{
         Architecture, Outline, Parameter, Supply,
         dit::{Dit, DitArchitecture, DitConfig, in_branch},
@@ -59,7 +61,7 @@ impl Layout {
 
     /// The network on the device of `values` (flat, by place), without gradients.
     pub fn network(&self, values: &[Tensor<1>]) -> Dit {
-        Leaves::constant(self, values, None).network(0..self.config.blocks)
+        Leaves::constant(self, values).network(0..self.config.blocks)
     }
 
     /// Values by place, from names; PyTorch's layout to the network's.
@@ -124,14 +126,37 @@ fn place(layout: &Layout, name: &str) -> usize {
     place.unwrap_or_else(|| unreachable!("no parameter {name}"))
 }
 
+/// How the blocks' matrix products are made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Products {
+    /// In f32.
+    Whole,
+    /// Of factors rounded to bf16, with sums and everything else in f32: on the CPU.
+    Rounded,
+    /// With all of a branch between its products in this type: on GPUs.
+    In(DType),
+}
+
+impl Products {
+    /// For this device; `None` where it makes none such.
+    pub fn of(precision: Precision, device: &Device) -> Option<Self> {
+        let dtype = match precision {
+            Precision::F32 => return Some(Self::Whole),
+            Precision::Bf16 if on_cpu(device) => return Some(Self::Rounded),
+            Precision::Bf16 => DType::BF16,
+            Precision::F16 => DType::F16,
+        };
+        (!on_cpu(device) && device.supports_dtype(dtype)).then_some(Self::In(dtype))
+    }
+}
+
 /// Weights that gradients are kept for.
 #[derive(Debug)]
 pub(super) struct Leaves<'a> {
     layout: &'a Layout,
     leaves: Vec<Leaf>,
     positions: Tensor<3>,
-    /// Type of the blocks' matrix products.
-    half: Option<DType>,
+    products: Products,
 }
 
 #[derive(Debug)]
@@ -141,12 +166,7 @@ enum Leaf {
 }
 
 impl<'a> Leaves<'a> {
-    pub fn new(layout: &'a Layout, values: &[Tensor<1>], precision: Precision) -> Self {
-        let half = match precision {
-            Precision::F32 => None,
-            Precision::F16 => Some(DType::F16),
-            Precision::Bf16 => Some(DType::BF16),
-        };
+    pub fn new(layout: &'a Layout, values: &[Tensor<1>], products: Products) -> Self {
         let leaves = layout.parameters.iter().zip(values).map(|(p, v)| {
             let v = v.clone();
             match p.shape[..] {
@@ -159,13 +179,13 @@ impl<'a> Leaves<'a> {
         Self {
             leaves: leaves.collect(),
             positions: layout.positions(&values[0].device()).autodiff(),
-            half,
+            products,
             layout,
         }
     }
 
-    /// The same weights as constants, for passes that no gradient is taken of.
-    pub fn constant(layout: &'a Layout, values: &[Tensor<1>], half: Option<DType>) -> Self {
+    /// Weights for passes that no gradient is taken of.
+    pub fn constant(layout: &'a Layout, values: &[Tensor<1>]) -> Self {
         let leaves = layout
             .parameters
             .iter()
@@ -177,9 +197,32 @@ impl<'a> Leaves<'a> {
         Self {
             leaves: leaves.collect(),
             positions: layout.positions(&values[0].device()),
-            half,
+            products: Products::Whole,
             layout,
         }
+    }
+
+    /// The same for such passes, with products of the same kind.
+    pub fn without_gradients(&self) -> Self {
+        let leaves = self.leaves.iter().map(|leaf| match leaf {
+            Leaf::Matrix(leaf) => Leaf::Matrix(leaf.clone().inner()),
+            Leaf::Vector(leaf) => Leaf::Vector(leaf.clone().inner()),
+        });
+        Self {
+            leaves: leaves.collect(),
+            positions: self.positions.clone().inner(),
+            ..*self
+        }
+    }
+
+    /// Where they lie.
+    pub fn device(&self) -> Device {
+        self.positions.device().inner()
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.leaves.len()
     }
 
     /// Blocks of the whole network.
@@ -200,9 +243,12 @@ impl<'a> Leaves<'a> {
         )
     }
 
-    /// The type that the blocks' matrix products run in, where that is not f32.
+    /// The type that branches run in between their products, where that is not f32.
     pub fn half(&self) -> Option<DType> {
-        self.half
+        match self.products {
+            Products::In(dtype) => Some(dtype),
+            Products::Whole | Products::Rounded => None,
+        }
     }
 
     /// Takes the weights' gradients out of `gradients` and adds them to `sums` (flat, by place).
@@ -221,9 +267,18 @@ impl<'a> Leaves<'a> {
         }
     }
 
+    /// The sums, and zeros where a weight had no part in the loss.
+    pub fn with_zeros(&self, sums: Vec<Option<Tensor<1>>>) -> Vec<Tensor<1>> {
+        let device = self.device();
+        let zeros = |p: &Parameter| Tensor::zeros([p.len()], &device);
+        let sums = sums.into_iter().zip(&self.layout.parameters);
+        sums.map(|(sum, p)| sum.unwrap_or_else(|| zeros(p)))
+            .collect()
+    }
+
     /// Whether a tensor takes part in the blocks' matrix products.
     fn in_half(&self, name: &str) -> Option<DType> {
-        self.half.filter(|_| in_branch(name))
+        self.half().filter(|_| in_branch(name))
     }
 }
 
@@ -250,5 +305,15 @@ impl Supply for &Leaves<'_> {
 
     fn positions(&mut self) -> Tensor<3> {
         self.positions.clone()
+    }
+
+    fn linear(&mut self, name: &str) -> Affine {
+        let weight = format!("{name}.weight");
+        let matrix = self.matrix(&weight);
+        let weight = match self.products {
+            Products::Rounded if in_branch(&weight) => Weight::Rounded(matrix),
+            _ => Weight::Whole(matrix),
+        };
+        Affine::kept(weight, self.vector(&format!("{name}.bias")))
     }
 }

@@ -7,7 +7,7 @@
 use burn::tensor::Tensor;
 
 use super::{
-    forward::{Layout, Leaves},
+    forward::Leaves,
     objective::{Batch, Losses, Noised, Objective},
     settings::PretrainSettings,
 };
@@ -30,23 +30,21 @@ pub struct BatchGradient {
 /// # Errors
 /// [`Stopped`].
 pub(super) fn batch_gradient(
-    layout: &Layout,
-    values: &[Tensor<1>],
+    leaves: &Leaves,
     objective: &Objective,
     batch: &Batch,
     settings: &PretrainSettings,
     scale: f64,
     asked: &Asked,
 ) -> Result<BatchGradient, Stopped> {
-    let device = values[0].device();
-    let leaves = Leaves::new(layout, values, settings.precision);
-    let mut sums: Vec<Option<Tensor<1>>> = vec![None; values.len()];
+    let device = leaves.device();
+    let mut sums: Vec<Option<Tensor<1>>> = vec![None; leaves.count()];
     let mut losses = Tensor::zeros([2], &device);
     for first in (0..batch.len()).step_by(settings.micro_batch.max(1)) {
         let part = batch.part(first, settings.micro_batch.min(batch.len() - first));
         let noised = objective.noise(&part, &device);
         let pass = Pass {
-            leaves: &leaves,
+            leaves,
             objective,
             noised: &noised,
             timesteps: part.timesteps.iter().map(|t| *t as f32).collect(),
@@ -56,17 +54,13 @@ pub(super) fn batch_gradient(
             asked,
         };
         let found = if settings.gradient_checkpointing {
-            pass.by_blocks(layout, values, &mut sums)?
+            pass.by_blocks(&mut sums)?
         } else {
             pass.whole(&mut sums)?
         };
         losses = losses + Tensor::cat(vec![found.mse.inner(), found.vlb.inner()], 0);
     }
-    let gradients = sums
-        .into_iter()
-        .zip(values)
-        .map(|(sum, value)| sum.unwrap_or_else(|| value.zeros_like()))
-        .collect();
+    let gradients = leaves.with_zeros(sums);
     Ok(BatchGradient { losses, gradients })
 }
 
@@ -95,14 +89,9 @@ impl Pass<'_> {
         Ok(losses)
     }
 
-    fn by_blocks(
-        &self,
-        layout: &Layout,
-        values: &[Tensor<1>],
-        sums: &mut [Option<Tensor<1>>],
-    ) -> Result<Losses, Stopped> {
+    fn by_blocks(&self, sums: &mut [Option<Tensor<1>>]) -> Result<Losses, Stopped> {
         // Forward without a graph, keeping what enters each block. Half precision rounds here as it does below.
-        let plain = Leaves::constant(layout, values, self.leaves.half());
+        let plain = self.leaves.without_gradients();
         let model = plain.network(0..plain.blocks());
         let conditioning = model.condition(&self.timesteps, self.labels);
         let mut inputs = Vec::with_capacity(model.blocks.len());

@@ -2,10 +2,10 @@
 
 use std::{collections::HashMap, path::Path};
 
-use burn::tensor::{DType, Device};
+use burn::tensor::Device;
 
 use super::{
-    forward::Layout,
+    forward::{Layout, Leaves, Products},
     gradient::{BatchGradient, batch_gradient},
     objective::{Batch, Objective},
     optimizer::{MuonMatrix, Step, Weights, norm},
@@ -43,6 +43,7 @@ pub struct Learner {
     weights: Weights,
     objective: Objective,
     settings: PretrainSettings,
+    products: Products,
     scale: LossScale,
     /// Optimizer steps done.
     steps: u64,
@@ -100,24 +101,22 @@ impl Learner {
     ) -> Result<Self, TrainingError> {
         settings.check()?;
         let on_cpu = kernels::on_cpu(device);
-        let (name, dtype) = match settings.precision {
-            Precision::F32 => ("f32", None),
-            Precision::F16 => ("f16", Some(DType::F16)),
-            Precision::Bf16 => ("bf16", Some(DType::BF16)),
+        let unsupported = || TrainingError::Setting {
+            setting: "precision",
+            value: settings.precision.name().into(),
+            expected: match on_cpu {
+                true => "f32 or bf16: the CPU does not compute in that type",
+                false => "f32: this device does not compute in that type",
+            },
         };
-        if dtype.is_some_and(|dtype| on_cpu || !device.supports_dtype(dtype)) {
-            return Err(TrainingError::Setting {
-                setting: "precision",
-                value: name.into(),
-                expected: "f32: this device does not compute in that type",
-            });
-        }
+        let products = Products::of(settings.precision, device).ok_or_else(unsupported)?;
         let scaled = settings.precision == Precision::F16;
         Ok(Self {
             objective: Objective::new(settings.vlb_weight, settings.min_snr)?,
             layout,
             weights,
             settings,
+            products,
             scale: LossScale {
                 scale: if scaled { FIRST_SCALE } else { 1.0 },
                 held: 0,
@@ -272,15 +271,9 @@ impl Learner {
     }
 
     fn backward(&self, batch: &Batch, scale: f64) -> Result<BatchGradient, Stopped> {
-        batch_gradient(
-            &self.layout,
-            &self.weights.values,
-            &self.objective,
-            batch,
-            &self.settings,
-            scale,
-            &self.asked,
-        )
+        let leaves = Leaves::new(&self.layout, &self.weights.values, self.products);
+        let (objective, settings) = (&self.objective, &self.settings);
+        batch_gradient(&leaves, objective, batch, settings, scale, &self.asked)
     }
 }
 

@@ -76,14 +76,26 @@ pub(super) fn mirrors(flip: bool, words: &[String], class: &str) -> bool {
 }
 
 /// Number type of the blocks' matrix products, where most of the work is. Weights, optimizer, norms, the residual
-/// stream and the loss stay in f32.
+/// stream and the loss stay in f32; on the CPU so does all else but the products' factors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
     F32,
-    /// With a loss scale that adapts itself.
+    /// With a loss scale that adapts itself: GPUs.
     F16,
+    /// By a processor's matrix units where it has some; GPUs whose drivers have the type.
     Bf16,
+}
+
+impl Precision {
+    /// As it is named in settings.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::F16 => "f16",
+            Self::Bf16 => "bf16",
+        }
+    }
 }
 
 /// What turns gradients into steps.

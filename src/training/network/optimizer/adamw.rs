@@ -4,6 +4,7 @@ use burn::tensor::Tensor;
 use rayon::prelude::*;
 
 use super::{GRAIN, Step};
+use crate::kernels::vectorised;
 use crate::training::{
     TrainingError,
     network::forward::{flat, read},
@@ -71,20 +72,26 @@ impl Step {
             .zip(ema.par_chunks_mut(GRAIN))
             .zip(gradient.par_chunks(GRAIN))
             .for_each(|((((value, first), second), ema), gradient)| {
-                pulp::Arch::new().dispatch(|| {
-                    let count = gradient.len();
-                    // One length for all, so that no index is checked in the loop.
-                    let (value, first) = (&mut value[..count], &mut first[..count]);
-                    let (second, ema) = (&mut second[..count], &mut ema[..count]);
-                    for i in 0..count {
-                        let g = gradient[i] * factor;
-                        first[i] = beta1 * first[i] + new1 * g;
-                        second[i] = beta2 * second[i] + new2 * g * g;
-                        let denominator = second[i].sqrt() * by_second + epsilon;
-                        value[i] = value[i] * keep - rate * first[i] / denominator;
-                        ema[i] += (value[i] - ema[i]) * toward;
-                    }
-                });
+                vectorised(
+                    #[inline(always)]
+                    || {
+                        let (beta1, beta2, new1, new2) = (beta1, beta2, new1, new2);
+                        let (keep, rate, by_second, epsilon) = (keep, rate, by_second, epsilon);
+                        let (factor, toward) = (factor, toward);
+                        let moments = first.iter_mut().zip(&mut *second);
+                        let weights = value.iter_mut().zip(&mut *ema);
+                        for (((value, ema), (first, second)), gradient) in
+                            weights.zip(moments).zip(gradient)
+                        {
+                            let g = gradient * factor;
+                            *first = beta1 * *first + new1 * g;
+                            *second = beta2 * *second + new2 * g * g;
+                            let denominator = second.sqrt() * by_second + epsilon;
+                            *value = *value * keep - rate * *first / denominator;
+                            *ema += (*value - *ema) * toward;
+                        }
+                    },
+                );
             });
         Ok([value, first, second, ema].map(|values| flat(values, &device)))
     }
