@@ -295,7 +295,8 @@ fn show_run(run: &SavedRun, path: &Path, as_json: bool) -> Result<(), CliError> 
     // Latents that an autoencoder made of pictures are made once more.
     let of_latents = run.config.channels != 3;
     let is_file = |data: &String| data.ends_with(".safetensors");
-    let vae = match of_latents && !run.data_path.as_ref().is_some_and(is_file) {
+    let of_pictures = of_latents && !run.data_path.as_ref().is_some_and(is_file);
+    let vae = match of_pictures && run.vae_path.is_none() {
         true => " --vae VAE",
         false => "",
     };

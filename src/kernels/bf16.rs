@@ -6,7 +6,9 @@
 //!
 //! A training keeps its numbers in f32 and rounds the factors of each product on their way, those of its gradients too.
 
-use std::sync::Arc;
+#![expect(unsafe_code, reason = "tiles are written where they will lie")]
+
+use std::{mem::MaybeUninit, sync::Arc};
 
 use burn::backend::Dispatch;
 use burn::tensor::{DType, Device, Tensor, TensorData};
@@ -43,22 +45,20 @@ pub(super) type Tile = [Line; SIDE];
 
 const ZERO: Tile = [Line::ZERO; SIDE];
 
-/// Of some of a matrix's rows, in memory `width` numbers apart, up to 16 of them, of which 32 numbers from `first` on.
+/// Of some of a matrix's rows, in memory `width` numbers apart, up to 16 of them, of which 32 numbers from `first` on. The tile is
+/// one of zeros before.
 #[inline(always)]
-fn left_tile(rows: &[f32], width: usize, first: usize) -> Tile {
-    let mut tile = ZERO;
+fn left_tile(rows: &[f32], width: usize, first: usize, tile: &mut Tile) {
     for (line, row) in tile.iter_mut().zip(rows.chunks_exact(width)) {
         for (to, value) in line.0.iter_mut().zip(&row[first..width.min(first + DEPTH)]) {
             *to = rounded(*value);
         }
     }
-    tile
 }
 
 /// Of up to 32 rows, of which 16 numbers from `first` on.
 #[inline(always)]
-fn right_tile(rows: &[f32], width: usize, first: usize) -> Tile {
-    let mut tile = ZERO;
+fn right_tile(rows: &[f32], width: usize, first: usize, tile: &mut Tile) {
     let columns = first..width.min(first + SIDE);
     for (line, pair) in tile.iter_mut().zip(rows.chunks(2 * width)) {
         let (upper, lower) = pair.split_at(width);
@@ -68,15 +68,14 @@ fn right_tile(rows: &[f32], width: usize, first: usize) -> Tile {
             .unwrap_or(&[0.0; SIDE][..upper.len()]);
         let pairs = line.0.as_chunks_mut::<2>().0;
         for ((pair, upper), lower) in pairs.iter_mut().zip(upper).zip(lower) {
-            *pair = [upper, lower].map(|value| rounded(*value));
+            *pair = [rounded(*upper), rounded(*lower)];
         }
     }
-    tile
 }
 
 /// Rows of pairs to columns of pairs.
 #[inline(always)]
-fn turned(mut tile: Tile) -> Tile {
+fn turn(tile: &mut Tile) {
     for i in 0..SIDE {
         for j in 0..i {
             let of = |line: &Line, pair: usize| [line.0[2 * pair], line.0[2 * pair + 1]];
@@ -85,7 +84,6 @@ fn turned(mut tile: Tile) -> Tile {
             tile[j].0[2 * i..][..2].copy_from_slice(&below);
         }
     }
-    tile
 }
 
 /// A factor of a product in bf16 as matrix units read it.
@@ -108,17 +106,18 @@ impl Factor {
             false => Self::of(
                 shape,
                 #[inline(always)]
-                |side, deep| left_tile(part(values, width, side, SIDE), width, deep * DEPTH),
+                |side, deep, tile| {
+                    let rows = part(values, width, side, SIDE);
+                    left_tile(rows, width, deep * DEPTH, tile);
+                },
             ),
             true => Self::of(
                 shape,
                 #[inline(always)]
-                |side, deep| {
-                    turned(right_tile(
-                        part(values, width, deep, DEPTH),
-                        width,
-                        side * SIDE,
-                    ))
+                |side, deep, tile| {
+                    let rows = part(values, width, deep, DEPTH);
+                    right_tile(rows, width, side * SIDE, tile);
+                    turn(tile);
                 },
             ),
         }
@@ -132,41 +131,44 @@ impl Factor {
             false => Self::of(
                 shape,
                 #[inline(always)]
-                |side, deep| right_tile(part(values, width, deep, DEPTH), width, side * SIDE),
+                |side, deep, tile| {
+                    let rows = part(values, width, deep, DEPTH);
+                    right_tile(rows, width, side * SIDE, tile);
+                },
             ),
             true => Self::of(
                 shape,
                 #[inline(always)]
-                |side, deep| {
-                    turned(left_tile(
-                        part(values, width, side, SIDE),
-                        width,
-                        deep * DEPTH,
-                    ))
+                |side, deep, tile| {
+                    let rows = part(values, width, side, SIDE);
+                    left_tile(rows, width, deep * DEPTH, tile);
+                    turn(tile);
                 },
             ),
         }
     }
 
-    /// Of tiles by side and depth.
-    fn of([sides, depth]: [usize; 2], tile: impl Fn(usize, usize) -> Tile + Sync) -> Self {
+    /// Of tiles by side and depth: `fill(side, deep, tile of zeros)`.
+    fn of([sides, depth]: [usize; 2], fill: impl Fn(usize, usize, &mut Tile) + Sync) -> Self {
         let deep = depth.div_ceil(DEPTH);
         let count = sides.div_ceil(SIDE) * deep;
-        let tile = |i: usize| {
+        let mut tiles: Vec<Tile> = Vec::with_capacity(count);
+        let write = |(i, tile): (usize, &mut MaybeUninit<Tile>)| {
+            let tile = tile.write(ZERO);
             vectorised(
                 #[inline(always)]
-                || tile(i / deep, i % deep),
-            )
+                || fill(i / deep, i % deep, tile),
+            );
         };
-        let tiles = if count * SIDE * DEPTH <= GRAIN {
-            (0..count).map(tile).collect()
+        let places = &mut tiles.spare_capacity_mut()[..count];
+        if count * SIDE * DEPTH <= GRAIN {
+            places.iter_mut().enumerate().for_each(write);
         } else {
-            let tiles = (0..count).into_par_iter();
-            tiles
-                .with_min_len(GRAIN / (SIDE * DEPTH))
-                .map(tile)
-                .collect()
-        };
+            let places = places.par_iter_mut().enumerate();
+            places.with_min_len(GRAIN / (SIDE * DEPTH)).for_each(write);
+        }
+        // SAFETY: so many were written.
+        unsafe { tiles.set_len(count) };
         Self {
             tiles,
             sides,

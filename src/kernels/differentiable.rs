@@ -35,7 +35,8 @@ pub enum Factors {
 }
 
 impl Factors {
-    fn product(self, a: Matrix, b: Matrix) -> Vec<f32> {
+    /// `a·b`, row-major.
+    pub(crate) fn product(self, a: Matrix, b: Matrix) -> Vec<f32> {
         match self {
             Self::F32 => product_cpu(a, b),
             Self::Bf16 => rounded_product_cpu(a, b),

@@ -49,6 +49,7 @@ pub use bf16::{Bf16Matrix, bf16_product, rounded_product};
 pub use cache_write::{SlotAt, cache_write};
 #[cfg(not(target_family = "wasm"))]
 pub use check::{KernelCheck, KernelFault, check_kernels};
+pub(crate) use differentiable::Factors;
 pub use embed_tokens::embed_tokens;
 pub use gated_residual::gated_residual;
 pub use gelu::gelu;

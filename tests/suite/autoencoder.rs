@@ -277,6 +277,17 @@ fn the_command_trains_an_autoencoder_for_a_dit_that_draws() {
         "{}",
         String::from_utf8_lossy(&out.stderr)
     );
+    // A run knows its autoencoder, and goes on from the latents that it made, in whatever state their file is.
+    let latents = Path::new(&dit).join("latents.safetensors");
+    let kept = std::fs::read(&latents).unwrap();
+    let goes_on = |steps: &str| {
+        let resume = ["train", "dit", "--resume", "--out", &dit, "--device", "cpu"];
+        harmonica_json(&[&resume[..], &["--steps", steps, "--json"]].concat())
+    };
+    assert_eq!(goes_on("3")["steps"], 3);
+    std::fs::write(&latents, &kept[..kept.len() - 8]).unwrap();
+    assert_eq!(goes_on("4")["steps"], 4);
+    assert!(std::fs::read(&latents).unwrap() == kept, "made anew");
     let picture = path("picture.png");
     let out = harmonica(&[
         "sample",

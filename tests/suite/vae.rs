@@ -267,7 +267,7 @@ fn latents_of_a_data_set_are_those_of_its_pictures() {
     let go_on = |_: usize, _: usize| ControlFlow::Continue(());
     let open = || Dataset::open(folder.path(), &options, &mut { go_on }).unwrap();
     let pixels = open();
-    let latents = open().encoded(&vae, true, &mut { go_on }).unwrap();
+    let latents = open().encoded(&vae, true, None, &mut { go_on }).unwrap();
     assert_eq!(
         (latents.shape(), latents.len(), latents.is_pixels()),
         ([4, 4, 4], 4, false)
@@ -284,10 +284,49 @@ fn latents_of_a_data_set_are_those_of_its_pictures() {
         latents.read(index, change, &mut found).unwrap();
         assert_eq!(found, vae.encode(&picture, [3, 32, 32]).unwrap());
     }
-    let plain = open().encoded(&vae, false, &mut { go_on }).unwrap();
+    let plain = open().encoded(&vae, false, None, &mut { go_on }).unwrap();
     assert!(latents.mirrors() && !plain.mirrors());
-    let stopped = open().encoded(&vae, true, &mut |_, _| ControlFlow::Break(()));
+    let stopped = open().encoded(&vae, true, None, &mut |_, _| ControlFlow::Break(()));
     assert!(matches!(stopped, Err(DataError::Stopped)));
+}
+
+#[test]
+fn latents_are_made_once_for_the_same_pictures_and_autoencoder() {
+    let folder = tempfile::tempdir().unwrap();
+    pictures(folder.path());
+    let beside = tempfile::tempdir().unwrap();
+    let kept = beside.path().join("run/latents.safetensors");
+    let vae = |config| open("kl-ldm.safetensors", Some(config), &Engine::cpu());
+    let (usual, mut scaled) = (vae(config()), config());
+    let VaeConfig::Kl(kl) = &mut scaled else {
+        unreachable!("it is one of an AutoencoderKL")
+    };
+    kl.scaling_factor *= 1.5;
+    let encoded = |vae: &Vae, mirror: bool, image_size: usize| {
+        let options = DataOptions {
+            image_size: Some(image_size),
+            ..DataOptions::default()
+        };
+        let go_on = |_: usize, _: usize| ControlFlow::Continue(());
+        let data = Dataset::open(folder.path(), &options, &mut { go_on }).unwrap();
+        let mut made = 0;
+        let mut count = |_: usize, _: usize| {
+            made += 1;
+            ControlFlow::Continue(())
+        };
+        let data = data.encoded(vae, mirror, Some(&kept), &mut count).unwrap();
+        (made, data.identity().to_owned())
+    };
+    let (made, first) = encoded(&usual, true, 32);
+    assert_eq!(made, 4);
+    assert_eq!(encoded(&usual, true, 32), (0, first.clone()));
+    // Without mirrored ones they are another data set, whose latents lie there too; the other way round they do not.
+    let (made, plain) = encoded(&usual, false, 32);
+    assert!(made == 0 && plain != first);
+    assert_eq!(encoded(&vae(scaled), true, 32).0, 4, "another autoencoder");
+    assert_eq!(encoded(&usual, false, 32), (4, plain), "and back");
+    assert_eq!(encoded(&usual, true, 32), (4, first), "mirrored ones");
+    assert_eq!(encoded(&usual, true, 16).0, 4, "other pictures");
 }
 
 #[test]

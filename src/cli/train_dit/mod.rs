@@ -2,7 +2,10 @@
 
 mod options;
 
-use std::{ops::ControlFlow, path::PathBuf};
+use std::{
+    ops::ControlFlow,
+    path::{Path, PathBuf},
+};
 
 use indicatif::ProgressBar;
 use serde_json::json;
@@ -57,13 +60,14 @@ pub(super) struct Args {
     )]
     data: Option<PathBuf>,
     /// Learn latents of the pictures instead of pixels: the autoencoder that makes them (a diffusers folder, or a file of an
-    /// AutoencoderKL or of TAESD); `sample --vae` takes the same one
+    /// AutoencoderKL or of TAESD); `sample --vae` takes the same one [default with --resume: what the run began with]
     #[arg(long, value_name = "FILE|DIR", help_heading = "Data")]
     vae: Option<PathBuf>,
     /// Gigabytes of pictures to keep in memory; more than that goes to a temporary file
     #[arg(long, value_name = "GB", default_value_t = 2.0, help_heading = "Data")]
     data_memory: f64,
-    /// Folder of the run: model.safetensors, checkpoint.safetensors, train.jsonl, curve.png, samples.png
+    /// Folder of the run: model.safetensors, checkpoint.safetensors, train.jsonl, curve.png, samples.png; with --vae also
+    /// latents.safetensors, what pictures were made into, so that it is done once
     #[arg(
         long,
         value_name = "DIR",
@@ -134,9 +138,9 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
         // A run goes on from its own weights.
         _ => None,
     };
-    let vae = args
-        .vae
-        .as_ref()
+    let before_vae = before.as_ref().and_then(|saved| saved.vae_path.as_deref());
+    let vae = args.vae.as_deref().or(before_vae.map(Path::new));
+    let vae = vae
         .map(|path| Vae::open(path, engine.device()))
         .transpose()?;
     let factor = vae.as_ref().map_or(1, |vae| vae.config().factor());
@@ -160,7 +164,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
         )));
     }
     let data = match &vae {
-        Some(vae) => encoded(data, vae, &settings, context)?,
+        Some(vae) => encoded(data, vae, &settings, &folder, context)?,
         None => data,
     };
     let start = match (init, &before) {
@@ -290,10 +294,8 @@ fn train(
         if matches!(event, Err(TrainingError::Stopped)) {
             run.save()?;
             meter.bar.abandon();
-            let vae = args.vae.as_ref();
-            let vae = vae.map_or(String::new(), |vae| format!(" --vae {}", again::path(vae)));
             context.say(format!(
-                "stopped after {}, saved in {}; harmonica train dit --resume --out {}{vae} goes on",
+                "stopped after {}, saved in {}; harmonica train dit --resume --out {} goes on",
                 counted(run.learner().steps(), "step"),
                 args.out.display(),
                 again::path(&args.out),
@@ -417,15 +419,17 @@ fn report(
     }
 }
 
-/// The pictures' latents, with a bar.
+/// The pictures' latents, with a bar; those that the run keeps, where it began with the same.
 fn encoded(
     data: Dataset,
     vae: &Vae,
     settings: &PretrainSettings,
+    folder: &PretrainFolder,
     context: &Context,
 ) -> Result<Dataset, CliError> {
     let bar = progress(context, data.len() as u64, "pictures encoded");
-    let latents = data.encoded(vae, settings.flip, &mut |done, _| {
+    let kept = folder.latents();
+    let latents = data.encoded(vae, settings.flip, Some(&kept), &mut |done, _| {
         bar.set_position(done as u64);
         match context.check_interrupt() {
             Ok(()) => ControlFlow::Continue(()),

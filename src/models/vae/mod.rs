@@ -20,7 +20,10 @@ pub use layers::{Layer, Padding};
 pub use tiles::Tiling;
 pub(crate) use trainable::{Leaf, TrainableVae};
 
-use std::{collections::HashMap, path::Path};
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+};
 
 use burn::tensor::Device;
 
@@ -36,6 +39,7 @@ use crate::{
 /// An autoencoder on a device.
 #[derive(Debug, Clone)]
 pub struct Vae {
+    path: PathBuf,
     config: VaeConfig,
     decoder: Option<Network>,
     encoder: Option<Network>,
@@ -127,6 +131,7 @@ impl Vae {
                 .transpose()
         };
         Ok(Self {
+            path: path.into(),
             config: found.config,
             decoder: load(found.decoder)?,
             encoder: load(found.encoder)?,
@@ -143,6 +148,7 @@ impl Vae {
             .decoder
             .map(|half| Network::load(&half, &mut source, device));
         Ok(Self {
+            path: path.into(),
             config: found.config,
             decoder: decoder.transpose()?,
             encoder: None,
@@ -185,6 +191,11 @@ impl Vae {
         let weights = stored.map(|(weight, name)| Ok((weight.name, source.read_f32(&name)?)));
         let weights = weights.collect::<Result<_, CheckpointError>>()?;
         Ok((config, weights))
+    }
+
+    /// Where it was loaded from.
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     /// What is known of it beside its weights.

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     checkpoint::{StateDict, TensorSource},
-    kernels,
+    kernels::{self, Factors},
     models::dit::{Dit, DitConfig},
     models::{Parameter, dit::in_branch},
     sampler::Stop,
@@ -255,6 +255,10 @@ impl Learner {
             ema_decay: self.settings.ema_decay(number),
             // As torch.nn.utils.clip_grad_norm_.
             factor: (self.settings.clip / (learned.grad_norm + 1e-6)).min(1.0) / scale,
+            factors: match self.products {
+                Products::Rounded => Factors::Bf16,
+                Products::Whole | Products::In(_) => Factors::F32,
+            },
         };
         self.weights.step(gradients, step, self.on_cpu)?;
         self.steps = number;

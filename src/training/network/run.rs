@@ -197,7 +197,7 @@ impl<'d> PretrainRun<'d> {
     pub fn save(&mut self) -> Result<(), TrainingError> {
         self.session.check_device()?;
         let folder = &self.options.folder;
-        let saved = SavedRun::of(&self.learner, self.data, self.seconds(), self.options.dtype);
+        let saved = SavedRun::of(&self.learner, self.data, self.seconds(), &self.options);
         saved.write(&self.learner, &folder.checkpoint())?;
         let model = StateDict {
             config: self.learner.config().clone(),

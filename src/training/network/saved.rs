@@ -9,6 +9,7 @@ use super::{
     data::Dataset,
     forward::Layout,
     learner::{Learner, LossScale},
+    run::PretrainOptions,
     settings::PretrainSettings,
     state::ROLES,
 };
@@ -58,6 +59,11 @@ impl PretrainFolder {
         self.path.join(NETWORK_STATE)
     }
 
+    /// Latents that were made of the pictures, where an autoencoder made some.
+    pub fn latents(&self) -> PathBuf {
+        self.path.join("latents.safetensors")
+    }
+
     /// A line a step.
     pub fn log(&self) -> PathBuf {
         self.path.join("train.jsonl")
@@ -88,6 +94,9 @@ pub struct SavedRun {
     /// Where the data lay, from the root; `None` where text cannot say it, or an earlier version wrote this.
     #[serde(default)]
     pub data_path: Option<String>,
+    /// Where the autoencoder lay that made latents of them, likewise.
+    #[serde(default)]
+    pub vae_path: Option<String>,
     pub settings: PretrainSettings,
     /// Optimizer steps done.
     pub steps: u64,
@@ -100,18 +109,27 @@ pub struct SavedRun {
 }
 
 impl SavedRun {
-    pub(super) fn of(learner: &Learner, data: &Dataset, seconds: f64, dtype: StoredDtype) -> Self {
-        let path = std::path::absolute(data.path()).ok();
+    pub(super) fn of(
+        learner: &Learner,
+        data: &Dataset,
+        seconds: f64,
+        options: &PretrainOptions,
+    ) -> Self {
+        let said = |path: &Path| {
+            let path = std::path::absolute(path).ok();
+            path.and_then(|path| path.into_os_string().into_string().ok())
+        };
         Self {
             format: FORMAT,
             config: learner.config().clone(),
             own_embedders: learner.layout().own_embedders,
             data: data.identity().into(),
-            data_path: path.and_then(|path| path.into_os_string().into_string().ok()),
+            data_path: said(data.path()),
+            vae_path: options.vae.as_ref().and_then(|vae| said(vae.path())),
             settings: learner.settings().clone(),
             steps: learner.steps(),
             seconds,
-            dtype,
+            dtype: options.dtype,
             loss_scale: learner.loss_scale(),
         }
     }

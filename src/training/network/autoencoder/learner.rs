@@ -285,6 +285,7 @@ impl VaeLearner {
             ema_decay: ema_decay(self.settings.ema, number),
             // As torch.nn.utils.clip_grad_norm_.
             factor: (self.settings.clip / (norm + 1e-6)).min(1.0),
+            factors: kernels::Factors::F32,
         };
         self.weights.step(gradients, step, self.on_cpu)?;
         self.steps = number;

@@ -10,7 +10,7 @@ use burn::tensor::Tensor;
 use rayon::prelude::*;
 
 use super::forward::{flat, read};
-use crate::training::TrainingError;
+use crate::{kernels::Factors, training::TrainingError};
 pub(super) use muon::MuonMatrix;
 
 /// Numbers a thread takes at a time. Fixed, so that sums do not depend on the number of threads.
@@ -42,6 +42,8 @@ pub(super) struct Step {
     pub ema_decay: f64,
     /// What gradients are multiplied with first: clipping, and undoing the loss scale.
     pub factor: f64,
+    /// What products of Muon's matrices have, on the CPU.
+    pub factors: Factors,
 }
 
 impl Weights {
@@ -152,6 +154,7 @@ mod tests {
                 weight_decay: 0.1,
                 ema_decay: 0.9,
                 factor: 0.5,
+                factors: Factors::F32,
             };
             for (form, state) in states.iter_mut().enumerate() {
                 let gradients = vec![flat(wave(number as f32), &device); 2];
@@ -190,6 +193,7 @@ mod tests {
             weight_decay: 0.1,
             ema_decay: 0.9,
             factor: 1.0,
+            factors: Factors::F32,
         };
         let after = |places: Vec<usize>| -> Vec<Vec<f32>> {
             let values = places.iter().map(|p| wave(*p, 0.0)).collect();

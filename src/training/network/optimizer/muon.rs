@@ -6,13 +6,16 @@
 
 use std::collections::BTreeMap;
 
-use burn::tensor::Tensor;
+use burn::tensor::{Tensor, TensorData};
 use rayon::prelude::*;
 
 use super::{GRAIN, Step};
-use crate::training::{
-    TrainingError,
-    network::forward::{flat, read},
+use crate::{
+    kernels::{Factors, Matrix},
+    training::{
+        TrainingError,
+        network::forward::{flat, read},
+    },
 };
 
 const MOMENTUM: f64 = 0.95;
@@ -82,6 +85,7 @@ impl Step {
         gradients: &mut [Tensor<1>],
         on_cpu: bool,
     ) -> Result<(), TrainingError> {
+        let scale = |long: usize| STEP_SIZE * (long as f64).sqrt();
         let mut alike: BTreeMap<[usize; 2], Vec<(usize, MuonMatrix)>> = BTreeMap::new();
         for (place, matrix) in matrices.iter().enumerate() {
             if let Some(matrix) = matrix {
@@ -101,8 +105,11 @@ impl Step {
                     momentum[*place] = moved;
                     parts.push(matrix.split(ahead));
                 }
-                let directions =
-                    orthogonal(Tensor::cat(parts, 0)) * STEP_SIZE * (long as f64).sqrt();
+                let parts = Tensor::cat(parts, 0);
+                let directions = match on_cpu {
+                    true => orthogonal_cpu(parts, self.factors)?,
+                    false => orthogonal(parts),
+                } * scale(long);
                 let mut first = 0;
                 for (place, matrix) in members {
                     let part = directions.clone().narrow(0, first, matrix.parts);
@@ -173,6 +180,34 @@ impl Step {
             });
         Ok([value, ema].map(|values| flat(values, &device)))
     }
+}
+
+/// [`orthogonal`] on the CPU, a matrix after the other in the processor's cache, with products of such factors.
+fn orthogonal_cpu(x: Tensor<3>, factors: Factors) -> Result<Tensor<3>, TrainingError> {
+    let (shape, device) = (x.dims(), x.device());
+    let [_, short, long] = shape;
+    let mut values = read(x)?;
+    let matrices = values.par_chunks_mut((short * long).max(1));
+    matrices.for_each(|x| {
+        let norm = x.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt();
+        let unit = (1.0 / (norm + EPSILON)) as f32;
+        x.iter_mut().for_each(|x| *x *= unit);
+        let [a, b, c] = COEFFICIENTS.map(|c| c as f32);
+        for _ in 0..ITERATIONS {
+            let of_x = Matrix::new(x, long);
+            let gram = factors.product(of_x, of_x.transposed());
+            let of_gram = Matrix::new(&gram, short);
+            let mut polynomial = factors.product(of_gram, of_gram);
+            for (p, gram) in polynomial.iter_mut().zip(&gram) {
+                *p = b * gram + c * *p;
+            }
+            let turned = factors.product(Matrix::new(&polynomial, short), of_x);
+            for (x, turned) in x.iter_mut().zip(turned) {
+                *x = a * *x + turned;
+            }
+        }
+    });
+    Ok(Tensor::from_data(TensorData::new(values, shape), &device))
 }
 
 /// `U·Vᵀ`, nearly, of matrices `U·Σ·Vᵀ` (`[count, short, long]`): singular values above 0.0015 of the Frobenius norm come
