@@ -43,19 +43,21 @@ unsafe impl GlobalAlloc for OrEnd {
 }
 
 fn main() -> std::process::ExitCode {
-    keep_memory();
+    if std::env::args_os().any(|argument| argument == "train") {
+        keep_memory();
+    }
     quiet_display_search();
     // A panic has said what it is; to the shell it is a failure like others.
     std::panic::catch_unwind(harmonica::cli::main).unwrap_or(std::process::ExitCode::FAILURE)
 }
 
-/// Keeps what is freed for what comes next. By default it goes back to the kernel after a moment, which clears every page of the
-/// next buffer: a twelfth of a training's time.
+/// Keeps what is freed for what comes next, unless the user's environment (`MIMALLOC_PURGE_DELAY`) says otherwise. By default it
+/// goes back to the kernel after a moment, which clears every page of the next buffer: a twelfth of a training's time.
 fn keep_memory() {
     /// `mi_option_purge_delay`, in milliseconds; below 0 never.
     const PURGE_DELAY: libmimalloc_sys::mi_option_t = 15;
     // SAFETY: it takes two numbers.
-    unsafe { libmimalloc_sys::mi_option_set(PURGE_DELAY, -1) }
+    unsafe { libmimalloc_sys::mi_option_set_default(PURGE_DELAY, -1) }
 }
 
 /// A layer that Mesa puts into every Vulkan program looks for a Wayland display, and complains on stderr where there is no

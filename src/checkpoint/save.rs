@@ -161,12 +161,12 @@ fn write_named(
 }
 
 /// Writes a safetensors file, asking `next` for a tensor's values at a time, in the order of `shapes`.
-pub(crate) fn write_safetensors(
+pub(crate) fn write_safetensors<V: AsRef<[f32]>>(
     out: &Path,
     shapes: &[(String, Vec<usize>)],
     metadata: Option<&str>,
     dtype: StoredDtype,
-    mut next: impl FnMut() -> Result<Vec<f32>, CheckpointError>,
+    mut next: impl FnMut() -> Result<V, CheckpointError>,
 ) -> Result<(), CheckpointError> {
     let (name, width) = match dtype {
         StoredDtype::F32 => ("F32", 4),
@@ -199,7 +199,7 @@ pub(crate) fn write_safetensors(
             .map_err(io)?;
         file.write_all(&header).map_err(io)?;
         for _ in shapes {
-            for values in next()?.chunks(1 << 16) {
+            for values in next()?.as_ref().chunks(1 << 16) {
                 let bytes: Vec<u8> = match dtype {
                     StoredDtype::F32 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
                     StoredDtype::F16 => values

@@ -288,11 +288,14 @@ fn show_run(run: &SavedRun, path: &Path, as_json: bool) -> Result<(), CliError> 
     if let Some(data) = &run.data_path {
         out!("  data        {data}");
     }
+    if let Some(vae) = &run.vae_path {
+        out!("  latents of  {vae}");
+    }
     let folder = match path.parent() {
         Some(folder) if folder != Path::new("") => again::path(folder),
         _ => ".".into(),
     };
-    // Latents that an autoencoder made of pictures are made once more.
+    // A run that does not know its autoencoder wants it said.
     let of_latents = run.config.channels != 3;
     let is_file = |data: &String| data.ends_with(".safetensors");
     let of_pictures = of_latents && !run.data_path.as_ref().is_some_and(is_file);

@@ -18,19 +18,23 @@ pub(super) fn is_there() -> bool {
     }
 }
 
-/// The product of a left and a right factor of the same depth, row-major, with sums in f32; `None` without matrix units.
+/// The product of a left and a right factor of the same depth, row-major, with sums in f32.
+///
+/// # Panics
+/// Without matrix units: who calls has asked whether they are there.
 #[cfg_attr(
     not(all(target_arch = "x86_64", target_os = "linux")),
     expect(unused_variables, reason = "nothing multiplies them")
 )]
-pub(super) fn product(left: &Factor, right: &Factor) -> Option<Vec<f32>> {
+pub(super) fn product(left: &Factor, right: &Factor) -> Vec<f32> {
+    assert!(is_there(), "no matrix units");
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
     {
-        is_there().then(|| on_linux::product(left, right))
+        on_linux::product(left, right)
     }
     #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
     {
-        None
+        unreachable!("there are none")
     }
 }
 

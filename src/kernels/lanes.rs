@@ -12,7 +12,7 @@ pub(super) fn rows_of(width: usize) -> usize {
 
 /// Runs `work` compiled for the widest vectors of the processor at hand.
 ///
-/// Only what is inlined here is compiled so: closures that `work` calls, and functions that are no few instructions, are marked
+/// Only what is inlined here is compiled so: closures that `work` calls, and functions of more than a few instructions, are marked
 /// `#[inline(always)]`. A loop does not see that what a closure has captured stays as it is while it writes: numbers go through
 /// functions of rows, or zipped slices, and what is captured is copied to a variable first.
 #[inline(always)]

@@ -45,7 +45,8 @@ use burn::{
 
 pub use add_bias::add_bias;
 pub use attention::attention;
-pub use bf16::{Bf16Matrix, bf16_product, rounded_product};
+pub(crate) use bf16::rounded_product;
+pub use bf16::{Bf16Matrix, bf16_product};
 pub use cache_write::{SlotAt, cache_write};
 #[cfg(not(target_family = "wasm"))]
 pub use check::{KernelCheck, KernelFault, check_kernels};

@@ -140,7 +140,11 @@ pub(super) fn modulate_gradient_cpu(
                     *for_scale += *grad * ((x - mean) * deviation);
                     *grad *= 1.0 + scale;
                 }
-                let mean_g = sum([grad], |[g]| g) / dim as f32;
+                let mean_g = sum(
+                    [grad],
+                    #[inline(always)]
+                    |[g]| g,
+                ) / dim as f32;
                 let mean_product = sum(
                     [grad, x],
                     #[inline(always)]
@@ -161,7 +165,11 @@ pub(super) fn modulate_gradient_cpu(
 /// Mean, and one over the standard deviation, of a row.
 #[inline(always)]
 fn moments(x: &[f32], eps: f64) -> (f32, f32) {
-    let mean = sum([x], |[v]| v) / x.len() as f32;
+    let mean = sum(
+        [x],
+        #[inline(always)]
+        |[v]| v,
+    ) / x.len() as f32;
     let variance = sum(
         [x],
         #[inline(always)]

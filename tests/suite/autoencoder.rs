@@ -277,17 +277,29 @@ fn the_command_trains_an_autoencoder_for_a_dit_that_draws() {
         "{}",
         String::from_utf8_lossy(&out.stderr)
     );
-    // A run knows its autoencoder, and goes on from the latents that it made, in whatever state their file is.
+    // A run knows its autoencoder, and goes on from the latents that it made: others in their file are another data set.
     let latents = Path::new(&dit).join("latents.safetensors");
     let kept = std::fs::read(&latents).unwrap();
-    let goes_on = |steps: &str| {
-        let resume = ["train", "dit", "--resume", "--out", &dit, "--device", "cpu"];
-        harmonica_json(&[&resume[..], &["--steps", steps, "--json"]].concat())
-    };
+    let resume = ["train", "dit", "--resume", "--out", &dit, "--device", "cpu"];
+    let goes_on =
+        |steps: &str| harmonica_json(&[&resume[..], &["--steps", steps, "--json"]].concat());
     assert_eq!(goes_on("3")["steps"], 3);
+    let mut others = kept.clone();
+    let last = others.len() - 4;
+    others[last..].copy_from_slice(&0.25f32.to_le_bytes());
+    std::fs::write(&latents, &others).unwrap();
+    let out = harmonica(&[&resume[..], &["--steps", "4"]].concat());
+    let said = String::from_utf8_lossy(&out.stderr);
+    assert!(
+        !out.status.success() && said.contains("data of identity"),
+        "{said}"
+    );
+    // Of what a damaged file held nobody knows: the run goes on from the same latents made anew, and leaves it.
     std::fs::write(&latents, &kept[..kept.len() - 8]).unwrap();
     assert_eq!(goes_on("4")["steps"], 4);
-    assert!(std::fs::read(&latents).unwrap() == kept, "made anew");
+    std::fs::remove_file(&latents).unwrap();
+    assert_eq!(goes_on("5")["steps"], 5);
+    assert!(std::fs::read(&latents).unwrap() == kept);
     let picture = path("picture.png");
     let out = harmonica(&[
         "sample",

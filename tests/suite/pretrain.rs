@@ -155,7 +155,11 @@ fn gradients_in_bf16_are_pytorchs_with_the_same_rounding() {
     };
     let apart = |found: &HashMap<String, Vec<f32>>| -> f64 {
         assert_eq!(found.len(), expected.len());
-        let error = |(name, theirs): (&String, &Vec<f32>)| relative(&found[name], theirs);
+        let error = |(name, theirs): (&String, &Vec<f32>)| {
+            let error = relative(&found[name], theirs);
+            assert!(error.is_finite(), "gradient of {name}");
+            error
+        };
         expected.iter().map(error).fold(0.0, f64::max)
     };
     for (micro_batch, gradient_checkpointing) in [(6, false), (4, true)] {

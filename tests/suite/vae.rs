@@ -3,6 +3,7 @@
 use std::{ops::ControlFlow, path::Path};
 
 use harmonica::{
+    checkpoint,
     containers::CheckpointError,
     device::Engine,
     metrics::max_abs_error,
@@ -295,13 +296,19 @@ fn latents_are_made_once_for_the_same_pictures_and_autoencoder() {
     let folder = tempfile::tempdir().unwrap();
     pictures(folder.path());
     let beside = tempfile::tempdir().unwrap();
-    let kept = beside.path().join("run/latents.safetensors");
-    let vae = |config| open("kl-ldm.safetensors", Some(config), &Engine::cpu());
-    let (usual, mut scaled) = (vae(config()), config());
-    let VaeConfig::Kl(kl) = &mut scaled else {
-        unreachable!("it is one of an AutoencoderKL")
+    let kept = beside.path().join("latents.safetensors");
+    let vae = |scaling: f32| {
+        let VaeConfig::Kl(usual) = config() else {
+            unreachable!("it is one of an AutoencoderKL")
+        };
+        let scaling_factor = usual.scaling_factor * scaling;
+        let config = VaeConfig::Kl(KlConfig {
+            scaling_factor,
+            ..usual
+        });
+        open("kl-ldm.safetensors", Some(config), &Engine::cpu())
     };
-    kl.scaling_factor *= 1.5;
+    let (usual, other) = (vae(1.0), vae(1.001));
     let encoded = |vae: &Vae, mirror: bool, image_size: usize| {
         let options = DataOptions {
             image_size: Some(image_size),
@@ -315,18 +322,42 @@ fn latents_are_made_once_for_the_same_pictures_and_autoencoder() {
             ControlFlow::Continue(())
         };
         let data = data.encoded(vae, mirror, Some(&kept), &mut count).unwrap();
+        (made, data)
+    };
+    let identity = |vae: &Vae, mirror: bool, image_size: usize| {
+        let (made, data) = encoded(vae, mirror, image_size);
         (made, data.identity().to_owned())
     };
     let (made, first) = encoded(&usual, true, 32);
     assert_eq!(made, 4);
-    assert_eq!(encoded(&usual, true, 32), (0, first.clone()));
-    // Without mirrored ones they are another data set, whose latents lie there too; the other way round they do not.
-    let (made, plain) = encoded(&usual, false, 32);
+    first.keep_latents(&kept).unwrap();
+    let first = first.identity().to_owned();
+    assert_eq!(identity(&usual, true, 32), (0, first.clone()));
+    // Without mirrored ones they are another data set, whose latents lie there too.
+    let (made, plain) = identity(&usual, false, 32);
     assert!(made == 0 && plain != first);
-    assert_eq!(encoded(&vae(scaled), true, 32).0, 4, "another autoencoder");
-    assert_eq!(encoded(&usual, false, 32), (4, plain), "and back");
-    assert_eq!(encoded(&usual, true, 32), (4, first), "mirrored ones");
-    assert_eq!(encoded(&usual, true, 16).0, 4, "other pictures");
+    assert_eq!(identity(&other, true, 32).0, 4, "another autoencoder");
+    assert_eq!(identity(&usual, true, 16).0, 4, "other pictures");
+    // Those of pictures as they are do not do for mirrored ones.
+    std::fs::remove_file(&kept).unwrap();
+    encoded(&usual, false, 32).1.keep_latents(&kept).unwrap();
+    assert_eq!(identity(&usual, false, 32), (0, plain));
+    let (made, again) = encoded(&usual, true, 32);
+    assert_eq!((made, again.identity()), (4, first.as_str()));
+    again.keep_latents(&kept).unwrap();
+    assert_eq!(identity(&usual, true, 32).0, 0);
+    // A damaged file is as good as none, and left alone like one of somebody's own.
+    let bytes = std::fs::read(&kept).unwrap();
+    std::fs::write(&kept, &bytes[..bytes.len() - 3]).unwrap();
+    assert_eq!(identity(&usual, true, 32), (4, first));
+    checkpoint::write_tensors(&kept, &[("latents", vec![1, 4, 2, 2], vec![0.5; 16])]).unwrap();
+    let own = std::fs::read(&kept).unwrap();
+    let error = again.keep_latents(&kept).unwrap_err().to_string();
+    assert!(
+        error.ends_with("that were kept by a run; it is left as it is"),
+        "{error}"
+    );
+    assert!(std::fs::read(&kept).unwrap() == own);
 }
 
 #[test]

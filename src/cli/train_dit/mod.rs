@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     checkpoint::{LoadOptions, ModelSpec, StateDict, StoredDtype, load_state},
-    device::DeviceReport,
+    device::{DeviceReport, Engine},
     metrics::peak_memory_bytes,
     models::vae::Vae,
     training::{
@@ -138,11 +138,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
         // A run goes on from its own weights.
         _ => None,
     };
-    let before_vae = before.as_ref().and_then(|saved| saved.vae_path.as_deref());
-    let vae = args.vae.as_deref().or(before_vae.map(Path::new));
-    let vae = vae
-        .map(|path| Vae::open(path, engine.device()))
-        .transpose()?;
+    let vae = autoencoder(&args, before.as_ref(), &place, &engine)?;
     let factor = vae.as_ref().map_or(1, |vae| vae.config().factor());
     let before_config = before.as_ref().map(|saved| &saved.config);
     let known = init.as_ref().map(|state| &state.config).or(before_config);
@@ -223,6 +219,38 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
     Ok(())
 }
 
+/// What makes latents of the pictures: what the command names, or what the run began with.
+fn autoencoder(
+    args: &Args,
+    before: Option<&SavedRun>,
+    place: &Path,
+    engine: &Engine,
+) -> Result<Option<Vae>, CliError> {
+    if let Some(path) = &args.vae {
+        return Ok(Some(Vae::open(path, engine.device())?));
+    }
+    let Some(before) = before else {
+        return Ok(None);
+    };
+    match &before.vae_path {
+        Some(path) => {
+            let vae = Vae::open(Path::new(path), engine.device());
+            let moved = |e| {
+                CliError::Usage(format!(
+                    "the autoencoder that the run in {} began with: {e}; pass --vae where it lies now",
+                    args.out.display()
+                ))
+            };
+            Ok(Some(vae.map_err(moved)?))
+        }
+        None if before.config.channels != 3 && place.is_dir() => Err(CliError::Usage(format!(
+            "the run in {} learns latents of pictures, and does not say by which autoencoder: pass --vae",
+            args.out.display()
+        ))),
+        None => Ok(None),
+    }
+}
+
 /// A model's weights for this data, which may be of other classes, of another size or of other channels than the model's own.
 fn fitted(
     state: StateDict,
@@ -294,8 +322,11 @@ fn train(
         if matches!(event, Err(TrainingError::Stopped)) {
             run.save()?;
             meter.bar.abandon();
+            // A path that is no text is not remembered.
+            let vae = args.vae.as_deref().filter(|path| path.to_str().is_none());
+            let vae = vae.map_or(String::new(), |vae| format!(" --vae {}", again::path(vae)));
             context.say(format!(
-                "stopped after {}, saved in {}; harmonica train dit --resume --out {} goes on",
+                "stopped after {}, saved in {}; harmonica train dit --resume --out {}{vae} goes on",
                 counted(run.learner().steps(), "step"),
                 args.out.display(),
                 again::path(&args.out),
@@ -419,7 +450,7 @@ fn report(
     }
 }
 
-/// The pictures' latents, with a bar; those that the run keeps, where it began with the same.
+/// The pictures' latents, with a bar; those that the run keeps, where they are of the same pictures and autoencoder.
 fn encoded(
     data: Dataset,
     vae: &Vae,

@@ -97,7 +97,8 @@ pub(super) struct RecipeArgs {
     /// Even out classes of different size: 0 draws every picture equally often, 1 every class [default: 0]
     #[arg(long, value_name = "EXPONENT")]
     balance: Option<f64>,
-    /// Number type of the blocks' matrix products: f32, f16 on GPUs, or bf16, which processors with matrix units (AMX) are fast in [default: f32]
+    /// Number type of the blocks' matrix products: f32; f16 on GPUs that have it; bf16 on those that have it, and on the CPU, where
+    /// it is faster only with matrix units (AMX) [default: f32]
     #[arg(long, value_enum)]
     precision: Option<PrecisionArg>,
     /// Keep only the blocks' inputs and run each block again on the way back: less memory, a third more time

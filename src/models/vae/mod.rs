@@ -193,6 +193,22 @@ impl Vae {
         Ok((config, weights))
     }
 
+    /// A hash of the encoder's weights and of what scales latents: two autoencoders of one identity make the same latents. Reads the
+    /// file once more.
+    ///
+    /// # Errors
+    /// As [`Self::open`]: the file may be gone by now.
+    pub fn encoder_identity(&self) -> Result<String, CheckpointError> {
+        let (mut source, found) = describe(&self.path, Some(self.config.clone()))?;
+        let mut hash = blake3::Hasher::new();
+        hash.update(format!("{:?}", found.config).as_bytes());
+        for (weight, name) in found.encoder.iter().flat_map(|half| &half.stored) {
+            hash.update(weight.name.as_bytes());
+            hash.update(bytemuck::cast_slice(&source.read_f32(name)?));
+        }
+        Ok(hash.finalize().to_hex()[..32].to_owned())
+    }
+
     /// Where it was loaded from.
     pub fn path(&self) -> &Path {
         &self.path

@@ -5,8 +5,11 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::{DataError, Dataset, Values};
-use crate::checkpoint::{
-    self, CheckpointError, METADATA_KEY, StoredDtype, TensorSource, write_safetensors,
+use crate::{
+    checkpoint::{
+        self, CheckpointError, METADATA_KEY, StoredDtype, TensorSource, write_safetensors,
+    },
+    models::vae::Vae,
 };
 
 /// `latents` `[N, C, H, W]` as the network is to see them (scaled), and perhaps `labels` `[N]`; without labels all are
@@ -61,6 +64,7 @@ pub(super) fn read(path: &Path) -> Result<Dataset, DataError> {
         values: Values::Latents {
             values,
             mirrored: None,
+            origin: None,
         },
         shape: [c, h, w],
         labels,
@@ -70,20 +74,28 @@ pub(super) fn read(path: &Path) -> Result<Dataset, DataError> {
     })
 }
 
-/// What a file of kept latents says.
-#[derive(Debug, PartialEq, Serialize, Deserialize)]
-struct Kept {
+/// Of what a run made its latents; what a file of kept ones says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Origin {
     format: u32,
-    /// Identity of the pictures that they are of.
+    /// Identity of the pictures.
     pictures: String,
+    /// [`Vae::encoder_identity`].
+    autoencoder: String,
 }
 
-impl Kept {
-    fn of(pictures: &Dataset) -> Self {
-        Self {
+impl Origin {
+    pub fn of(pictures: &Dataset, vae: &Vae) -> Result<Self, CheckpointError> {
+        Ok(Self {
             format: 1,
             pictures: pictures.identity.clone(),
-        }
+            autoencoder: vae.encoder_identity()?,
+        })
+    }
+
+    /// What a file says of itself; `None` where it is no file of kept latents.
+    fn read(source: &TensorSource) -> Option<Self> {
+        serde_json::from_str(source.metadata().get(METADATA_KEY)?).ok()
     }
 }
 
@@ -91,11 +103,12 @@ impl Kept {
 /// no labels.
 const SIDES: [&str; 2] = ["plain", "mirrored"];
 
-/// The latents of `shape` that are kept at `path`, where they are of these pictures and, with `mirror`, of the mirrored ones too.
+/// So many latents of this origin, `[N, C, H, W]`, where the file at `path` holds them; with `mirror` those of the mirrored pictures
+/// too.
 pub(super) fn kept(
     path: &Path,
-    pictures: &Dataset,
-    shape: [usize; 3],
+    origin: &Origin,
+    shape: [usize; 4],
     mirror: bool,
 ) -> Option<Vec<Vec<f32>>> {
     if !path.exists() {
@@ -103,51 +116,48 @@ pub(super) fn kept(
     }
     let sides = &SIDES[..1 + usize::from(mirror)];
     let found = checkpoint::open(path).and_then(|mut source| {
-        if says(&source) != Some(Kept::of(pictures)) {
+        if Origin::read(&source).as_ref() != Some(origin) {
             return Ok(None);
         }
         let mut read = |name: &&str| -> Result<Option<Vec<f32>>, CheckpointError> {
-            let [c, h, w] = shape;
-            let alike = |found: &[usize]| found == [pictures.len(), c, h, w];
-            if !source.get(name).is_some_and(|entry| alike(&entry.shape)) {
+            if source.get(name).is_none_or(|entry| entry.shape != shape) {
                 return Ok(None);
             }
             let values = source.read_f32(name)?;
             Ok(values.iter().all(|v| v.is_finite()).then_some(values))
         };
-        sides
-            .iter()
-            .map(&mut read)
-            .collect::<Result<Option<_>, _>>()
+        let sides = sides.iter().map(&mut read);
+        sides.collect::<Result<Option<_>, _>>()
     });
     found.unwrap_or_else(|error| {
-        tracing::warn!(%error, "latents are made anew");
+        tracing::warn!(%error, "kept latents are made anew");
         None
     })
 }
 
-fn says(source: &TensorSource) -> Option<Kept> {
-    serde_json::from_str(source.metadata().get(METADATA_KEY)?).ok()
-}
-
-/// Keeps latents at `path`, whole or not at all.
+/// Keeps latents at `path`, whole or not at all; a file there that holds none is somebody's, and is left alone.
 pub(super) fn keep(
     path: &Path,
-    pictures: &Dataset,
-    [c, h, w]: [usize; 3],
-    sides: &[Vec<f32>],
+    origin: &Origin,
+    shape: [usize; 4],
+    sides: &[&[f32]],
 ) -> Result<(), DataError> {
-    if let Some(folder) = path.parent() {
-        std::fs::create_dir_all(folder).map_err(DataError::io(folder))?;
+    if path.exists() {
+        let ours = checkpoint::open(path).is_ok_and(|source| Origin::read(&source).is_some());
+        if !ours {
+            return Err(DataError::Latents {
+                path: path.into(),
+                problem: "that were kept by a run; it is left as it is".into(),
+            });
+        }
     }
-    let shape = vec![pictures.len(), c, h, w];
-    let shapes: Vec<_> = SIDES[..sides.len()]
-        .iter()
-        .map(|name| (name.to_string(), shape.clone()))
+    let named = SIDES.iter().zip(sides);
+    let shapes: Vec<_> = named
+        .map(|(name, _)| (name.to_string(), shape.to_vec()))
         .collect();
-    let says = serde_json::to_string(&Kept::of(pictures)).unwrap_or_default();
+    let says = serde_json::to_string(origin).unwrap_or_default();
     let mut sides = sides.iter();
-    let mut next = || Ok(sides.next().cloned().unwrap_or_default());
-    write_safetensors(path, &shapes, Some(&says), StoredDtype::F32, &mut next)?;
+    let next = || Ok(sides.next().copied().unwrap_or_default());
+    write_safetensors(path, &shapes, Some(&says), StoredDtype::F32, next)?;
     Ok(())
 }

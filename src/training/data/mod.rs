@@ -148,6 +148,8 @@ enum Values {
         values: Vec<f32>,
         /// Those of the mirrored pictures, where they were made here and are wanted.
         mirrored: Option<Vec<f32>>,
+        /// Of what they were made here.
+        origin: Option<latents::Origin>,
     },
 }
 
@@ -244,10 +246,8 @@ impl Dataset {
     }
 
     /// The latents of these pictures, as an autoencoder makes them: the means of what it says. With `mirror`, those of the
-    /// mirrored pictures too, which training then takes for them.
-    ///
-    /// They are kept in the file `kept`, and taken from there where it holds those of these pictures and the first of them is what the
-    /// autoencoder makes, but for a device's rounding.
+    /// mirrored pictures too, which training then takes for them. They are taken from the file `kept` where it holds those that
+    /// [were kept](Self::keep_latents) of the same pictures and autoencoder.
     ///
     /// `each` hears of every picture `(done, all)` and may break off.
     ///
@@ -265,25 +265,18 @@ impl Dataset {
         }
         let factor = vae.config().factor();
         let [_, height, width] = self.shape;
-        let shape = [
-            vae.config().latent_channels(),
-            height / factor,
-            width / factor,
-        ];
-        let found = kept.and_then(|path| latents::kept(path, &self, shape, mirror));
+        let channels = vae.config().latent_channels();
+        let shape @ [c, h, w] = [channels, height / factor, width / factor];
+        let origin = latents::Origin::of(&self, vae)?;
+        let found =
+            kept.and_then(|path| latents::kept(path, &origin, [self.len(), c, h, w], mirror));
         let sides = match found {
-            Some(sides) if self.makes(vae, &sides[0])? => sides,
-            _ => {
-                let sides = self.made(vae, mirror, each)?;
-                if let Some(path) = kept {
-                    latents::keep(path, &self, shape, &sides)?;
-                }
-                sides
-            }
+            Some(sides) => sides,
+            None => self.made(vae, mirror, each)?,
         };
         let mut hash = blake3::Hasher::new();
         hash.update(self.identity.as_bytes());
-        let size = shape.iter().product::<usize>();
+        let size = c * h * w;
         for index in 0..self.len() {
             for side in &sides {
                 hash.update(bytemuck::cast_slice(&side[index * size..][..size]));
@@ -294,11 +287,38 @@ impl Dataset {
             values: Values::Latents {
                 values: sides.next().unwrap_or_default(),
                 mirrored: sides.next(),
+                origin: Some(origin),
             },
             shape,
             identity: hash.finalize().to_hex()[..32].to_owned(),
             ..self
         })
+    }
+
+    /// Keeps latents that [were made](Self::encoded) in a file of their own, whole or not at all, unless they lie there; others stay
+    /// where they are.
+    ///
+    /// # Errors
+    /// [`DataError::Checkpoint`] where it cannot be written; [`DataError::Latents`] where the file is another's.
+    pub fn keep_latents(&self, path: &Path) -> Result<(), DataError> {
+        let Values::Latents {
+            values,
+            mirrored,
+            origin: Some(origin),
+        } = &self.values
+        else {
+            return Ok(());
+        };
+        let [c, h, w] = self.shape;
+        let shape = [self.len(), c, h, w];
+        if latents::kept(path, origin, shape, mirrored.is_some()).is_some() {
+            return Ok(());
+        }
+        let sides: Vec<&[f32]> = std::iter::once(values)
+            .chain(mirrored)
+            .map(Vec::as_slice)
+            .collect();
+        latents::keep(path, origin, shape, &sides)
     }
 
     /// All latents, and with `mirror` all of the mirrored pictures.
@@ -330,15 +350,6 @@ impl Dataset {
         Ok(vae.encode(&pixels, self.shape)?)
     }
 
-    /// Whether an autoencoder makes the first of these latents of the first picture.
-    fn makes(&self, vae: &Vae, latents: &[f32]) -> Result<bool, DataError> {
-        /// Devices differ by less, autoencoders by far more.
-        const ROUNDING: f32 = 0.02;
-        let made = self.latents_of(vae, 0, false)?;
-        let mut pairs = made.iter().zip(latents);
-        Ok(pairs.all(|(made, kept)| (made - kept).abs() <= ROUNDING))
-    }
-
     /// Picture `index` as `[C, H, W]` values into `out`: pixels `v/127.5 − 1`, latents as they are (these are never
     /// shifted, and mirrored only where they [were made](Self::encoded) of mirrored pictures).
     ///
@@ -352,7 +363,9 @@ impl Dataset {
     ) -> Result<(), DataError> {
         let [channels, height, width] = self.shape;
         match &self.values {
-            Values::Latents { values, mirrored } => {
+            Values::Latents {
+                values, mirrored, ..
+            } => {
                 let values = match mirrored {
                     Some(mirrored) if change.mirror => mirrored,
                     _ => values,

@@ -135,6 +135,9 @@ impl<'d> PretrainRun<'d> {
         };
         // A place that cannot be written is found out before the work, not after it.
         run.save()?;
+        if let Err(error) = data.keep_latents(&run.options.folder.latents()) {
+            tracing::warn!(%error, "latents are not kept: to go on, the run makes them once more");
+        }
         // A finished run may have been stopped before its last grid.
         run.unsampled = u64::from(run.learner.steps() > 0 && run.is_done());
         Ok(run)

@@ -76,14 +76,14 @@ pub(super) fn mirrors(flip: bool, words: &[String], class: &str) -> bool {
 }
 
 /// Number type of the blocks' matrix products, where most of the work is. Weights, optimizer, norms, the residual
-/// stream and the loss stay in f32; on the CPU so does all else but the products' factors.
+/// stream and the loss stay in f32; on the CPU so does all else but the factors of these products and of those of Muon.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
     F32,
-    /// With a loss scale that adapts itself: GPUs.
+    /// On GPUs, with a loss scale that adapts itself.
     F16,
-    /// By a processor's matrix units where it has some; GPUs whose drivers have the type.
+    /// On the CPU, by its matrix units where it has some (elsewhere f32 is faster), and on GPUs whose drivers have the type.
     Bf16,
 }
 

@@ -85,7 +85,6 @@ impl Step {
         gradients: &mut [Tensor<1>],
         on_cpu: bool,
     ) -> Result<(), TrainingError> {
-        let scale = |long: usize| STEP_SIZE * (long as f64).sqrt();
         let mut alike: BTreeMap<[usize; 2], Vec<(usize, MuonMatrix)>> = BTreeMap::new();
         for (place, matrix) in matrices.iter().enumerate() {
             if let Some(matrix) = matrix {
@@ -109,7 +108,8 @@ impl Step {
                 let directions = match on_cpu {
                     true => orthogonal_cpu(parts, self.factors)?,
                     false => orthogonal(parts),
-                } * scale(long);
+                } * STEP_SIZE
+                    * (long as f64).sqrt();
                 let mut first = 0;
                 for (place, matrix) in members {
                     let part = directions.clone().narrow(0, first, matrix.parts);
@@ -182,7 +182,7 @@ impl Step {
     }
 }
 
-/// [`orthogonal`] on the CPU, a matrix after the other in the processor's cache, with products of such factors.
+/// [`orthogonal`] on the CPU, each matrix by one task, so that it stays in the cache; with products of such factors.
 fn orthogonal_cpu(x: Tensor<3>, factors: Factors) -> Result<Tensor<3>, TrainingError> {
     let (shape, device) = (x.dims(), x.device());
     let [_, short, long] = shape;
@@ -222,4 +222,33 @@ fn orthogonal(x: Tensor<3>) -> Tensor<3> {
         x = x.clone() * a + polynomial.matmul(x);
     }
     x
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::Device;
+
+    use super::*;
+
+    #[test]
+    fn matrices_are_made_orthogonal_with_factors_of_any_kind() {
+        let [count, short, long] = [3, 40, 100];
+        let wave = |i: usize| ((i * i % 1009) as f32 * 0.37).sin();
+        let values = (0..count * short * long).map(wave).collect();
+        let data = TensorData::new::<f32, _>(values, [count, short, long]);
+        let x: Tensor<3> = Tensor::from_data(data, &Device::flex());
+        let composed = read(orthogonal(x.clone())).unwrap();
+        for (factors, bound) in [(Factors::F32, 1e-5), (Factors::Bf16, 2e-2)] {
+            let found = read(orthogonal_cpu(x.clone(), factors).unwrap()).unwrap();
+            let error = crate::metrics::max_abs_error(&found, &composed);
+            assert!(error < bound, "{factors:?}: {error}");
+            for matrix in found.chunks_exact(short * long) {
+                let of_x = Matrix::new(matrix, long);
+                let gram = Factors::F32.product(of_x, of_x.transposed());
+                // The mean square of the singular values.
+                let square = (0..short).map(|i| gram[i * short + i]).sum::<f32>() / short as f32;
+                assert!((0.5..1.4).contains(&square), "{factors:?}: {square}");
+            }
+        }
+    }
 }
