@@ -7,6 +7,10 @@ use crate::checkpoint::{ModelInfo, synonyms};
 pub(super) fn class_named(name: &str, info: &ModelInfo) -> Result<usize, CliError> {
     let problem = match info.classes_by_name(name)[..] {
         [class] => return Ok(class),
+        [] if name.trim().is_empty() => {
+            "--classes has an empty name: expected names or numbers with a comma between them"
+                .into()
+        }
         [] => unknown_class(name, info),
         ref classes => {
             let each = |class: &usize| format!("{class} ({})", info.class_names[*class]);

@@ -245,8 +245,9 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
     if !info.is_pixel_space() && matches!(pipeline.decoder, Decoder::Direct) {
         context.say("this model draws latents; the picture is a rough preview of them (--vae makes the real one, --save-tensors keeps the values)");
     }
+    let [width, height] = pipeline.decoder.picture_size(info.outline.latents.shape());
     context.say(format!(
-        "{}: {} of {} in {:.1} s on {} ({}): {:.1} ms a step and image, {:.2} images/s",
+        "{}: {} of {width}×{height} by {} in {:.1} s on {} ({}): {:.1} ms a step and image, {:.2} images/s",
         args.out.display(),
         counted(conditions.len(), "image"),
         info.outline.name,

@@ -22,10 +22,11 @@ use crate::{
 pub(super) struct ScheduleArgs {
     #[arg(long, value_name = "FILE|DIR|none|learned|POLICY[:ARGS]", help = choices())]
     pub schedule: Option<String>,
-    /// The learned schedule of this MACs ratio, of those in the --schedule folder or of those that come with the bundled model
+    /// The learned schedule of this MACs ratio, of those in the --schedule folder or of those that come with the bundled model; 1
+    /// computes everything [default: 2 where learned schedules are used]
     #[arg(long, value_name = "X")]
     pub speed: Option<f64>,
-    /// Where there is no learned schedule of --speed, fit one first, to even steps (a minute for small models): into
+    /// Where there is no learned schedule of --speed, fit one first, to even steps (a few minutes for small models): into
     /// harmonica-ladders/, where the next run with --learn finds it. `harmonica train router` searches for better steps
     #[arg(long, requires = "speed", conflicts_with = "schedule")]
     pub learn: bool,
@@ -61,6 +62,7 @@ impl ScheduleArgs {
         let choice = match (&self.schedule, self.speed) {
             (Some(spec), None) => spec.parse()?,
             (Some(spec), Some(speed)) => spec.parse::<ScheduleChoice>()?.at_speed(speed)?,
+            (None, Some(1.0)) => ScheduleChoice::Policy(Policy::NONE),
             (None, Some(speed)) => ScheduleChoice::LEARNED.at_speed(speed)?,
             // A model that was named is sampled as it is, even if its weights are the bundled ones.
             (None, None) if info.is_bundled() => ScheduleChoice::LEARNED,

@@ -99,64 +99,39 @@ pub(super) struct Factor {
 impl Factor {
     /// The left one.
     pub fn left(matrix: Matrix) -> Self {
-        let (values, width, transposed) = matrix.in_memory();
-        let shape = [matrix.rows(), matrix.columns()];
-        match transposed {
-            false => Self::of(
-                shape,
-                #[inline(always)]
-                |side, deep, tile| {
-                    let rows = part(values, width, side, SIDE);
-                    left_tile(rows, width, deep * DEPTH, tile);
-                },
-            ),
-            true => Self::of(
-                shape,
-                #[inline(always)]
-                |side, deep, tile| {
-                    let rows = part(values, width, deep, DEPTH);
-                    right_tile(rows, width, side * SIDE, tile);
-                    turn(tile);
-                },
-            ),
-        }
+        let (_, _, transposed) = matrix.in_memory();
+        Self::of([matrix.rows(), matrix.columns()], matrix, !transposed)
     }
 
     /// The right one.
     pub fn right(matrix: Matrix) -> Self {
-        let (values, width, transposed) = matrix.in_memory();
-        let shape = [matrix.columns(), matrix.rows()];
-        match transposed {
-            false => Self::of(
-                shape,
-                #[inline(always)]
-                |side, deep, tile| {
-                    let rows = part(values, width, deep, DEPTH);
-                    right_tile(rows, width, side * SIDE, tile);
-                },
-            ),
-            true => Self::of(
-                shape,
-                #[inline(always)]
-                |side, deep, tile| {
-                    let rows = part(values, width, side, SIDE);
-                    left_tile(rows, width, deep * DEPTH, tile);
-                    turn(tile);
-                },
-            ),
-        }
+        let (_, _, transposed) = matrix.in_memory();
+        Self::of([matrix.columns(), matrix.rows()], matrix, transposed)
     }
 
-    /// Of tiles by side and depth: `fill(side, deep, tile of zeros)`.
-    fn of([sides, depth]: [usize; 2], fill: impl Fn(usize, usize, &mut Tile) + Sync) -> Self {
+    /// Of a matrix whose sides lie in memory as rows, or as columns.
+    fn of([sides, depth]: [usize; 2], matrix: Matrix, sides_are_rows: bool) -> Self {
+        let (values, width, transposed) = matrix.in_memory();
         let deep = depth.div_ceil(DEPTH);
         let count = sides.div_ceil(SIDE) * deep;
         let mut tiles: Vec<Tile> = Vec::with_capacity(count);
         let write = |(i, tile): (usize, &mut MaybeUninit<Tile>)| {
             let tile = tile.write(ZERO);
+            let (side, deep) = (i / deep, i % deep);
             vectorised(
                 #[inline(always)]
-                || fill(i / deep, i % deep, tile),
+                || {
+                    if sides_are_rows {
+                        let rows = part(values, width, side, SIDE);
+                        left_tile(rows, width, deep * DEPTH, tile);
+                    } else {
+                        let rows = part(values, width, deep, DEPTH);
+                        right_tile(rows, width, side * SIDE, tile);
+                    }
+                    if transposed {
+                        turn(tile);
+                    }
+                },
             );
         };
         let places = &mut tiles.spare_capacity_mut()[..count];

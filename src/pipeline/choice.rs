@@ -1,6 +1,6 @@
 //! From what a user names to what fits model and run.
 
-use std::path::Path;
+use std::{collections::BTreeSet, path::Path};
 
 use crate::{
     checkpoint::{ModelInfo, ModelSpec},
@@ -9,7 +9,7 @@ use crate::{
     sampler::{Settings, model_identity, run_settings},
     schedule::{
         ModelIdentity, PolicyRecord, Reuse, RunSettings, Schedule, ScheduleError, ScheduleFile,
-        bundled_schedules, learned_at, speed_of,
+        bundled_schedules, bundled_schedules_of, learned_at, speed_of,
     },
 };
 
@@ -172,7 +172,10 @@ fn learned_file(
         .cloned()
         .ok_or_else(|| PolicyError::NotLearned {
             speed,
-            available: listed(files.iter().map(speed_of).collect(), folder),
+            available: match (folder, files.is_empty()) {
+                (None, true) => listed_runs(&model),
+                _ => listed(files.iter().map(speed_of).collect(), folder),
+            },
         })
 }
 
@@ -199,6 +202,22 @@ fn schedules_in(
     let files = files.collect::<Result<Vec<_>, _>>()?;
     let fits = |file: &ScheduleFile| file.check_fits(model, run).is_ok();
     Ok(files.into_iter().filter(fits).collect())
+}
+
+/// For which runs the library has schedules of a model, where it has none for the one at hand.
+fn listed_runs(model: &ModelIdentity) -> String {
+    let files = bundled_schedules_of(model);
+    let of = |file: &ScheduleFile| (file.run.solver.clone(), file.run.steps);
+    let runs: BTreeSet<_> = files.iter().filter(|f| f.is_learned()).map(of).collect();
+    let runs: Vec<_> = runs
+        .into_iter()
+        .map(|(solver, steps)| format!("--steps {steps} --solver {solver}"))
+        .collect();
+    let others = match runs.is_empty() {
+        true => String::new(),
+        false => format!("; for this model there are some for {}", runs.join(", ")),
+    };
+    format!("the library has none that was made for it{others}")
 }
 
 /// What speeds there are.

@@ -79,6 +79,15 @@ impl Decoder {
         Ok(outline)
     }
 
+    /// Width and height of the pictures of images `[C, H, W]`.
+    pub fn picture_size(&self, [_, height, width]: [usize; 3]) -> [usize; 2] {
+        let factor = match self {
+            Self::Direct => 1,
+            Self::Vae(vae, _) => vae.config().factor(),
+        };
+        [width * factor, height * factor]
+    }
+
     /// The picture of one image `[C, H, W]`. `go_on` is asked before every tile of a large one.
     ///
     /// # Errors

@@ -36,12 +36,16 @@ use options::{NetworkArgs, RecipeArgs, settings};
 /// Skipped pictures that are named; the rest is counted.
 const NAMED: usize = 10;
 
+/// Steps of a fresh network that draws more than noise.
+const FEWEST_STEPS: u64 = 300;
+
 /// Fewer pictures than these are learned by heart, which nobody should wait an hour for unasked.
 const FEWEST: usize = 16;
 
 const EXAMPLES: &str = "\
 Examples:
-  harmonica train dit --data pictures --minutes 30     a sub-folder a class
+  harmonica train dit --data pictures --minutes 60     a sub-folder a class
+  harmonica train dit --data pictures --init bundled --minutes 15     few pictures: from a model that draws
   harmonica train dit --resume --minutes 60            goes on in dit/
   harmonica train dit --data pictures --size DiT-S/4 --image-size 128
   harmonica sample --model dit/model.safetensors";
@@ -124,6 +128,13 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
 
     let lay = before.as_ref().and_then(|saved| saved.data_path.as_deref());
     let place = place_of_data(args.data.as_deref(), lay, &args.out)?;
+    if PretrainFolder::new(&place).checkpoint().exists() {
+        return Err(CliError::Usage(format!(
+            "{} is the folder of a training: expected pictures; `train dit --resume --out {}` goes on with it",
+            place.display(),
+            again::path(&place)
+        )));
+    }
     let engine = args.device.open(context)?;
 
     let init = match (&args.network.init, &before) {
@@ -214,7 +225,14 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
         },
     ));
     name_skipped(&data, context);
+    let begun = run.learner().steps();
     train(&mut run, &settings, &args, context)?;
+    if begun > 0 && run.learner().steps() == begun {
+        context.say(format!(
+            "the run in {} was at its end: a larger --minutes, --images or --steps goes on",
+            args.out.display()
+        ));
+    }
     report(&run, &data, engine.report(), &args, context);
     Ok(())
 }
@@ -427,6 +445,12 @@ fn report(
     if let Some(warmup) = warmup.filter(|warmup| *warmup > steps) {
         context.say(format!(
             "warning: the learning rate was still rising when the run ended: --warmup is {warmup}, the run had {}",
+            counted(steps, "step")
+        ));
+    }
+    if steps < FEWEST_STEPS && args.network.init.is_none() {
+        context.say(format!(
+            "warning: after {} a network draws noise: shapes come within some thousand, an hour for a small one; --init bundled begins with one that draws",
             counted(steps, "step")
         ));
     }

@@ -161,3 +161,46 @@ fn a_schedule_has_the_same_name_in_every_command() {
         &["is a schedule file already"],
     );
 }
+
+#[test]
+fn speed_1_is_all_of_the_work_and_steps_without_a_schedule_name_those_that_have_one() {
+    let place = Place::new();
+    let out = place.at("x.png");
+    let draw = |more: &[&str]| -> String {
+        let usual = [
+            "sample",
+            "--device",
+            "cpu",
+            "--classes",
+            "clock-3d",
+            "--out",
+            &out,
+            "--steps",
+        ];
+        says(
+            &[&usual[..], more].concat(),
+            0,
+            &["1 image of 32×32 by DiT"],
+        )
+    };
+    let text = draw(&["20", "--speed", "1"]);
+    assert!(text.contains("schedule none: CUR 0.0 %"), "{text}");
+    let text = draw(&["3"]);
+    let others =
+        "for this model there are some for --steps 20 --solver ddim, --steps 50 --solver ddim";
+    assert!(text.contains(others), "{text}");
+    let classes = [
+        "sample",
+        "--device",
+        "cpu",
+        "--out",
+        &out,
+        "--classes",
+        "clock-3d,",
+    ];
+    says(
+        &classes,
+        2,
+        &["--classes has an empty name: expected names or numbers"],
+    );
+}

@@ -176,3 +176,27 @@ fn nothing_trains_for_an_hour_unasked_on_next_to_nothing() {
         &["1 picture of [3, 8, 8] in 1 class; 1 step"],
     );
 }
+
+#[test]
+fn a_training_says_when_it_has_come_to_nothing() {
+    let place = Place::new();
+    let (data, out) = (place.pictures(2), place.at("run"));
+    let base = ["--data", &data, "--steps", "2", "--out"];
+    let noise = "warning: after 2 steps a network draws noise";
+    says(&train(&[&base[..], &[&out]].concat()), 0, &[noise]);
+    says(
+        &["train", "dit", "--resume", "--out", &out, "--device", "cpu"],
+        0,
+        &["was at its end: a larger --minutes, --images or --steps goes on"],
+    );
+    // A run's folder holds pictures, which are none to learn.
+    let on_itself = ["--data", &out, "--out", &place.at("other")];
+    says(
+        &train(&on_itself),
+        2,
+        &[
+            "is the folder of a training: expected pictures",
+            "--resume --out",
+        ],
+    );
+}
