@@ -45,9 +45,8 @@ const FEWEST: usize = 16;
 const EXAMPLES: &str = "\
 Examples:
   harmonica train dit --data pictures --minutes 60     a sub-folder a class
-  harmonica train dit --data pictures --init bundled --minutes 15     few pictures: from a model that draws
-  harmonica train dit --resume --minutes 60            goes on in dit/
-  harmonica train dit --data pictures --size DiT-S/4 --image-size 128
+  harmonica train dit --data pictures --init bundled   few pictures, little time
+  harmonica train dit --resume --minutes 90            goes on in dit/
   harmonica sample --model dit/model.safetensors";
 
 #[derive(clap::Args, Debug)]
