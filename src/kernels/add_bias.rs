@@ -26,10 +26,6 @@ pub(super) fn add_bias_cpu(x: &mut [f32], bias: &[f32]) {
         x,
         bias.len(),
         #[inline(always)]
-        |_, rows| {
-            for row in rows.chunks_exact_mut(bias.len()) {
-                add(row, bias);
-            }
-        },
+        |_, row| add(row, bias),
     );
 }

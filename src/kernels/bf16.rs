@@ -99,19 +99,18 @@ pub(super) struct Factor {
 impl Factor {
     /// The left one.
     pub fn left(matrix: Matrix) -> Self {
-        let (_, _, transposed) = matrix.in_memory();
-        Self::of([matrix.rows(), matrix.columns()], matrix, !transposed)
+        Self::of([matrix.rows(), matrix.columns()], matrix, true)
     }
 
     /// The right one.
     pub fn right(matrix: Matrix) -> Self {
-        let (_, _, transposed) = matrix.in_memory();
-        Self::of([matrix.columns(), matrix.rows()], matrix, transposed)
+        Self::of([matrix.columns(), matrix.rows()], matrix, false)
     }
 
-    /// Of a matrix whose sides lie in memory as rows, or as columns.
-    fn of([sides, depth]: [usize; 2], matrix: Matrix, sides_are_rows: bool) -> Self {
+    /// Of a matrix whose sides are its rows, or its columns.
+    fn of([sides, depth]: [usize; 2], matrix: Matrix, by_rows: bool) -> Self {
         let (values, width, transposed) = matrix.in_memory();
+        let lie_as_rows = by_rows != transposed;
         let deep = depth.div_ceil(DEPTH);
         let count = sides.div_ceil(SIDE) * deep;
         let mut tiles: Vec<Tile> = Vec::with_capacity(count);
@@ -121,7 +120,7 @@ impl Factor {
             vectorised(
                 #[inline(always)]
                 || {
-                    if sides_are_rows {
+                    if lie_as_rows {
                         let rows = part(values, width, side, SIDE);
                         left_tile(rows, width, deep * DEPTH, tile);
                     } else {
@@ -212,15 +211,13 @@ impl Bf16Matrix {
             out,
             width,
             #[inline(always)]
-            |row, rows| {
-                for (i, out) in rows.chunks_exact_mut(width).enumerate() {
-                    let (pair, of_pair) = ((row + i) / 2, (row + i) % 2);
-                    for (strip, out) in out.chunks_mut(SIDE).enumerate() {
-                        let tile = &self.0.strip(first / SIDE + strip)[pair / SIDE];
-                        let pairs = tile[pair % SIDE].0.as_chunks::<2>().0;
-                        for (out, pair) in out.iter_mut().zip(pairs) {
-                            *out = pair[of_pair].to_f32();
-                        }
+            |row, out| {
+                let (pair, of_pair) = (row / 2, row % 2);
+                for (strip, out) in out.chunks_mut(SIDE).enumerate() {
+                    let tile = &self.0.strip(first / SIDE + strip)[pair / SIDE];
+                    let pairs = tile[pair % SIDE].0.as_chunks::<2>().0;
+                    for (out, pair) in out.iter_mut().zip(pairs) {
+                        *out = pair[of_pair].to_f32();
                     }
                 }
             },
@@ -323,8 +320,8 @@ fn rounded_and_widened(values: &[f32], width: usize) -> Vec<f32> {
         &mut values,
         width.max(1),
         #[inline(always)]
-        |_, rows| {
-            for value in rows {
+        |_, row| {
+            for value in row {
                 *value = rounded(*value).to_f32();
             }
         },

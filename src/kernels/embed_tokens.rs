@@ -64,15 +64,13 @@ pub(super) fn embed_tokens_cpu(tokens: &[f32], bias: &[f32], positions: &[f32], 
         out,
         dim,
         #[inline(always)]
-        |first, rows| {
-            for (row, out) in rows.chunks_exact_mut(dim).enumerate() {
-                let at = (first + row) * dim;
-                let tokens = &tokens[at % tokens.len()..][..dim];
-                let positions = &positions[at % positions.len()..][..dim];
-                let added = bias.iter().zip(positions);
-                for ((out, token), (bias, position)) in out.iter_mut().zip(tokens).zip(added) {
-                    *out = token + bias + position;
-                }
+        |row, out| {
+            let at = row * dim;
+            let tokens = &tokens[at % tokens.len()..][..dim];
+            let positions = &positions[at % positions.len()..][..dim];
+            let added = bias.iter().zip(positions);
+            for ((out, token), (bias, position)) in out.iter_mut().zip(tokens).zip(added) {
+                *out = token + bias + position;
             }
         },
     );

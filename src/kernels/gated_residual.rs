@@ -9,7 +9,7 @@ use burn::tensor::Tensor;
 use super::{
     Place, Route, VectorAt,
     differentiable::DifferentiableKernels,
-    lanes::{column_sums, for_rows, sums_of_pieces},
+    lanes::{column_sums, for_rows, two_sums_of_pieces},
     on_cpu, route,
     sampling::SamplingKernels,
     wgsl::{self, Info, Shader},
@@ -94,15 +94,12 @@ pub(super) fn gated_residual_cpu(
         x,
         dim,
         #[inline(always)]
-        |first, rows| {
-            for (row, x) in rows.chunks_exact_mut(dim).enumerate() {
-                let row = first + row;
-                let gate = &slab[gate.of(row / tokens)..][..dim];
-                let feature = &feature[row * dim..][..dim];
-                let added = gate.iter().zip(feature).zip(bias);
-                for (x, ((gate, feature), bias)) in x.iter_mut().zip(added) {
-                    *x += gate * (feature + bias);
-                }
+        |row, x| {
+            let gate = &slab[gate.of(row / tokens)..][..dim];
+            let feature = &feature[row * dim..][..dim];
+            let added = gate.iter().zip(feature).zip(bias);
+            for (x, ((gate, feature), bias)) in x.iter_mut().zip(added) {
+                *x += gate * (feature + bias);
             }
         },
     );
@@ -121,15 +118,12 @@ pub(super) fn joined_cpu(
         out,
         dim,
         #[inline(always)]
-        |first, out| {
-            for (row, out) in out.chunks_exact_mut(dim).enumerate() {
-                let row = first + row;
-                let gate = &gate[row / tokens * dim..][..dim];
-                let (x, feature) = (&x[row * dim..][..dim], &feature[row * dim..][..dim]);
-                let added = gate.iter().zip(feature).zip(bias);
-                for ((out, x), ((gate, feature), bias)) in out.iter_mut().zip(x).zip(added) {
-                    *out = x + gate * (feature + bias);
-                }
+        |row, out| {
+            let gate = &gate[row / tokens * dim..][..dim];
+            let (x, feature) = (&x[row * dim..][..dim], &feature[row * dim..][..dim]);
+            let added = gate.iter().zip(feature).zip(bias);
+            for ((out, x), ((gate, feature), bias)) in out.iter_mut().zip(x).zip(added) {
+                *out = x + gate * (feature + bias);
             }
         },
     );
@@ -143,13 +137,12 @@ pub(super) fn joined_gradient_cpu(
     bias: &[f32],
     grad: &[f32],
 ) -> [Vec<f32>; 2] {
-    let sums = sums_of_pieces(
+    let [for_gate, for_bias] = two_sums_of_pieces(
         feature,
         tokens * dim,
-        2 * dim,
+        dim,
         #[inline(always)]
-        |image, feature, sums| {
-            let (for_gate, for_bias) = sums.split_at_mut(dim);
+        |image, feature, for_gate, for_bias| {
             let gate = &gate[image * dim..][..dim];
             let grad = grad[image * tokens * dim..].chunks_exact(dim);
             for (feature, grad) in feature.chunks_exact_mut(dim).zip(grad) {
@@ -166,7 +159,5 @@ pub(super) fn joined_gradient_cpu(
             }
         },
     );
-    let halves = sums.chunks_exact(2 * dim).map(|sums| sums.split_at(dim));
-    let (for_gate, for_bias): (Vec<_>, Vec<_>) = halves.unzip();
-    [for_gate.concat(), column_sums(&for_bias.concat(), dim)]
+    [for_gate, column_sums(&for_bias, dim)]
 }

@@ -52,12 +52,10 @@ pub(super) fn gelu_biased_cpu(x: &mut [f32], bias: &[f32]) {
         x,
         bias.len(),
         #[inline(always)]
-        |_, rows| {
-            for row in rows.chunks_exact_mut(bias.len()) {
-                for (x, bias) in row.iter_mut().zip(bias) {
-                    let v = *x + bias;
-                    *x = v * gate(v);
-                }
+        |_, row| {
+            for (x, bias) in row.iter_mut().zip(bias) {
+                let v = *x + bias;
+                *x = v * gate(v);
             }
         },
     );
@@ -70,13 +68,11 @@ pub(super) fn gelu_cpu(x: &[f32], bias: &[f32], out: &mut [f32]) {
         out,
         width,
         #[inline(always)]
-        |first, rows| {
-            let x = x[first * width..].chunks_exact(width);
-            for (out, x) in rows.chunks_exact_mut(width).zip(x) {
-                for ((out, x), bias) in out.iter_mut().zip(x).zip(bias) {
-                    let v = x + bias;
-                    *out = v * gate(v);
-                }
+        |row, out| {
+            let x = &x[row * width..][..width];
+            for ((out, x), bias) in out.iter_mut().zip(x).zip(bias) {
+                let v = x + bias;
+                *out = v * gate(v);
             }
         },
     );

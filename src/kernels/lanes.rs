@@ -30,8 +30,22 @@ pub(crate) fn vectorised<R>(work: impl FnMut() -> R) -> R {
     pulp::Arch::new().dispatch(Work(work))
 }
 
-/// Runs `work` on whole rows of `out`, several rows a thread: `work(first_row, rows)`. It is [`vectorised`].
+/// Runs `work` on every row of `out`: `work(row, numbers)`. It is [`vectorised`].
 pub(super) fn for_rows(out: &mut [f32], width: usize, work: impl Fn(usize, &mut [f32]) + Sync) {
+    for_pieces(
+        out,
+        width,
+        #[inline(always)]
+        |first, rows| {
+            for (i, row) in rows.chunks_exact_mut(width).enumerate() {
+                work(first + i, row);
+            }
+        },
+    );
+}
+
+/// The same on the rows that a thread takes at a time: `work(first_row, rows)`.
+pub(super) fn for_pieces(out: &mut [f32], width: usize, work: impl Fn(usize, &mut [f32]) + Sync) {
     let rows = rows_of(width);
     let run = |(chunk, rows_out): (usize, &mut [f32])| {
         vectorised(
@@ -67,6 +81,31 @@ pub(super) fn sums_of_pieces(
             );
         });
     sums
+}
+
+/// The same where each piece sums up two rows of `width` numbers: `work(piece, numbers, sums, other sums)`. Gives `[pieces, width]` of
+/// each.
+pub(super) fn two_sums_of_pieces(
+    out: &mut [f32],
+    piece: usize,
+    width: usize,
+    work: impl Fn(usize, &mut [f32], &mut [f32], &mut [f32]) + Sync,
+) -> [Vec<f32>; 2] {
+    let sums = sums_of_pieces(
+        out,
+        piece,
+        2 * width,
+        #[inline(always)]
+        |piece, out, sums| {
+            let (sums, others) = sums.split_at_mut(width);
+            work(piece, out, sums, others);
+        },
+    );
+    let halves = sums
+        .chunks_exact(2 * width)
+        .map(|sums| sums.split_at(width));
+    let (sums, others): (Vec<_>, Vec<_>) = halves.unzip();
+    [sums.concat(), others.concat()]
 }
 
 /// The sum of all rows, which does not depend on the number of threads.

@@ -9,7 +9,7 @@ use burn::tensor::Tensor;
 use super::{
     Place, Route, VectorAt,
     differentiable::DifferentiableKernels,
-    lanes::{for_rows, sum, sums_of_pieces},
+    lanes::{for_rows, sum, two_sums_of_pieces},
     route,
     sampling::SamplingKernels,
     wgsl::{self, Info, Shader},
@@ -96,18 +96,15 @@ pub(super) fn modulate_cpu(
         out,
         dim,
         #[inline(always)]
-        |first, out| {
-            for (row, out) in out.chunks_exact_mut(dim).enumerate() {
-                let row = first + row;
-                let x = &x[row * dim..][..dim];
-                let element = row / tokens;
-                let shift = &shifts[shift_at.of(element)..][..dim];
-                let scale = &scales[scale_at.of(element)..][..dim];
-                let (mean, deviation) = moments(x, eps);
-                let vectors = scale.iter().zip(shift);
-                for ((out, x), (scale, shift)) in out.iter_mut().zip(x).zip(vectors) {
-                    *out = (x - mean) * deviation * (1.0 + scale) + shift;
-                }
+        |row, out| {
+            let x = &x[row * dim..][..dim];
+            let element = row / tokens;
+            let shift = &shifts[shift_at.of(element)..][..dim];
+            let scale = &scales[scale_at.of(element)..][..dim];
+            let (mean, deviation) = moments(x, eps);
+            let vectors = scale.iter().zip(shift);
+            for ((out, x), (scale, shift)) in out.iter_mut().zip(x).zip(vectors) {
+                *out = (x - mean) * deviation * (1.0 + scale) + shift;
             }
         },
     );
@@ -121,13 +118,12 @@ pub(super) fn modulate_gradient_cpu(
     eps: f64,
     grad: &mut [f32],
 ) -> [Vec<f32>; 2] {
-    let sums = sums_of_pieces(
+    two_sums_of_pieces(
         grad,
         tokens * dim,
-        2 * dim,
+        dim,
         #[inline(always)]
-        |image, grad, sums| {
-            let (for_shift, for_scale) = sums.split_at_mut(dim);
+        |image, grad, for_shift, for_scale| {
             let scale = &scale[image * dim..][..dim];
             let x = x[image * tokens * dim..].chunks_exact(dim);
             for (grad, x) in grad.chunks_exact_mut(dim).zip(x) {
@@ -156,10 +152,7 @@ pub(super) fn modulate_gradient_cpu(
                 }
             }
         },
-    );
-    let halves = sums.chunks_exact(2 * dim).map(|sums| sums.split_at(dim));
-    let (for_shift, for_scale): (Vec<_>, Vec<_>) = halves.unzip();
-    [for_shift.concat(), for_scale.concat()]
+    )
 }
 
 /// Mean, and one over the standard deviation, of a row.

@@ -223,12 +223,10 @@ fn widen(numbers: &[i8], scales: &[f32], first: usize, width: usize, out: &mut [
         out,
         width,
         #[inline(always)]
-        |row, rows| {
-            for (i, out) in rows.chunks_exact_mut(width).enumerate() {
-                let numbers = &numbers[(row + i) * outputs + first..][..width];
-                for ((out, number), scale) in out.iter_mut().zip(numbers).zip(scales) {
-                    *out = f32::from(*number) * scale;
-                }
+        |row, out| {
+            let numbers = &numbers[row * outputs + first..][..width];
+            for ((out, number), scale) in out.iter_mut().zip(numbers).zip(scales) {
+                *out = f32::from(*number) * scale;
             }
         },
     );

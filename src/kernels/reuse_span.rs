@@ -10,7 +10,7 @@ use half::f16;
 use super::{
     VectorAt,
     cache_write::SlotAt,
-    lanes::for_rows,
+    lanes::for_pieces,
     sampling::SamplingKernels,
     wgsl::{self, Info, Shader},
 };
@@ -80,7 +80,7 @@ pub(super) fn reuse_span_cpu(
 ) {
     use half::slice::HalfFloatSliceExt;
     let halves: &[f16] = bytemuck::cast_slice(arena);
-    for_rows(
+    for_pieces(
         x,
         dim,
         #[inline(always)]

@@ -320,22 +320,18 @@ pub(super) fn solver_step_cpu(
             x0,
             width,
             #[inline(always)]
-            |first, rows| {
-                for (line, row_out) in rows.chunks_exact_mut(width).enumerate() {
-                    let line = first + line;
-                    let (image, channel, row) = position(line);
-                    for (column, clean) in row_out.iter_mut().enumerate() {
-                        let (at, output) = place(row, column, channel);
-                        let of = |element: usize| {
-                            patches[element * tokens * outputs + at] + bias[output]
-                        };
-                        let mut predicted = of(image);
-                        if channel < guided {
-                            let unconditional = of(images + image);
-                            predicted = unconditional + (predicted - unconditional) * guidance;
-                        }
-                        *clean = clip(x[line * width + column] * of_state + predicted * of_output);
+            |line, row_out| {
+                let (image, channel, row) = position(line);
+                for (column, clean) in row_out.iter_mut().enumerate() {
+                    let (at, output) = place(row, column, channel);
+                    let of =
+                        |element: usize| patches[element * tokens * outputs + at] + bias[output];
+                    let mut predicted = of(image);
+                    if channel < guided {
+                        let unconditional = of(images + image);
+                        predicted = unconditional + (predicted - unconditional) * guidance;
                     }
+                    *clean = clip(x[line * width + column] * of_state + predicted * of_output);
                 }
             },
         );

@@ -172,10 +172,7 @@ fn learned_file(
         .cloned()
         .ok_or_else(|| PolicyError::NotLearned {
             speed,
-            available: match (folder, files.is_empty()) {
-                (None, true) => listed_runs(&model),
-                _ => listed(files.iter().map(speed_of).collect(), folder),
-            },
+            available: listed(files.iter().map(speed_of).collect(), folder, &model),
         })
 }
 
@@ -204,8 +201,8 @@ fn schedules_in(
     Ok(files.into_iter().filter(fits).collect())
 }
 
-/// For which runs the library has schedules of a model, where it has none for the one at hand.
-fn listed_runs(model: &ModelIdentity) -> String {
+/// For which runs the library has schedules of a model.
+fn other_runs(model: &ModelIdentity) -> String {
     let files = bundled_schedules_of(model);
     let of = |file: &ScheduleFile| (file.run.solver.clone(), file.run.steps);
     let runs: BTreeSet<_> = files.iter().filter(|f| f.is_learned()).map(of).collect();
@@ -213,18 +210,18 @@ fn listed_runs(model: &ModelIdentity) -> String {
         .into_iter()
         .map(|(solver, steps)| format!("--steps {steps} --solver {solver}"))
         .collect();
-    let others = match runs.is_empty() {
+    match runs.is_empty() {
         true => String::new(),
         false => format!("; for this model there are some for {}", runs.join(", ")),
-    };
-    format!("the library has none that was made for it{others}")
+    }
 }
 
-/// What speeds there are.
-fn listed(mut speeds: Vec<f64>, folder: Option<&Path>) -> String {
+/// What speeds there are; in the library without one, for which other runs there are some.
+fn listed(mut speeds: Vec<f64>, folder: Option<&Path>, model: &ModelIdentity) -> String {
     let place = folder.map_or("the library".into(), |folder| folder.display().to_string());
     if speeds.is_empty() {
-        return format!("{place} has none that was made for it");
+        let others = folder.map_or_else(|| other_runs(model), |_| String::new());
+        return format!("{place} has none that was made for it{others}");
     }
     speeds.sort_by(f64::total_cmp);
     let speeds: Vec<String> = speeds.iter().map(|speed| format!("{speed:.2}×")).collect();

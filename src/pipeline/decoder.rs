@@ -101,13 +101,9 @@ impl Decoder {
         match self {
             Self::Direct => Ok(image_from_values(image, shape)),
             Self::Vae(vae, tiling) => {
-                let [_, height, width] = shape;
-                let factor = vae.config().factor();
+                let [width, height] = self.picture_size(shape);
                 let pixels = vae.decode(image, shape, *tiling, go_on)?;
-                Ok(image_from_values(
-                    &pixels,
-                    [3, height * factor, width * factor],
-                ))
+                Ok(image_from_values(&pixels, [3, height, width]))
             }
         }
     }

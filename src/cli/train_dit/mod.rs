@@ -232,6 +232,13 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
             args.out.display()
         ));
     }
+    let drew_before = begun > 0 || args.network.init.is_some();
+    if !drew_before && run.learner().steps() < FEWEST_STEPS {
+        context.say(format!(
+            "warning: after {} a network draws noise: shapes come within some thousand, an hour for a small one; --init bundled begins with one that draws",
+            counted(run.learner().steps(), "step")
+        ));
+    }
     report(&run, &data, engine.report(), &args, context);
     Ok(())
 }
@@ -444,12 +451,6 @@ fn report(
     if let Some(warmup) = warmup.filter(|warmup| *warmup > steps) {
         context.say(format!(
             "warning: the learning rate was still rising when the run ended: --warmup is {warmup}, the run had {}",
-            counted(steps, "step")
-        ));
-    }
-    if steps < FEWEST_STEPS && args.network.init.is_none() {
-        context.say(format!(
-            "warning: after {} a network draws noise: shapes come within some thousand, an hour for a small one; --init bundled begins with one that draws",
             counted(steps, "step")
         ));
     }

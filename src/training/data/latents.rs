@@ -97,6 +97,12 @@ impl Origin {
     fn read(source: &TensorSource) -> Option<Self> {
         serde_json::from_str(source.metadata().get(METADATA_KEY)?).ok()
     }
+
+    /// Whether a file holds these sides of so many latents of this origin.
+    fn lies_in(&self, source: &TensorSource, shape: [usize; 4], sides: &[&str]) -> bool {
+        let there = |side: &&str| source.get(side).is_some_and(|entry| entry.shape == shape);
+        Self::read(source).as_ref() == Some(self) && sides.iter().all(there)
+    }
 }
 
 /// Of pictures as they are, and mirrored: tensors `[N, C, H, W]`. Not the name under which somebody's latents are found: these have
@@ -116,18 +122,13 @@ pub(super) fn kept(
     }
     let sides = &SIDES[..1 + usize::from(mirror)];
     let found = checkpoint::open(path).and_then(|mut source| {
-        if Origin::read(&source).as_ref() != Some(origin) {
+        if !origin.lies_in(&source, shape, sides) {
             return Ok(None);
         }
-        let mut read = |name: &&str| -> Result<Option<Vec<f32>>, CheckpointError> {
-            if source.get(name).is_none_or(|entry| entry.shape != shape) {
-                return Ok(None);
-            }
-            let values = source.read_f32(name)?;
-            Ok(values.iter().all(|v| v.is_finite()).then_some(values))
-        };
-        let sides = sides.iter().map(&mut read);
-        sides.collect::<Result<Option<_>, _>>()
+        let sides = sides.iter().map(|side| source.read_f32(side));
+        let sides = sides.collect::<Result<Vec<_>, _>>()?;
+        let finite = sides.iter().flatten().all(|v| v.is_finite());
+        Ok(finite.then_some(sides))
     });
     found.unwrap_or_else(|error| {
         tracing::warn!(%error, "kept latents are made anew");
@@ -135,26 +136,28 @@ pub(super) fn kept(
     })
 }
 
-/// Keeps latents at `path`, whole or not at all; a file there that holds none is somebody's, and is left alone.
+/// Keeps latents at `path`, whole or not at all, unless they lie there; a file that holds none is somebody's, and is left alone.
 pub(super) fn keep(
     path: &Path,
     origin: &Origin,
     shape: [usize; 4],
     sides: &[&[f32]],
 ) -> Result<(), DataError> {
+    let names = &SIDES[..sides.len()];
     if path.exists() {
-        let ours = checkpoint::open(path).is_ok_and(|source| Origin::read(&source).is_some());
-        if !ours {
-            return Err(DataError::Latents {
-                path: path.into(),
-                problem: "that were kept by a run; it is left as it is".into(),
-            });
+        match checkpoint::open(path) {
+            Ok(source) if origin.lies_in(&source, shape, names) => return Ok(()),
+            Ok(source) if Origin::read(&source).is_some() => {}
+            _ => {
+                return Err(DataError::Latents {
+                    path: path.into(),
+                    problem: "that were kept by a run; it is left as it is".into(),
+                });
+            }
         }
     }
-    let named = SIDES.iter().zip(sides);
-    let shapes: Vec<_> = named
-        .map(|(name, _)| (name.to_string(), shape.to_vec()))
-        .collect();
+    let named = names.iter().map(|name| (name.to_string(), shape.to_vec()));
+    let shapes: Vec<_> = named.collect();
     let says = serde_json::to_string(origin).unwrap_or_default();
     let mut sides = sides.iter();
     let next = || Ok(sides.next().copied().unwrap_or_default());

@@ -311,9 +311,6 @@ impl Dataset {
         };
         let [c, h, w] = self.shape;
         let shape = [self.len(), c, h, w];
-        if latents::kept(path, origin, shape, mirrored.is_some()).is_some() {
-            return Ok(());
-        }
         let sides: Vec<&[f32]> = std::iter::once(values)
             .chain(mirrored)
             .map(Vec::as_slice)

@@ -167,18 +167,14 @@ enum Leaf {
 
 impl<'a> Leaves<'a> {
     pub fn new(layout: &'a Layout, values: &[Tensor<1>], products: Products) -> Self {
-        let leaves = layout.parameters.iter().zip(values).map(|(p, v)| {
-            let v = v.clone();
-            match p.shape[..] {
-                [rows, columns] => {
-                    Leaf::Matrix(v.reshape([rows, columns]).autodiff().require_grad())
-                }
-                _ => Leaf::Vector(v.autodiff().require_grad()),
-            }
+        let plain = Self::constant(layout, values);
+        let leaves = plain.leaves.into_iter().map(|leaf| match leaf {
+            Leaf::Matrix(leaf) => Leaf::Matrix(leaf.autodiff().require_grad()),
+            Leaf::Vector(leaf) => Leaf::Vector(leaf.autodiff().require_grad()),
         });
         Self {
             leaves: leaves.collect(),
-            positions: layout.positions(&values[0].device()).autodiff(),
+            positions: plain.positions.autodiff(),
             products,
             layout,
         }

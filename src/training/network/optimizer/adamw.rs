@@ -4,10 +4,12 @@ use burn::tensor::Tensor;
 use rayon::prelude::*;
 
 use super::{GRAIN, Step};
-use crate::kernels::vectorised;
-use crate::training::{
-    TrainingError,
-    network::forward::{flat, read},
+use crate::{
+    kernels::vectorised,
+    training::{
+        TrainingError,
+        network::forward::{flat, read},
+    },
 };
 
 const EPSILON: f64 = 1e-8;
