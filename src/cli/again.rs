@@ -46,6 +46,15 @@ pub(super) fn same_run(session: &SessionArgs) -> String {
     flags.0
 }
 
+/// Flags by their names, each with a blank before it.
+pub(super) fn flags<'a>(named: impl IntoIterator<Item = (&'a str, String)>) -> String {
+    let mut flags = Flags::default();
+    for (name, value) in named {
+        flags.add(&name.replace('_', "-"), value);
+    }
+    flags.0
+}
+
 /// A path as a shell takes it.
 pub(super) fn path(path: &Path) -> String {
     word(&path.display().to_string())

@@ -28,7 +28,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
         let cpu = json!({
             "device": cpu.report().device,
             "auto": auto_is_cpu,
-            "matrix_units": cpu.hardware().bf16_units,
+            "bf16_units": cpu.hardware().bf16_units,
         });
         print_json(&json!({ "adapters": found, "cpu": cpu }));
         return Ok(());
@@ -48,7 +48,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
         "workgroup",
         "f16",
         "subgroups",
-        "matrix units",
+        "--dtype auto",
     ]);
     for adapter in &found {
         table.add_row(row(adapter));
@@ -67,7 +67,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
         "",
         "",
         "",
-        yes(cpu.hardware().bf16_units),
+        if cpu.hardware().bf16_units { "bf16" } else { "f32" },
     ]);
     out!("{table}");
     context.say("→ is what --device auto takes; software adapters run only when asked for");
@@ -97,6 +97,6 @@ fn row(a: &AdapterReport) -> [String; 13] {
         format!("{} · {} KiB", a.max_workgroup, a.workgroup_bytes / 1024),
         yes(a.f16).into(),
         yes(a.subgroups).into(),
-        yes(a.matrix_units).into(),
+        if a.matrix_units { "f16" } else { "f32" }.into(),
     ]
 }

@@ -44,6 +44,9 @@ pub(super) enum CliError {
     /// Flags that make no sense together or for this model.
     #[error("{0}")]
     Usage(String),
+    /// A picture that does not say how it was drawn.
+    #[error("{0}")]
+    Picture(String),
     /// What `doctor` found: how many problems.
     #[error("{0}: see above, or `problems` of the JSON, for what to do")]
     Unwell(String),

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::{Context, again, error::CliError, options::print_json};
+use super::{Context, again, error::CliError, options::print_json, recipe::Recipe};
 use crate::{
     checkpoint::{
         CheckpointError, Description, LoadOptions, ModelSpec, PipelineFolder, ReleasedRouter,
@@ -21,13 +21,14 @@ Examples:
   harmonica inspect bundled --classes
   harmonica inspect DiT-XL-2-256x256.pt --tensors
   harmonica inspect router/router-speedup2.schedule.json
-  harmonica inspect dit/checkpoint.safetensors";
+  harmonica inspect dit/checkpoint.safetensors
+  harmonica inspect harmonica.png";
 
 #[derive(clap::Args, Debug)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct Args {
     /// A .pt, .bin or .safetensors file, a diffusers folder, a name of the hub that is in the cache, `bundled`, a training
-    /// state, or a *.schedule.json
+    /// state, a *.schedule.json, or a PNG that `sample` wrote
     #[arg(value_name = "FILE|DIR|NAME")]
     file: String,
     /// The form of a folder's weights, such as fp16
@@ -196,7 +197,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
     Ok(())
 }
 
-/// Shows what is no model: a schedule, a training state, a released router. Returns whether it was one.
+/// Shows what is no model: a schedule, a picture, a training state, a released router. Returns whether it was one.
 fn show_other(path: &Path, args: &Args, context: &Context) -> Result<bool, CliError> {
     if args.classes || args.tensors {
         // Only models have them; what is none is told so by what reads it as one.
@@ -205,6 +206,11 @@ fn show_other(path: &Path, args: &Args, context: &Context) -> Result<bool, CliEr
     if path.extension().is_some_and(|e| e == "json") {
         let file = ScheduleFile::read(path)?;
         super::schedule::show(&file, None, args.json.then_some(false), context)?;
+    } else if path
+        .extension()
+        .is_some_and(|e| e.eq_ignore_ascii_case("png"))
+    {
+        show_picture(&Recipe::named(path, "")?, path, args.json)?;
     } else if let Some(router) = TrainingSummary::read(path)? {
         show_router(&router, args.json)?;
     } else if let Some(run) = SavedRun::find(path)? {
@@ -261,6 +267,39 @@ fn preview(names: &[String]) -> String {
         names if names.len() <= 6 => format!(": {}", names.join(", ")),
         names => format!(": {}, …", names[..6].join(", ")),
     }
+}
+
+/// How a picture was drawn.
+fn show_picture(recipe: &Recipe, path: &Path, as_json: bool) -> Result<(), CliError> {
+    if as_json {
+        print_json(&json!({ "kind": "picture", "recipe": recipe }));
+        return Ok(());
+    }
+    out!("{}", path.display());
+    out!(
+        "  drawn by    harmonica {}, {} ({})",
+        recipe.version,
+        recipe.model,
+        recipe.fingerprint
+    );
+    let shown = match recipe.prompts.is_empty() {
+        true => &recipe.classes,
+        false => &recipe.prompts,
+    };
+    out!(
+        "  shows       {}{}",
+        counted(recipe.count, "image"),
+        preview(shown)
+    );
+    out!(
+        "  again       harmonica sample --from {}",
+        again::path(path)
+    );
+    out!(
+        "  by flags    harmonica sample{}",
+        again::flags(recipe.flags())
+    );
+    Ok(())
 }
 
 /// The state of a DiT in training.

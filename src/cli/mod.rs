@@ -25,6 +25,7 @@ mod man;
 mod measure;
 mod memory;
 mod misplaced;
+mod numbers;
 mod options;
 mod pictures;
 mod progress;
@@ -209,8 +210,11 @@ fn print_line(line: std::fmt::Arguments<'_>) {
 /// What this process was asked for; a picture that is to be drawn again says the rest.
 fn command_line() -> Result<Cli, CliError> {
     let line: Vec<_> = std::env::args_os().collect();
-    let matches = Cli::command().get_matches_from(&line);
-    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    let refused = |error| -> ! { numbers::in_plain_words(error).exit() };
+    let matches = Cli::command()
+        .try_get_matches_from(&line)
+        .unwrap_or_else(|error| refused(error));
+    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| refused(error));
     let (Command::Sample(args), Some(given)) = (&cli.command, matches.subcommand_matches("sample"))
     else {
         return Ok(cli);

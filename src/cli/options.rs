@@ -117,9 +117,9 @@ pub(super) enum QuantArg {
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Device and memory")]
 pub(super) struct ResidenceArgs {
-    /// How the weights of blocks are kept: f32, or f16 in half the memory, on the CPU also bf16. A device with matrix units
-    /// (`harmonica devices`) multiplies by them and sums in f32, several times as fast: a GPU f16 with f16, a processor (AMX) bf16
-    /// with bf16. auto: what the device has matrix units for, else f32
+    /// How the weights of blocks are kept: f32, or f16 in half the memory, on the CPU also bf16. A device with units for it
+    /// multiplies by them and sums in f32, faster: a GPU f16 with f16, a processor (AMX, AVX-512's bf16 on AMD) bf16 with bf16. auto:
+    /// what the device has units for (`harmonica devices`), else f32
     #[arg(
         long,
         value_name = "f32|f16|bf16|auto",

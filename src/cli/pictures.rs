@@ -6,7 +6,10 @@ use std::{
     time::Instant,
 };
 
-use image::RgbImage;
+use image::{
+    RgbImage,
+    imageops::{FilterType, resize},
+};
 
 use super::{Context, error::CliError, recipe::Recipe, text::slug};
 use crate::{
@@ -70,6 +73,8 @@ impl Out {
 pub(super) struct Pictures<'a> {
     pub out: &'a Out,
     pub decoder: &'a Decoder,
+    /// Pixels along the square that shows one.
+    pub enlarge: u32,
     pub info: &'a ModelInfo,
     pub conditions: &'a [Condition],
     /// How to draw all of them again; none where starting noise came from a file.
@@ -97,6 +102,13 @@ impl Pictures<'_> {
             let started = Instant::now();
             let picture = self.decoder.picture(image, shape, &mut go_on)?;
             self.seconds += started.elapsed().as_secs_f64();
+            let picture = match self.enlarge {
+                1 => picture,
+                times => {
+                    let [width, height] = [picture.width(), picture.height()];
+                    resize(&picture, times * width, times * height, FilterType::Nearest)
+                }
+            };
             match self.out {
                 Out::Folder(folder) => {
                     let number = first + i;

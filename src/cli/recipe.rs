@@ -69,6 +69,8 @@ pub(super) struct Recipe {
     pub vae: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vae_tile: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub enlarge: Option<u32>,
 }
 
 /// Flags that say one thing together: where one is given, those recorded for the others mean nothing.
@@ -127,13 +129,18 @@ impl Recipe {
         ]
     }
 
-    /// The recipe of a PNG.
+    /// The recipe of the PNG that `--from` names.
     ///
     /// # Errors
-    /// [`CliError::Usage`] for a file that holds none.
+    /// [`CliError::Picture`] for a file that holds none.
     pub fn read(path: &Path) -> Result<Self, CliError> {
+        Self::named(path, "--from ")
+    }
+
+    /// The same; errors put `flag` before the path.
+    pub fn named(path: &Path, flag: &str) -> Result<Self, CliError> {
         let refused =
-            |problem: String| CliError::Usage(format!("--from {}: {problem}", path.display()));
+            |problem: String| CliError::Picture(format!("{flag}{}: {problem}", path.display()));
         let bytes =
             read_up_to(path, MAX_BYTES).map_err(|e| refused(format!("cannot be read: {e}")))?;
         let text = text_of_png(&bytes, KEYWORD)
@@ -152,7 +159,7 @@ impl Recipe {
     }
 
     /// The flags that draw it again, by the name of each.
-    fn flags(&self) -> Vec<(&'static str, String)> {
+    pub fn flags(&self) -> Vec<(&'static str, String)> {
         let mut flags = vec![
             ("model", self.model.clone()),
             ("seed", self.seed.to_string()),
@@ -184,6 +191,7 @@ impl Recipe {
             ("input_size", self.input_size.clone()),
             ("vae", self.vae.clone()),
             ("vae_tile", self.vae_tile.clone()),
+            ("enlarge", self.enlarge.map(|times| times.to_string())),
         ];
         flags.extend(
             given
@@ -248,6 +256,7 @@ mod tests {
             input_size: None,
             vae: None,
             vae_tile: None,
+            enlarge: None,
         }
     }
 

@@ -36,6 +36,8 @@ use crate::{
 pub(super) const MAX_COUNT: usize = 100_000;
 /// Without `--classes` or `--count`, a model of many classes shows this many of them.
 pub(super) const DEFAULT_COUNT: usize = 46;
+/// Pixels along a side of a picture that was enlarged.
+const MAX_SIDE: usize = 1 << 13;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -75,6 +77,9 @@ pub(super) struct Args {
     /// A labelled grid, even of one picture
     #[arg(long, help_heading = "Output")]
     grid: bool,
+    /// Show every pixel as a square of N×N, so that small pictures can be seen
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=32), help_heading = "Output")]
+    enlarge: u32,
     /// Draw a PNG again that this command wrote: model, seed, class and settings are the picture's where no flag says otherwise
     #[arg(long, value_name = "FILE.png")]
     pub(super) from: Option<PathBuf>,
@@ -155,6 +160,14 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
     check_outputs(out.first().iter().chain(&args.save_tensors))?;
 
     let chosen = args.schedule.resolve(&pipeline, &settings, context)?;
+    let size = pipeline.decoder.picture_size(info.outline.latents.shape());
+    let [width, height] = size.map(|side| side * args.enlarge as usize);
+    if args.enlarge > 1 && width.max(height) > MAX_SIDE {
+        return Err(CliError::Usage(format!(
+            "--enlarge {} makes {width}×{height} pixels of {}×{}, expected at most {MAX_SIDE} a side",
+            args.enlarge, size[0], size[1]
+        )));
+    }
     let recipe = recipe(&args, &pipeline, &settings, &chosen.name, conditions.len());
     let settings = chosen.settings;
     let sampler = pipeline
@@ -190,6 +203,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
     let mut pictures = Pictures {
         out: &out,
         decoder: &pipeline.decoder,
+        enlarge: args.enlarge,
         info,
         conditions: &conditions,
         recipe,
@@ -245,7 +259,6 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
     if !info.is_pixel_space() && matches!(pipeline.decoder, Decoder::Direct) {
         context.say("this model draws latents; the picture is a rough preview of them (--vae makes the real one, --save-tensors keeps the values)");
     }
-    let [width, height] = pipeline.decoder.picture_size(info.outline.latents.shape());
     context.say(format!(
         "{}: {} of {width}×{height} by {} in {:.1} s on {} ({}): {:.1} ms a step and image, {:.2} images/s",
         args.out.display(),
@@ -258,7 +271,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
         conditions.len() as f64 / seconds,
     ));
     context.say(format!(
-        "schedule {}: CUR {:.1} %, MACs ratio {:.2}×, cache {:.1} MB",
+        "schedule {}: {:.1} % of branches reused (CUR), {:.2} times fewer multiplications (MACs ratio), cache {:.1} MB",
         chosen.name,
         100.0 * totals.cur(),
         totals.macs_ratio(),
@@ -375,6 +388,7 @@ fn recipe(
             .map(|[height, width]| format!("{height}x{width}")),
         vae: model.vae.clone(),
         vae_tile: model.vae_tile.map(|tiling| tiling.to_string()),
+        enlarge: (args.enlarge > 1).then_some(args.enlarge),
     };
     args.noise.is_none().then_some(recipe)
 }

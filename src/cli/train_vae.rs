@@ -48,7 +48,7 @@ pub(super) struct Args {
         help_heading = "Data"
     )]
     data: Option<PathBuf>,
-    /// Side of the pictures in pixels [default: an atlas's own tiles, otherwise 64]
+    /// Side of the pictures in pixels [default: an atlas's own tiles, otherwise the pictures' own up to 64]
     #[arg(long, value_name = "N", help_heading = "Data")]
     image_size: Option<usize>,
     /// Gigabytes of pictures to keep in memory; more than that goes to a temporary file

@@ -198,14 +198,8 @@ impl Engine {
         let (instance, mut found) = adapters::enumerate(apis).await;
         let reports: Vec<AdapterReport> = found.iter().map(|a| a.report.clone()).collect();
         let Some(index) = choose(choice, &reports)? else {
-            let notice = match reports.iter().find(|a| a.is_software()) {
-                Some(software) => format!(
-                    "no usable GPU here, only the software adapter {}; running on the CPU (device {} is the software one, used where asked for)",
-                    software.name, software.index
-                ),
-                None => "no usable GPU here; running on the CPU".to_owned(),
-            };
-            return Ok(Choice::of(Self::cpu(), Some(notice)));
+            let notice = "no GPU here; running on the CPU";
+            return Ok(Choice::of(Self::cpu(), Some(notice.into())));
         };
         usable(&reports[index])?;
         let adapter = found.swap_remove(index);

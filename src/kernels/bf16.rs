@@ -1,8 +1,8 @@
 //! Matrices in bf16 on the CPU, and products with them.
 //!
 //! What is multiplied by such a matrix is rounded to bf16 as well, to the nearest, halves to the even one; sums are in f32.
-//! Processors with matrix units ([`super::amx`]) take both as they are. On others both are widened, the matrix a few columns at
-//! a time: their products differ by the order of sums alone, which a network's further roundings spread to bf16's own error.
+//! Processors with units for that ([`super::units`]) take both as they are. On others both are widened, the matrix a few columns
+//! at a time: their products differ by the order of sums alone, which a network's further roundings spread to bf16's own error.
 //!
 //! A training keeps its numbers in f32 and rounds the factors of each product on their way, those of its gradients too.
 
@@ -16,13 +16,14 @@ use half::bf16;
 use rayon::prelude::*;
 
 use super::{
-    Place, Route, amx,
+    Place, Route,
     differentiable::{DifferentiableKernels, Factors},
     lanes::{GRAIN, for_rows, vectorised},
     on_cpu,
     product::{Matrix, product, product_cpu},
     quantised::{PanelKernels, product_by_panels},
     route,
+    units::Unit,
 };
 
 /// Rows, and columns in f32, of a matrix unit's tile.
@@ -267,14 +268,19 @@ pub(crate) fn rounded_product<const D: usize>(x: Tensor<D>, weight: Tensor<2>) -
 
 /// `a·b`, row-major, of both rounded to bf16 and with sums in f32.
 pub(super) fn rounded_product_cpu(a: Matrix, b: Matrix) -> Vec<f32> {
-    if !amx::is_there() {
-        return widened_factors(a, b);
+    match Unit::here() {
+        Some(unit) => factors_by(unit, a, b),
+        None => widened_factors(a, b),
     }
-    let (left, right) = rayon::join(|| Factor::left(a), || Factor::right(b));
-    amx::product(&left, &right)
 }
 
-/// The same without matrix units.
+/// The same by a unit that is there.
+fn factors_by(unit: Unit, a: Matrix, b: Matrix) -> Vec<f32> {
+    let (left, right) = rayon::join(|| Factor::left(a), || Factor::right(b));
+    unit.product(&left, &right)
+}
+
+/// The same without one.
 fn widened_factors(a: Matrix, b: Matrix) -> Vec<f32> {
     let [of_a, of_b] = [a, b].map(|matrix| {
         let (values, width, _) = matrix.in_memory();
@@ -285,23 +291,23 @@ fn widened_factors(a: Matrix, b: Matrix) -> Vec<f32> {
 
 /// `x·W`, row-major, for rows of as many numbers as the matrix has.
 pub(super) fn bf16_product_cpu(x: &[f32], matrix: &Bf16Matrix) -> Vec<f32> {
-    match amx::is_there() {
-        true => product_by_units(x, matrix),
-        false => widened_product(x, matrix),
+    match Unit::here() {
+        Some(unit) => product_by(unit, x, matrix),
+        None => widened_product(x, matrix),
     }
 }
 
-/// The same by matrix units that are there.
-fn product_by_units(x: &[f32], matrix: &Bf16Matrix) -> Vec<f32> {
+/// The same by a unit that is there.
+fn product_by(unit: Unit, x: &[f32], matrix: &Bf16Matrix) -> Vec<f32> {
     let [inputs, _] = matrix.shape();
     if inputs == 0 {
         // So many rows of no numbers cannot be told.
         return Vec::new();
     }
-    amx::product(&Factor::left(Matrix::new(x, inputs)), &matrix.0)
+    unit.product(&Factor::left(Matrix::new(x, inputs)), &matrix.0)
 }
 
-/// The same without matrix units.
+/// The same without one.
 fn widened_product(x: &[f32], matrix: &Bf16Matrix) -> Vec<f32> {
     let [inputs, outputs] = matrix.shape();
     let x = rounded_and_widened(x, inputs);
@@ -333,17 +339,21 @@ fn rounded_and_widened(values: &[f32], width: usize) -> Vec<f32> {
 mod tests {
     use super::*;
 
-    type Way = (&'static str, fn(&[f32], &Bf16Matrix) -> Vec<f32>);
+    /// Every way in which this processor makes a product: widened, or by one of its units.
+    fn ways() -> Vec<Option<Unit>> {
+        let units: Vec<_> = Unit::all().collect();
+        println!("units for bf16 here: {units:?}");
+        [None]
+            .into_iter()
+            .chain(units.into_iter().map(Some))
+            .collect()
+    }
 
-    /// Every way in which this processor makes a product.
-    fn ways() -> Vec<Way> {
-        let widened: Way = ("widened", widened_product);
-        let by_units: Way = ("matrix units", product_by_units);
-        if amx::is_there() {
-            return vec![widened, by_units];
+    fn multiplied(way: Option<Unit>, x: &[f32], matrix: &Bf16Matrix) -> Vec<f32> {
+        match way {
+            None => widened_product(x, matrix),
+            Some(unit) => product_by(unit, x, matrix),
         }
-        println!("this processor has no matrix units: matrices are widened alone");
-        vec![widened]
     }
 
     fn wave(count: usize, by: f32) -> Vec<f32> {
@@ -373,8 +383,8 @@ mod tests {
             let (x, weight) = (wave(rows * inputs, 0.7), wave(inputs * outputs, 1.3));
             let matrix = Bf16Matrix::of(&weight, [inputs, outputs]);
             let (x_wide, weight) = (wide(&x), wide(&weight));
-            for (way, product) in ways() {
-                let found = product(&x, &matrix);
+            for way in ways() {
+                let found = multiplied(way, &x, &matrix);
                 assert_eq!(found.len(), rows * outputs);
                 for (i, found) in found.iter().enumerate() {
                     let (row, column) = (i / outputs, i % outputs);
@@ -384,7 +394,7 @@ mod tests {
                     let off = (f64::from(*found) - expected).abs();
                     assert!(
                         off <= 1e-6 * size,
-                        "{way}, {rows}·{inputs}·{outputs} at {row}, {column}: {found} for {expected}"
+                        "{way:?}, {rows}·{inputs}·{outputs} at {row}, {column}: {found} for {expected}"
                     );
                 }
             }
@@ -428,18 +438,18 @@ mod tests {
                 Matrix::new(&b_turned, depth).transposed(),
             ];
             for (i, (a, b)) in left.iter().flat_map(|a| right.map(|b| (*a, b))).enumerate() {
-                let ways = [
-                    ("as here", rounded_product_cpu(a, b)),
-                    ("widened", widened_factors(a, b)),
-                ];
-                for (way, found) in ways {
+                for way in ways() {
+                    let found = match way {
+                        None => widened_factors(a, b),
+                        Some(unit) => factors_by(unit, a, b),
+                    };
                     assert_eq!(found.len(), rows * columns);
                     for (found, expected) in found.iter().zip(&of_rounded) {
                         // Of `depth` products below 1 in another order.
                         let within = 1e-7 * (depth as f32).max(10.0);
                         assert!(
                             (found - expected).abs() <= within,
-                            "{way}, {rows}·{depth}·{columns}, case {i}: {found} for {expected}"
+                            "{way:?}, {rows}·{depth}·{columns}, case {i}: {found} for {expected}"
                         );
                     }
                 }
@@ -462,9 +472,9 @@ mod tests {
     fn products_of_nothing_are_empty() {
         for [rows, inputs, outputs] in [[0, 5, 3], [2, 5, 0]] {
             let matrix = Bf16Matrix::of(&wave(inputs * outputs, 1.3), [inputs, outputs]);
-            for (way, product) in ways() {
-                let found = product(&wave(rows * inputs, 0.7), &matrix);
-                assert!(found.is_empty(), "{way}");
+            for way in ways() {
+                let found = multiplied(way, &wave(rows * inputs, 0.7), &matrix);
+                assert!(found.is_empty(), "{way:?}");
             }
         }
     }
@@ -475,10 +485,11 @@ mod tests {
         x[5 * 70 + 3] = f32::NAN;
         x[33 * 70 + 69] = f32::INFINITY;
         let matrix = Bf16Matrix::of(&wave(70 * 50, 1.3), [70, 50]);
-        for (way, product) in ways() {
-            for (row, found) in product(&x, &matrix).chunks_exact(50).enumerate() {
+        for way in ways() {
+            let found = multiplied(way, &x, &matrix);
+            for (row, found) in found.chunks_exact(50).enumerate() {
                 let finite = found.iter().all(|v| v.is_finite());
-                assert_eq!(finite, ![5, 33].contains(&row), "{way}, row {row}");
+                assert_eq!(finite, ![5, 33].contains(&row), "{way:?}, row {row}");
             }
         }
     }

@@ -7,7 +7,7 @@ use std::{
 
 use burn::{backend::DispatchDevice, cubecl, tensor::Device};
 
-use super::amx;
+use super::units::Unit;
 
 /// A device as kernels see it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -16,7 +16,7 @@ pub struct Hardware {
     pub software: bool,
     /// Matrix units that multiply fragments of 16×16 in f16 and sum in f32, for subgroups of 32.
     pub matrix_units: bool,
-    /// A processor's matrix units (AMX), which multiply in bf16 and sum in f32.
+    /// What a processor has to multiply in bf16 and sum in f32, faster than in f32: AMX, or AVX-512's part for bf16.
     pub bf16_units: bool,
 }
 
@@ -37,7 +37,7 @@ impl Hardware {
         match device.clone().inner().as_dispatch() {
             DispatchDevice::Cube(device) => Self::of(device),
             DispatchDevice::Flex(_) => Self {
-                bf16_units: amx::is_there(),
+                bf16_units: Unit::here().is_some(),
                 ..Self::default()
             },
             _ => Self::default(),

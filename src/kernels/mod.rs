@@ -10,7 +10,6 @@
 //!   SPIR-V or MSL compilers, which take no WGSL.
 
 mod add_bias;
-mod amx;
 mod attention;
 mod bf16;
 mod cache_write;
@@ -34,6 +33,7 @@ mod reuse_span;
 mod sampling;
 mod solver_step;
 mod tiles;
+mod units;
 mod vectors;
 mod way_back;
 mod wgsl;

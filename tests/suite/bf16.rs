@@ -32,7 +32,7 @@ fn networks_in_bf16_are_those_of_pytorch_with_the_same_rounding() {
     };
     let engine = Engine::cpu();
     let units = engine.hardware().bf16_units;
-    println!("measured: this processor has matrix units: {units}");
+    println!("measured: this processor has units for bf16: {units}");
     let options = LoadOptions::default();
     let bundled = load_model_in(&ModelSpec::Bundled, options, bf16(None), engine.device());
     let (bundled, info) = bundled.unwrap();
@@ -124,13 +124,13 @@ fn bf16_on_a_gpu_is_refused_with_what_to_pass() {
 }
 
 #[test]
-fn devices_and_doctor_say_whether_the_processor_has_matrix_units() {
+fn devices_and_doctor_say_whether_the_processor_has_units_for_bf16() {
     let units = Engine::cpu().hardware().bf16_units;
     let devices = harmonica_json(&["devices", "--json"]);
-    assert_eq!(devices["cpu"]["matrix_units"], units);
+    assert_eq!(devices["cpu"]["bf16_units"], units);
     let run = harmonica(&["doctor", "--device", "cpu"]);
     let said = String::from_utf8_lossy(&run.stdout);
-    let line = "matrix units: --dtype bf16 multiplies by them";
+    let line = "units for bf16: --dtype bf16 multiplies by them";
     assert_eq!(said.contains(line), units, "{said}");
 }
 

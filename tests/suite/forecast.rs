@@ -660,7 +660,7 @@ fn a_missing_speed_is_learned_on_the_spot() {
         code == Some(0) && said.contains("fitting a schedule of 2×"),
         "{said}"
     );
-    assert!(said.contains("MACs ratio 2.00×"), "{said}");
+    assert!(said.contains("2.00 times fewer multiplications"), "{said}");
     let (code, said) = sample(&["--speed", "2", "--learn"]);
     assert!(code == Some(0) && !said.contains("fitting"), "{said}");
     // Another speed joins it; another number of steps has a place of its own.

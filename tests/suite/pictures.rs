@@ -120,6 +120,57 @@ fn a_picture_is_drawn_again_from_what_it_says() {
 }
 
 #[test]
+fn an_enlarged_picture_shows_the_same_and_is_drawn_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let run = ["--classes", "flag-3d", "--out"];
+    let open = |path: &str| image::open(path).unwrap().to_rgb8();
+    sample(
+        folder.path(),
+        "none",
+        &[&run[..], &[&at("small.png")]].concat(),
+    );
+    sample(
+        folder.path(),
+        "none",
+        &[&run[..], &[&at("large.png"), "--enlarge", "5"]].concat(),
+    );
+    let (small, large) = (open(&at("small.png")), open(&at("large.png")));
+    assert_eq!(large.dimensions(), (160, 160));
+    for (x, y, pixel) in large.enumerate_pixels() {
+        assert_eq!(pixel, small.get_pixel(x / 5, y / 5));
+    }
+    harmonica_json(&[
+        "sample",
+        "--from",
+        &at("large.png"),
+        "--out",
+        &at("again.png"),
+        "--json",
+        "--device",
+        "cpu",
+    ]);
+    assert_eq!(
+        std::fs::read(at("large.png")).unwrap(),
+        std::fs::read(at("again.png")).unwrap()
+    );
+    // What drew it can be looked up, and typed.
+    let said = harmonica(&["inspect", &at("large.png")]);
+    let said = String::from_utf8(said.stdout).unwrap();
+    for part in [
+        "drawn by    harmonica ",
+        "1 image: flag-3d",
+        "--enlarge 5",
+        "--schedule none",
+    ] {
+        assert!(said.contains(part), "{said}");
+    }
+    let found = harmonica_json(&["inspect", &at("large.png"), "--json"]);
+    assert_eq!(found["kind"], "picture");
+    assert_eq!(found["recipe"]["enlarge"], 5);
+}
+
+#[test]
 fn a_picture_tells_other_programs_too() {
     let folder = tempfile::tempdir().unwrap();
     sample(folder.path(), "none", &["--classes", "flag-3d"]);
@@ -143,86 +194,52 @@ fn what_cannot_be_written_or_read_is_said() {
     let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
     image::RgbImage::new(2, 2).save(at("plain.png")).unwrap();
     std::fs::write(at("torn.png"), b"\x89PNG\r\n\x1a\n torn").unwrap();
-    let cases: [(&[&str], &str); 6] = [
+    let run = ["sample", "--device", "cpu", "--steps", "2", "-n", "1"];
+    let plain = "it does not say how it was drawn; expected a PNG that `harmonica sample` wrote";
+    let cases: [(&[&str], &[&str], i32, &str); 8] = [
         (
+            &run,
             &["--out", "x.gif"],
+            2,
             "--out x.gif: .gif files are not written; expected .png, .jpg, .webp, or a folder",
         ),
         (
+            &run,
             &["--out", "-", "--json"],
+            2,
             "--out - writes the picture to stdout, where --json writes too; pass a file",
         ),
         (
+            &run,
             &["--out", &at("folder"), "--grid"],
+            2,
             "--grid makes one picture, and ",
         ),
         (
-            &["--from", &at("plain.png")],
-            "it does not say how it was drawn; expected a PNG that `harmonica sample` wrote",
+            &[
+                "sample",
+                "--device",
+                "cpu",
+                "--model",
+                "random:DiT-S/8@4096",
+            ],
+            &["--enlarge", "32"],
+            2,
+            "--enlarge 32 makes 16384×16384 pixels of 512×512, expected at most 8192 a side",
         ),
+        (&run, &["--from", &at("plain.png")], 1, plain),
         (
+            &run,
             &["--from", &at("torn.png")],
+            1,
             "it is no PNG that can be read: ",
         ),
-        (&["--from", &at("gone.png")], "cannot be read: "),
+        (&run, &["--from", &at("gone.png")], 1, "cannot be read: "),
+        (&["inspect"], &[&at("plain.png")], 1, plain),
     ];
-    for (more, expected) in cases {
-        let (code, text) = said(
-            &[
-                &["sample", "--device", "cpu", "--steps", "2", "-n", "1"],
-                more,
-            ]
-            .concat(),
-        );
-        assert_eq!(code, Some(2), "{text}");
+    for (command, more, expected_code, expected) in cases {
+        let (code, text) = said(&[command, more].concat());
+        assert_eq!(code, Some(expected_code), "{text}");
         assert!(text.contains(expected), "{text}");
-    }
-}
-
-#[test]
-fn a_picture_goes_to_stdout() {
-    let out = harmonica(&[&QUICK[..], &["none", "-n", "1", "-q", "--out", "-"]].concat());
-    assert!(out.status.success());
-    let picture = image::load_from_memory(&out.stdout).unwrap();
-    assert_eq!(picture.dimensions(), (32, 32));
-}
-
-#[test]
-fn latents_become_pictures() {
-    let folder = tempfile::tempdir().unwrap();
-    let picture = folder.path().join("x.png");
-    let (model, vae) = (golden("diffusers-single"), golden("vae/kl"));
-    for device in ["cpu", "vulkan"] {
-        let run = |vae: &Path| {
-            harmonica(&[
-                "sample",
-                "--model",
-                model.to_str().unwrap(),
-                "--vae",
-                vae.to_str().unwrap(),
-                "--device",
-                device,
-                "--steps",
-                "2",
-                "-n",
-                "1",
-                "--out",
-                picture.to_str().unwrap(),
-            ])
-        };
-        let out = run(&vae);
-        let text = String::from_utf8_lossy(&out.stderr);
-        assert!(
-            out.status.success() && !text.contains("rough preview"),
-            "{text}"
-        );
-        // Latents of 8, four pixels a cell.
-        assert_eq!(image::open(&picture).unwrap().dimensions(), (32, 32));
-        let out = run(&golden("vae/xl"));
-        let text = String::from_utf8_lossy(&out.stderr);
-        assert!(
-            text.contains("the autoencoder has 3 latent channels"),
-            "{text}"
-        );
     }
 }

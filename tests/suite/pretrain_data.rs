@@ -140,9 +140,30 @@ fn a_flat_folder_is_one_class() {
     let data = open(&path, None).unwrap();
     assert_eq!(
         (data.len(), data.classes(), data.shape()),
-        (3, 1, [3, 64, 64])
+        (3, 1, [3, 8, 8])
     );
     assert_eq!(data.class_names(), ["b-blue"]);
+}
+
+#[test]
+fn pictures_keep_their_size_up_to_64() {
+    for (sides, expected) in [
+        // Small ones are not blown up, and one that is smaller than the others does not count.
+        (&[36, 40, 4, 40, 50][..], 40),
+        (&[300, 200, 40], 64),
+        (&[30, 30], 24),
+        (&[3], 8),
+    ] {
+        let at = tempfile::tempdir().unwrap();
+        for (i, side) in sides.iter().enumerate() {
+            save(
+                &at.path().join(format!("kind/{i}.png")),
+                &picture(*side, [9, 9, 9]),
+            );
+        }
+        let data = open(at.path(), None).unwrap();
+        assert_eq!(data.shape(), [3, expected, expected], "{sides:?}");
+    }
 }
 
 #[test]

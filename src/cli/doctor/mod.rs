@@ -54,7 +54,7 @@ struct Tried {
     report: DeviceReport,
     /// The CPU has no limits.
     adapter: Option<AdapterReport>,
-    /// Whether a processor has matrix units.
+    /// Whether a processor has units for bf16.
     bf16_units: bool,
     kernels: Vec<KernelCheck>,
     speed: Result<Speed, String>,

@@ -135,7 +135,7 @@ fn device(tried: &Tried, asked: &str) -> Section {
         }
     }
     if tried.bf16_units {
-        section.line(["matrix units: --dtype bf16 multiplies by them".to_owned()]);
+        section.line(["units for bf16: --dtype bf16 multiplies by them".to_owned()]);
     }
     section
 }

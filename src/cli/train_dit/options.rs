@@ -32,7 +32,7 @@ pub(super) struct NetworkArgs {
     /// Side of a patch
     #[arg(long, value_name = "N")]
     pub patch: Option<usize>,
-    /// Side of the pictures in pixels [default: an atlas's own tiles, otherwise 64]
+    /// Side of the pictures in pixels [default: an atlas's own tiles, otherwise the pictures' own up to 64]
     #[arg(long, value_name = "N")]
     pub image_size: Option<usize>,
     /// Start from a model's weights instead of random ones: any file that `sample --model` takes. Classes are
@@ -98,7 +98,7 @@ pub(super) struct RecipeArgs {
     #[arg(long, value_name = "EXPONENT")]
     balance: Option<f64>,
     /// Number type of the blocks' matrix products: f32; f16 on GPUs that have it; bf16 on those that have it, and on the CPU, where
-    /// it is faster only with matrix units (AMX) [default: f32]
+    /// it is faster only by AMX, or by AVX-512's bf16 on AMD [default: f32]
     #[arg(long, value_enum)]
     precision: Option<PrecisionArg>,
     /// Keep only the blocks' inputs and run each block again on the way back: less memory, a third more time

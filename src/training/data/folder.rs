@@ -18,6 +18,8 @@ const AT_A_TIME: usize = 128;
 /// Bytes of pixels from which on a picture is decoded while no other such is: every thread has one in hand.
 const LARGE: u64 = 64 << 20;
 static ALONE: Mutex<()> = Mutex::new(());
+/// Pictures at most that tell the size of all.
+const LOOKED_INTO: usize = 1024;
 /// Longer side over shorter side of a picture.
 const MAX_ASPECT: u32 = 64;
 
@@ -58,7 +60,7 @@ pub(super) fn read(
         (None, Some(_)) => {}
     }
 
-    let size = options.image_size.unwrap_or(DEFAULT_IMAGE_SIZE);
+    let size = options.image_size.unwrap_or_else(|| own_size(&files));
     let mut collector = Collector::new(size, files.len(), options.memory)?;
     let mut done = 0;
     for some in files.chunks(AT_A_TIME) {
@@ -78,6 +80,23 @@ pub(super) fn read(
         }
     }
     collector.finish(path, class_names)
+}
+
+/// The side that these pictures have, where nobody says one: the middle one of their shorter sides, in whole eights, and at
+/// most [`DEFAULT_IMAGE_SIZE`].
+fn own_size(files: &[(PathBuf, usize)]) -> usize {
+    let every = files.len().div_ceil(LOOKED_INTO).max(1);
+    let some: Vec<&(PathBuf, usize)> = files.iter().step_by(every).collect();
+    let side = |(file, _): &&(PathBuf, usize)| {
+        let reader = ImageReader::new(BufReader::new(files::open(file).ok()?));
+        let (width, height) = reader.with_guessed_format().ok()?.into_dimensions().ok()?;
+        Some(width.min(height) as usize)
+    };
+    let mut sides: Vec<usize> = some.par_iter().filter_map(side).collect();
+    sides.sort_unstable();
+    let middle = sides.get(sides.len() / 2).copied();
+    let side = middle.unwrap_or(DEFAULT_IMAGE_SIZE).min(DEFAULT_IMAGE_SIZE);
+    (side / 8 * 8).max(8)
 }
 
 /// What lies in a folder, by name; hidden things left out.

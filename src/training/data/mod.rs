@@ -92,13 +92,13 @@ impl DataError {
 /// How to read a data set.
 #[derive(Debug, Clone, PartialEq)]
 pub struct DataOptions {
-    /// Side of the square pictures; `None`: an atlas's own tiles, otherwise [`DEFAULT_IMAGE_SIZE`].
+    /// Side of the square pictures; `None`: an atlas's own tiles, otherwise the pictures' own, at most [`DEFAULT_IMAGE_SIZE`].
     pub image_size: Option<usize>,
     /// Bytes of pixels to keep in memory; more than that goes to a temporary file.
     pub memory: u64,
 }
 
-/// Side of pictures where nothing says another.
+/// Side of pictures at most where nothing says another.
 pub const DEFAULT_IMAGE_SIZE: usize = 64;
 
 impl Default for DataOptions {

@@ -188,7 +188,7 @@ fn a_text_of_a_picture_that_unpacks_to_megabytes_is_refused() {
     let place = Place::new();
     std::fs::copy(&bomb, place.path("bomb.png")).unwrap();
     let (code, text) = place.run("sample --device cpu --from {}/bomb.png");
-    assert_eq!(code, Some(2));
+    assert_eq!(code, Some(1));
     assert!(
         error_of(&text).starts_with("--from {}/bomb.png: it is no PNG that can be read: "),
         "{text}"

@@ -84,12 +84,12 @@ fn pipes_and_endless_devices_are_no_files() {
         ),
         (
             "sample --device cpu --from {}/pipe.png",
-            2,
+            1,
             "--from {}/pipe.png: cannot be read: ",
         ),
         (
             "sample --device cpu --from /dev/zero",
-            2,
+            1,
             "--from /dev/zero: cannot be read: ",
         ),
         (
@@ -128,7 +128,7 @@ fn a_folder_in_the_place_of_a_file_is_named() {
     let cases = [
         (
             "sample --device cpu --from {}/folder",
-            2,
+            1,
             format!("--from {{}}/folder: cannot be read: {is_a}"),
         ),
         (
