@@ -67,7 +67,11 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
         "",
         "",
         "",
-        if cpu.hardware().bf16_units { "bf16" } else { "f32" },
+        if cpu.hardware().bf16_units {
+            "bf16"
+        } else {
+            "f32"
+        },
     ]);
     out!("{table}");
     context.say("→ is what --device auto takes; software adapters run only when asked for");

@@ -243,3 +243,51 @@ fn what_cannot_be_written_or_read_is_said() {
         assert!(text.contains(expected), "{text}");
     }
 }
+
+#[test]
+fn a_picture_goes_to_stdout() {
+    let out = harmonica(&[&QUICK[..], &["none", "-n", "1", "-q", "--out", "-"]].concat());
+    assert!(out.status.success());
+    let picture = image::load_from_memory(&out.stdout).unwrap();
+    assert_eq!(picture.dimensions(), (32, 32));
+}
+
+#[test]
+fn latents_become_pictures() {
+    let folder = tempfile::tempdir().unwrap();
+    let picture = folder.path().join("x.png");
+    let (model, vae) = (golden("diffusers-single"), golden("vae/kl"));
+    for device in ["cpu", "vulkan"] {
+        let run = |vae: &Path| {
+            harmonica(&[
+                "sample",
+                "--model",
+                model.to_str().unwrap(),
+                "--vae",
+                vae.to_str().unwrap(),
+                "--device",
+                device,
+                "--steps",
+                "2",
+                "-n",
+                "1",
+                "--out",
+                picture.to_str().unwrap(),
+            ])
+        };
+        let out = run(&vae);
+        let text = String::from_utf8_lossy(&out.stderr);
+        assert!(
+            out.status.success() && !text.contains("rough preview"),
+            "{text}"
+        );
+        // Latents of 8, four pixels a cell.
+        assert_eq!(image::open(&picture).unwrap().dimensions(), (32, 32));
+        let out = run(&golden("vae/xl"));
+        let text = String::from_utf8_lossy(&out.stderr);
+        assert!(
+            text.contains("the autoencoder has 3 latent channels"),
+            "{text}"
+        );
+    }
+}

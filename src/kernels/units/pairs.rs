@@ -8,9 +8,10 @@
 
 use std::{
     arch::x86_64::{
-        __cpuid, __m512bh, _mm512_dpbf16_ps, _mm512_load_si512, _mm512_set1_epi32,
+        __cpuid, __m512bh, __m512i, _mm512_dpbf16_ps, _mm512_load_si512, _mm512_set1_epi32,
         _mm512_setzero_ps, _mm512_storeu_ps,
     },
+    mem::transmute,
     ops::Range,
 };
 
@@ -117,8 +118,8 @@ unsafe fn block<const N: usize>(
                 // SAFETY: a tile of a left factor has a line a row, of so many pairs.
                 let of_row = unsafe { rows.add(row * PAIRS + pair).read() };
                 // SAFETY: both are 32 numbers in bf16.
-                let of_row =
-                    unsafe { std::mem::transmute::<_, __m512bh>(_mm512_set1_epi32(of_row)) };
+                let of_row: __m512bh =
+                    unsafe { transmute::<__m512i, _>(_mm512_set1_epi32(of_row)) };
                 for (sum, line) in sums.iter_mut().zip(lines) {
                     *sum = _mm512_dpbf16_ps(*sum, of_row, line);
                 }
@@ -141,5 +142,5 @@ unsafe fn block<const N: usize>(
 #[inline]
 unsafe fn line(line: *const Line) -> __m512bh {
     // SAFETY: as the caller says; lines are aligned. Both are 32 numbers in bf16.
-    unsafe { std::mem::transmute(_mm512_load_si512(line.cast())) }
+    unsafe { transmute::<__m512i, _>(_mm512_load_si512(line.cast())) }
 }
