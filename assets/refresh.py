@@ -104,7 +104,6 @@ def routers(harmonica):
     for steps, words in ((20, SHORT_RUN), (50, LONG_RUN)):
         folder = train(harmonica, f"router{steps}", steps, words)
         if steps == 20:
-            shutil.copy(folder / "router.png", ROOT / "assets/router-harmonica.png")
             bounded(harmonica, folder, steps, 0.75, TARGETS)
         bounded(harmonica, folder, steps, 0.5, ["0.375", "0.25"])
         for path in sorted(folder.glob("*.schedule.json")):
@@ -113,6 +112,8 @@ def routers(harmonica):
             target = ROUTERS / path.name.replace("router-", f"ddim{steps}-")
             if without_figures(target.read_text()) != path.read_text():
                 shutil.copy(path, target)
+    shown = ROUTERS / "ddim20-cur0.5.schedule.json"
+    harmonica("schedule show", shown, "--png", ROOT / "assets/router-harmonica.png")
     train(harmonica, "leave-one-out", 20, "--proxy leave-one-out --lambda-every 500")
     train(harmonica, "sdt-alone", 20, "--proxy none")
     train(harmonica, "pairs", 20, "--recipe learning-to-cache --passes 80 --lr 0.15")

@@ -11,7 +11,7 @@ use std::{error::Error, ops::ControlFlow, path::PathBuf};
 use harmonica::{
     checkpoint::{LoadOptions, ModelSpec, load_model},
     device::{DeviceChoice, Engine},
-    diffusion::{Guidance, GuidedChannels, Solver, Spacing},
+    diffusion::{Solver, Spacing},
     models::Prompts,
     ranks::Ranks,
     report::{Tile, grid, image_from_values, write_png},
@@ -44,7 +44,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         // Routers are trained along the deterministic path.
         spacing: Spacing::Even,
         solver: Solver::ddim(0.0)?,
-        guidance: Guidance::new(info.usual_guidance(), GuidedChannels::Three)?,
+        guidance: info.usual_guidance(),
         clip_x0: info.clip_x0,
     };
     let batch = 2;

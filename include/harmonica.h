@@ -226,7 +226,7 @@ hm_status hm_schedule_get_figures(const hm_schedule *schedule, hm_figures *figur
 /* Frees a schedule; null is nothing. */
 void hm_schedule_free(hm_schedule *schedule);
 
-/* The usual settings of a model: 20 DDIM steps, guidance 3 for the bundled model and 1.5 for others, seed 0.
+/* The usual settings of a model: 20 DDIM steps, guidance as the model says or 1.5, seed 0.
  * Expects:
  * settings may be written to. */
 hm_status hm_settings_init(const hm_model *model, hm_settings *settings);

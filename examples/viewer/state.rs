@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use harmonica::{
     checkpoint::ModelInfo,
-    diffusion::{DiffusionError, Guidance, GuidedChannels, Solver, Spacing},
+    diffusion::{DiffusionError, Guidance, Solver, Spacing},
     plan::{Accounting, compile},
     policy::{Fora, Policy},
     sampler::{Settings, model_identity, run_settings},
@@ -130,7 +130,7 @@ impl State {
             label: 0,
             seed: 0,
             steps: 20,
-            guidance: info.usual_guidance(),
+            guidance: info.usual_guidance().scale(),
             source: Source::Learned,
             tau: 0.1,
             interval: 2,
@@ -160,7 +160,10 @@ impl State {
             steps: self.controls.steps,
             spacing: Spacing::Even,
             solver: Solver::ddim(0.0)?,
-            guidance: Guidance::new(self.controls.guidance, GuidedChannels::Three)?,
+            guidance: Guidance::new(
+                self.controls.guidance,
+                self.info.usual_guidance().channels(),
+            )?,
             clip_x0: self.info.clip_x0,
         })
     }

@@ -115,7 +115,7 @@ impl hm_settings {
     }
 }
 
-/// The usual settings of a model: 20 DDIM steps, guidance 3 for the bundled model and 1.5 for others, seed 0.
+/// The usual settings of a model: 20 DDIM steps, guidance as the model says or 1.5, seed 0.
 ///
 /// # Safety
 /// `settings` may be written to.
@@ -129,14 +129,18 @@ pub unsafe extern "C" fn hm_settings_init(
         let out = unsafe { Out::new(settings, "settings") }?;
         let model = hm_model::of(model)?;
         let info = &model.pipeline.info;
+        let guidance = info.usual_guidance();
         out.set(hm_settings {
             steps: 20,
             batch: 0,
             solver: HM_SOLVER_DDIM,
-            guidance_channels: HM_GUIDE_THREE,
+            guidance_channels: match guidance.channels() {
+                GuidedChannels::Three => HM_GUIDE_THREE,
+                GuidedChannels::All => HM_GUIDE_ALL,
+            },
             clip_x0: info.clip_x0.into(),
             eta: 0.0,
-            guidance: info.usual_guidance(),
+            guidance: guidance.scale(),
             seed: 0,
         });
         Ok(())

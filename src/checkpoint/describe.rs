@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     containers::{CheckpointError, TensorSource},
-    diffusion::{Process, Solver},
+    diffusion::{Guidance, Process, Solver},
     models::{Architecture, FAMILIES, Naming, dit::DitFamily, family_named},
 };
 
@@ -23,6 +23,8 @@ pub struct Description {
     pub process: Process,
     /// How its pictures are usually drawn, where the files say so.
     pub solver: Option<Solver>,
+    /// Under which guidance, where they say so.
+    pub guidance: Option<Guidance>,
     /// What the files ask of a run and runs here do otherwise.
     pub notes: Vec<String>,
     /// The fingerprint that the file itself names.
@@ -81,6 +83,7 @@ pub fn describe(
                 clip_x0: m.clip_x0,
                 process: m.process,
                 solver: m.solver,
+                guidance: m.guidance,
                 notes: Vec::new(),
                 fingerprint: Some(m.fingerprint),
                 naming,
@@ -98,6 +101,7 @@ pub fn describe(
                 clip_x0: false,
                 process: Process::default(),
                 solver: None,
+                guidance: None,
                 notes: Vec::new(),
                 fingerprint: None,
                 naming,

@@ -186,6 +186,7 @@ fn state_of(weights: &mut Weights) -> Result<StateDict, CheckpointError> {
         own_embedders: dit.own_embedders,
         class_names: weights.class_names.clone(),
         clip_x0: weights.clip_x0,
+        guidance: weights.guidance,
         tensors,
     })
 }

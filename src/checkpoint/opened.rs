@@ -7,7 +7,10 @@ use super::{
     folder::{Part, PipelineFolder},
     spec::{LoadOptions, ModelSpec},
 };
-use crate::containers::{self, CheckpointError, TensorSource, open_part};
+use crate::{
+    containers::{self, CheckpointError, TensorSource, open_part},
+    diffusion::{Guidance, GuidedChannels},
+};
 
 #[cfg(feature = "bundled")]
 static BUNDLED: &[u8] = include_bytes!("../../assets/dit-emoji32.safetensors");
@@ -17,6 +20,8 @@ pub struct Opened {
     pub source: TensorSource,
     /// Where the model is a whole pipeline.
     pub folder: Option<PipelineFolder>,
+    /// The usual guidance, where it is known and the file does not say it.
+    guidance: Option<Guidance>,
 }
 
 impl Opened {
@@ -29,6 +34,7 @@ impl Opened {
         if let Some(folder) = &self.folder {
             folder.complete(&mut description)?;
         }
+        description.guidance = description.guidance.or(self.guidance);
         Ok(description)
     }
 }
@@ -45,10 +51,12 @@ pub fn open_model(spec: &ModelSpec) -> Result<Opened, CheckpointError> {
         ModelSpec::Bundled => Ok(Opened {
             source: bundled()?,
             folder: None,
+            guidance: Guidance::new(3.0, GuidedChannels::Three).ok(),
         }),
         ModelSpec::Memory(file) => Ok(Opened {
             source: containers::open_bytes(file.name().as_ref(), file.clone())?,
             folder: None,
+            guidance: None,
         }),
         ModelSpec::Random { .. } => Err(CheckpointError::Settings {
             path: spec.to_string().into(),
@@ -67,7 +75,11 @@ fn open_path(path: &Path, variant: Option<&str>) -> Result<Opened, CheckpointErr
             open_part(if inner.is_dir() { &inner } else { path }, variant)?
         }
     };
-    Ok(Opened { source, folder })
+    Ok(Opened {
+        source,
+        folder,
+        guidance: None,
+    })
 }
 
 #[cfg(feature = "bundled")]

@@ -12,7 +12,11 @@ use super::{
     state::StateDict,
     weights::Weights,
 };
-use crate::{containers::CheckpointError, files::write_atomically};
+use crate::{
+    containers::CheckpointError,
+    diffusion::{DiffusionError, Guidance, GuidedChannels},
+    files::write_atomically,
+};
 
 /// The one key of our metadata; its value is a JSON document.
 pub const METADATA_KEY: &str = "harmonica";
@@ -34,6 +38,10 @@ pub enum StoredDtype {
 pub struct SaveOptions {
     pub class_names: Option<ClassNames>,
     pub clip_x0: Option<bool>,
+    /// The scale of the usual guidance.
+    pub guidance: Option<f64>,
+    /// The channels that it guides.
+    pub guidance_channels: Option<GuidedChannels>,
 }
 
 /// Writes any model that loads as one safetensors file with its config in the metadata.
@@ -54,6 +62,19 @@ pub fn save_model(
         weights.class_names = names;
     }
     weights.clip_x0 = save.clip_x0.unwrap_or(weights.clip_x0);
+    if save.guidance.is_some() || save.guidance_channels.is_some() {
+        let before = match weights.guidance {
+            Some(guidance) => (guidance.scale(), guidance.channels()),
+            None => weights.architecture.outline().guidance,
+        };
+        let scale = save.guidance.unwrap_or(before.0);
+        let channels = save.guidance_channels.unwrap_or(before.1);
+        let refused = |e: DiffusionError| CheckpointError::Settings {
+            path: out.into(),
+            problem: e.to_string(),
+        };
+        weights.guidance = Some(Guidance::new(scale, channels).map_err(refused)?);
+    }
     write_weights(&mut weights, spec, dtype, out)
 }
 
@@ -105,6 +126,7 @@ fn write_weights(
         clip_x0: weights.clip_x0,
         process: weights.process,
         solver: weights.solver,
+        guidance: weights.guidance,
         fingerprint: fingerprint.clone(),
     };
     let metadata = serde_json::to_string(&metadata).map_err(|e| CheckpointError::Config {

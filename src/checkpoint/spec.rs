@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     containers::CheckpointError,
-    diffusion::{Process, Solver, Spacing},
+    diffusion::{Guidance, Process, Solver, Spacing},
     models::{Architecture, Outline},
 };
 
@@ -185,6 +185,8 @@ pub(super) struct Metadata {
     pub process: Process,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub solver: Option<Solver>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guidance: Option<Guidance>,
     pub fingerprint: Fingerprint,
 }
 
@@ -203,6 +205,8 @@ pub struct ModelInfo {
     pub clip_x0: bool,
     /// How its pictures are usually drawn, where its files say so.
     pub solver: Option<Solver>,
+    /// Under which guidance, where they say so.
+    pub guidance: Option<Guidance>,
     /// What its files ask of a run and runs here do otherwise, a sentence each.
     pub notes: Vec<String>,
     /// The pipeline that it is part of, whose other parts encode texts and decode pictures.
@@ -255,13 +259,11 @@ impl ModelInfo {
         }
     }
 
-    /// The guidance scale that its pictures are usually drawn with: 3 for the bundled model, its family's for others.
-    pub fn usual_guidance(&self) -> f64 {
-        if self.is_bundled() {
-            3.0
-        } else {
-            self.outline.guidance.0
-        }
+    /// The guidance that its pictures are usually drawn under: as its file says, otherwise its family's.
+    pub fn usual_guidance(&self) -> Guidance {
+        let (scale, channels) = self.outline.guidance;
+        let of_family = || Guidance::new(scale, channels).unwrap_or_default();
+        self.guidance.unwrap_or_else(of_family)
     }
 
     /// The folder that holds the transformer and a part of this name.

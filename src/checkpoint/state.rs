@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use super::{CheckpointError, load::fresh_weights};
-use crate::models::dit::DitConfig;
+use crate::{diffusion::Guidance, models::dit::DitConfig};
 
 /// Weights by canonical name (those of the public DiT release), row-major in PyTorch's shapes, and what a model
 /// file says beside them. The position embedding follows its formula and is not among the tensors.
@@ -16,6 +16,8 @@ pub struct StateDict {
     pub class_names: Vec<String>,
     /// Whether sampling clips the predicted `x_0` by default.
     pub clip_x0: bool,
+    /// The guidance that its pictures are usually drawn under, where it is not its family's.
+    pub guidance: Option<Guidance>,
     pub tensors: HashMap<String, Vec<f32>>,
 }
 

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     containers::{CheckpointError, TensorSource},
-    diffusion::{Process, Solver},
+    diffusion::{Guidance, Process, Solver},
     models::{Architecture, FAMILIES, Naming, Outline, Start, TensorSpec, dit::DitArchitecture},
 };
 
@@ -28,6 +28,7 @@ pub(super) struct Weights {
     pub clip_x0: bool,
     pub process: Process,
     pub solver: Option<Solver>,
+    pub guidance: Option<Guidance>,
     notes: Vec<String>,
     folder: Option<PipelineFolder>,
     expected_fingerprint: Option<Fingerprint>,
@@ -64,6 +65,7 @@ impl Weights {
             clip_x0: description.clip_x0,
             process: description.process,
             solver: description.solver,
+            guidance: description.guidance,
             notes: description.notes,
             folder: opened.folder,
             expected_fingerprint: description.fingerprint,
@@ -108,6 +110,7 @@ impl Weights {
             clip_x0: false,
             process: Process::default(),
             solver: None,
+            guidance: None,
             notes: Vec::new(),
             folder: None,
             expected_fingerprint: None,
@@ -123,6 +126,7 @@ impl Weights {
         Self {
             class_names: state.class_names,
             clip_x0: state.clip_x0,
+            guidance: state.guidance,
             ..Self::of(Origin::Memory(state.tensors), Arc::new(architecture))
         }
     }
@@ -235,6 +239,7 @@ impl Weights {
             class_names: self.class_names.clone(),
             clip_x0: self.clip_x0,
             solver: self.solver,
+            guidance: self.guidance,
             notes: self.notes.clone(),
             folder: self.folder.clone(),
             fingerprint,

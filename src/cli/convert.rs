@@ -36,6 +36,12 @@ pub(super) struct Args {
     /// Whether sampling clips the predicted clean image by default (pixel-space models)
     #[arg(long, value_name = "on|off", value_parser = super::options::parse_switch)]
     clip_x0: Option<bool>,
+    /// The guidance scale that it is usually drawn under
+    #[arg(long, value_name = "SCALE")]
+    guidance: Option<f64>,
+    /// The channels that guidance usually replaces
+    #[arg(long, value_name = "3|all")]
+    guidance_channels: Option<String>,
     #[command(flatten)]
     model: ModelArgs,
 }
@@ -50,6 +56,8 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
     let options = SaveOptions {
         class_names,
         clip_x0: args.clip_x0,
+        guidance: args.guidance,
+        guidance_channels: args.guidance_channels.map(|c| c.parse()).transpose()?,
     };
     let fingerprint = save_model(
         &args.model.spec()?,

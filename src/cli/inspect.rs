@@ -98,7 +98,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
                 json!({
                     "name": d.architecture.outline().name, "family": d.architecture.outline().family,
                     "config": d.architecture.to_json(), "parameters": d.architecture.outline().parameters,
-                    "classes": d.class_names, "clip_x0": d.clip_x0, "process": d.process, "solver": d.solver,
+                    "classes": d.class_names, "clip_x0": d.clip_x0, "process": d.process, "solver": d.solver, "guidance": d.guidance,
                     "notes": d.notes,
                     "fingerprint": d.fingerprint.as_ref().map(|f| f.to_string()), "naming": d.naming_of(),
                 }),
@@ -179,6 +179,13 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
                 out!("  note        {note}");
             }
             out!("  clip x0     {}", if d.clip_x0 { "on" } else { "off" });
+            if let Some(guidance) = d.guidance {
+                out!(
+                    "  guidance    {} over channels {}",
+                    guidance.scale(),
+                    guidance.channels()
+                );
+            }
             if let Some(fingerprint) = &d.fingerprint {
                 out!("  fingerprint {fingerprint}");
             }

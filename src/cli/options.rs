@@ -309,10 +309,12 @@ pub(super) struct RunArgs {
     /// DDIM's eta: 0 deterministic, 1 as noisy as DDPM
     #[arg(long, value_name = "ETA")]
     pub eta: Option<f64>,
-    /// Classifier-free guidance scale; 1 is none [default: 3 for the bundled model, 1.5 for other DiTs, 4.5 for PixArt]
+    /// Classifier-free guidance scale; 1 is none [default: what the model says, 3 for those that were trained here;
+    /// otherwise 1.5 for DiTs, 4.5 for PixArt]
     #[arg(long, value_name = "SCALE", allow_negative_numbers = true)]
     pub guidance: Option<f64>,
-    /// Channels that guidance replaces: 3 as the public DiT release, or all [default: 3 for DiTs, all for PixArt]
+    /// Channels that guidance replaces: 3 as the public DiT release, or all [default: what the model says;
+    /// otherwise 3 for DiTs, all for PixArt]
     #[arg(long, value_name = "3|all")]
     pub guidance_channels: Option<String>,
     /// Clip the predicted clean image to [-1, 1] at every step [default: what the model says]
@@ -336,9 +338,9 @@ impl RunArgs {
         }
         let channels: GuidedChannels = match &self.guidance_channels {
             Some(channels) => channels.parse()?,
-            None => info.outline.guidance.1,
+            None => info.usual_guidance().channels(),
         };
-        let scale = self.guidance.unwrap_or(info.usual_guidance());
+        let scale = self.guidance.unwrap_or(info.usual_guidance().scale());
         let spacing = match &self.spacing {
             Some(spacing) => spacing.parse()?,
             None => info.usual_spacing(),

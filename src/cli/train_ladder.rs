@@ -117,14 +117,20 @@ pub(super) fn make(
     };
     context.something_is_at_stake();
     let mut run = LadderRun::open(&pipeline.model, info, settings, options)?.with_engine(engine);
-    let bar = progress(context, 0, "moves");
+    let mut bar = progress(context, 0, "uncached images");
+    let mut draws = true;
     let mut rows: Vec<Value> = Vec::new();
     let mut each = |told: Progress| {
         match told {
-            Progress::Reference { images } => {
-                bar.set_message(format!("· drawing {}", counted(images, "uncached image")))
+            Progress::Reference { drawn, images } => {
+                bar.set_length(images as u64);
+                bar.set_position(drawn as u64);
             }
             Progress::Tried(tried) => {
+                if std::mem::take(&mut draws) {
+                    bar.finish_and_clear();
+                    bar = progress(context, 0, "moves");
+                }
                 bar.inc(1);
                 bar.set_length(bar.position() + tried.left as u64);
                 let about = match tried.unit {

@@ -41,9 +41,25 @@ impl fmt::Display for GuidedChannels {
 
 /// Guidance scale and mode. Cannot hold a scale that is not a finite number ≥ 0.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "Unchecked")]
 pub struct Guidance {
     scale: f64,
     channels: GuidedChannels,
+}
+
+/// As it is written in files.
+#[derive(Deserialize)]
+struct Unchecked {
+    scale: f64,
+    channels: GuidedChannels,
+}
+
+impl TryFrom<Unchecked> for Guidance {
+    type Error = DiffusionError;
+
+    fn try_from(Unchecked { scale, channels }: Unchecked) -> Result<Self, DiffusionError> {
+        Self::new(scale, channels)
+    }
 }
 
 impl Default for Guidance {

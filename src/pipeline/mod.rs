@@ -25,20 +25,18 @@ pub use {
     texts::{read_texts, texts_named},
 };
 
-use crate::{checkpoint::ModelInfo, diffusion::Guidance, sampler::Settings};
+use crate::{checkpoint::ModelInfo, sampler::Settings};
 
 /// Steps of a run that names none.
 pub const USUAL_STEPS: usize = 20;
 
 /// The usual run: 20 steps of the model's usual solver under its usual guidance.
 pub fn usual_settings(info: &ModelInfo) -> Settings {
-    let (_, channels) = info.outline.guidance;
-    let guidance = Guidance::new(info.usual_guidance(), channels);
     Settings {
         steps: USUAL_STEPS,
         spacing: info.usual_spacing(),
         solver: info.usual_solver(),
-        guidance: guidance.unwrap_or_default(),
+        guidance: info.usual_guidance(),
         clip_x0: info.clip_x0,
     }
 }

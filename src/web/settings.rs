@@ -57,7 +57,7 @@ impl Wishes {
     pub fn settings(&self, loaded: &Loaded) -> Result<Settings, JsValue> {
         let info: &ModelInfo = &loaded.info;
         let usual = usual_run(loaded);
-        let (_, channels) = info.outline.guidance;
+        let channels = info.usual_guidance().channels();
         let solver = self.solver.as_deref().map(str::parse).transpose();
         let spacing = self.spacing.as_deref().map(str::parse).transpose();
         let guidance = self.guidance.map(|scale| Guidance::new(scale, channels));
@@ -84,7 +84,7 @@ pub fn usual_run(loaded: &Loaded) -> Settings {
         .iter()
         .filter_map(|known| known.file.run.guidance.as_ref());
     let learned = scales.next().map(|guidance| guidance.scale);
-    let (_, channels) = loaded.info.outline.guidance;
+    let channels = loaded.info.usual_guidance().channels();
     let guidance = learned.and_then(|scale| Guidance::new(scale, channels).ok());
     Settings {
         guidance: guidance.unwrap_or(usual.guidance),

@@ -3,7 +3,10 @@
 use std::path::Path;
 
 use harmonica::{
-    checkpoint::{LoadOptions, ModelSpec, load_model},
+    checkpoint::{
+        LoadOptions, ModelSpec, SaveOptions, StoredDtype, load_model, model_info, save_model,
+    },
+    diffusion::GuidedChannels,
     metrics::max_abs_error,
 };
 
@@ -95,7 +98,6 @@ fn bundled_model_forward() {
 
 #[test]
 fn conversion_keeps_the_network_and_its_fingerprint() {
-    use harmonica::checkpoint::{SaveOptions, StoredDtype, save_model};
     let folder = tempfile::tempdir().unwrap();
     let options = LoadOptions {
         heads: Some(4),
@@ -109,6 +111,8 @@ fn conversion_keeps_the_network_and_its_fingerprint() {
         let save = SaveOptions {
             class_names: Some(names),
             clip_x0: Some(true),
+            guidance: Some(2.5),
+            guidance_channels: None,
         };
         let fingerprint = save_model(&spec, options, save, dtype, &out).unwrap();
         assert_eq!(fingerprint, original.fingerprint);
@@ -126,10 +130,36 @@ fn conversion_keeps_the_network_and_its_fingerprint() {
             &burn::tensor::Device::flex(),
         )
         .unwrap();
+        // What was not said is the family's.
+        let guidance = info.usual_guidance();
         assert_eq!(
             (info.class_name(6), info.clip_x0, info.fingerprint),
             ("class 6".into(), true, fingerprint)
         );
+        assert_eq!(
+            (guidance.scale(), guidance.channels()),
+            (2.5, GuidedChannels::Three)
+        );
+        assert_eq!(original.usual_guidance().scale(), 1.5);
         check(&out, LoadOptions::default(), "tiny-a", bound);
+    }
+}
+
+#[test]
+fn the_bundled_model_keeps_its_guidance_when_it_is_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("again.safetensors");
+    let (nothing, half) = (SaveOptions::default(), StoredDtype::F16);
+    save_model(
+        &ModelSpec::Bundled,
+        LoadOptions::default(),
+        nothing,
+        half,
+        &out,
+    )
+    .unwrap();
+    for spec in [ModelSpec::Bundled, ModelSpec::Path(out)] {
+        let info = model_info(&spec, LoadOptions::default()).unwrap();
+        assert_eq!(info.usual_guidance().scale(), 3.0, "{spec}");
     }
 }

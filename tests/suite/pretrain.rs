@@ -78,6 +78,7 @@ fn start() -> StateDict {
         own_embedders: false,
         class_names: Vec::new(),
         clip_x0: true,
+        guidance: None,
         tensors: named("weight."),
     }
 }

@@ -7,7 +7,7 @@
 //!
 //! Several [`Ranks`] walk the draws between them, and add up what each draw says of a step's weights in the order of the draws.
 
-use std::sync::Arc;
+use std::{ops::ControlFlow, sync::Arc};
 
 use bytemuck::{Pod, Zeroable};
 
@@ -72,6 +72,16 @@ impl Source<'_> {
     /// [`TrainingError`] of the device or other ranks, for settings that cannot be run, where there is nothing to draw, or where it
     /// is to stop.
     pub fn draw(&self, purpose: Purpose, images: usize) -> Result<Draws, TrainingError> {
+        self.draw_telling(purpose, images, &mut |_| ControlFlow::Continue(()))
+    }
+
+    /// The same; `told` hears of every step what share of them is done, and may break off.
+    pub(super) fn draw_telling(
+        &self,
+        purpose: Purpose,
+        images: usize,
+        told: &mut dyn FnMut(f64) -> ControlFlow<()>,
+    ) -> Result<Draws, TrainingError> {
         if images == 0 || self.batch == 0 {
             return Err(TrainingError::Setting {
                 setting: "draws",
@@ -90,7 +100,7 @@ impl Source<'_> {
             &drawn.conditions,
             (drawn.noise, drawn.streams),
             batch,
-            Asked::of(self.stop.clone()),
+            (Asked::of(self.stop.clone()), told),
             self.ranks.clone(),
         )
     }
@@ -146,13 +156,12 @@ impl Draws {
             .map(|number| ImageNoise::with_purpose(Purpose::Fit.stream(), 0, number))
             .collect();
         let of = (model, settings, null);
-        let (batch, nobody) = (conditions.len(), Asked::default());
         Self::walked(
             of,
             conditions,
             (noise, streams),
-            batch,
-            nobody,
+            conditions.len(),
+            (Asked::default(), &mut |_| ControlFlow::Continue(())),
             Ranks::alone(),
         )
     }
@@ -162,7 +171,7 @@ impl Draws {
         conditions: &[Condition],
         (noise, streams): (Vec<f32>, Vec<ImageNoise>),
         batch: usize,
-        asked: Asked,
+        (asked, told): (Asked, &mut dyn FnMut(f64) -> ControlFlow<()>),
         ranks: Ranks,
     ) -> Result<Self, TrainingError> {
         let sampler = Sampler::new(model, settings, None)?.asking(asked.clone());
@@ -184,6 +193,9 @@ impl Draws {
             }
             reference.push(x.clone());
             stand = after.moved_to(x);
+            if told((s + 1) as f64 / steps.len() as f64).is_break() {
+                return Err(TrainingError::Stopped);
+            }
         }
         Ok(Self {
             stepper,

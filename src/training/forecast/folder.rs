@@ -53,8 +53,8 @@ pub struct LadderOptions {
 /// What a run tells.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Progress {
-    /// The uncached images are being drawn, to fit to or to judge by.
-    Reference { images: usize },
+    /// So many of the uncached `images` are drawn, to fit to or to judge by.
+    Reference { drawn: usize, images: usize },
     /// Parts of steps are not searched to the full, since the features of all draws have room for so many of `wanted` only.
     Cramped { slots: usize, wanted: usize },
     /// A move was tried.
@@ -191,11 +191,8 @@ impl<'m> LadderRun<'m> {
         } else {
             draws + glance.min(draws)
         };
-        if each(Progress::Reference {
-            images: searched + draws + validation,
-        })
-        .is_break()
-        {
+        let images = searched + draws + validation;
+        if each(Progress::Reference { drawn: 0, images }).is_break() {
             return Ok(false);
         }
         let (slots, wanted) = (self.slots(), self.slots_wanted());
@@ -203,11 +200,20 @@ impl<'m> LadderRun<'m> {
             return Ok(false);
         }
         let ranks = &self.options.ranks;
+        let mut before = 0;
+        let mut walk = |purpose: Purpose, count: usize, ranks: &Ranks| {
+            let walked = self.draws(purpose, count, ranks, &mut |share| {
+                let drawn = before + (share * count as f64) as usize;
+                each(Progress::Reference { drawn, images })
+            });
+            before += count;
+            walked
+        };
         let mut search = match sweeps {
             0 => None,
             sweeps => Some(Search {
-                glance: self.draws(Purpose::Search, glance.min(draws), &Ranks::alone())?,
-                all: self.draws(Purpose::Search, draws, ranks)?,
+                glance: walk(Purpose::Search, glance.min(draws), &Ranks::alone())?,
+                all: walk(Purpose::Search, draws, ranks)?,
                 steps: self.run.steps,
                 graph: self.info.outline.graph.clone(),
                 sweeps,
@@ -215,8 +221,8 @@ impl<'m> LadderRun<'m> {
                 ranks: ranks.clone(),
             }),
         };
-        let mut fit = self.draws(Purpose::Fit, draws, ranks)?;
-        let mut judge = self.draws(Purpose::Validation, validation, ranks)?;
+        let mut fit = walk(Purpose::Fit, draws, ranks)?;
+        let mut judge = walk(Purpose::Validation, validation, ranks)?;
         for number in 0..self.saved.rungs.len() {
             if self.saved.rungs[number].done.is_some() {
                 continue;
@@ -261,12 +267,13 @@ impl<'m> LadderRun<'m> {
         self.slots_wanted().min(room)
     }
 
-    /// Draws that these ranks walk together.
+    /// Draws that these ranks walk together; `told` hears of every step what share of them is done.
     fn draws(
         &self,
         purpose: Purpose,
         images: usize,
         ranks: &Ranks,
+        told: &mut dyn FnMut(f64) -> ControlFlow<()>,
     ) -> Result<Draws, TrainingError> {
         let options = &self.options;
         let source = Source {
@@ -278,7 +285,7 @@ impl<'m> LadderRun<'m> {
             stop: options.stop.clone(),
             ranks: ranks.clone(),
         };
-        source.draw(purpose, images)
+        source.draw_telling(purpose, images, told)
     }
 
     /// The sweeps of a rung; whether they are over.

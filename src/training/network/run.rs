@@ -25,7 +25,7 @@ use super::{
 use crate::{
     checkpoint::{StateDict, StoredDtype, save_state},
     device::Engine,
-    diffusion::{Guidance, GuidedChannels, Solver, Spacing},
+    diffusion::{DiffusionError, Guidance, GuidedChannels, Solver, Spacing},
     models::{
         Condition, Model,
         dit::DitConfig,
@@ -36,7 +36,7 @@ use crate::{
     training::run::TrainingError,
 };
 
-/// Denoising steps and guidance of the sample grids: enough to judge by.
+/// Denoising steps of the sample grids: enough to judge by. The guidance is what the model names as its usual one.
 const SAMPLE_STEPS: usize = 20;
 const SAMPLE_GUIDANCE: f64 = 3.0;
 /// Images of a sample grid at most, and of a data set with one class.
@@ -207,12 +207,19 @@ impl<'d> PretrainRun<'d> {
             own_embedders: self.learner.layout().own_embedders,
             class_names: self.data.class_names().to_vec(),
             clip_x0: self.data.is_pixels(),
+            guidance: Some(self.sample_guidance()?),
             tensors: self.learner.weights(true)?,
         };
         save_state(model, self.options.dtype, &folder.model())?;
         draw_curves(&self.history.panels(), &folder.curve())?;
         self.session.saved();
         Ok(())
+    }
+
+    /// The guidance of the sample grids, which is the model's usual one: there is nothing to lead to where there is one class.
+    fn sample_guidance(&self) -> Result<Guidance, DiffusionError> {
+        let one = self.learner.config().classes == 1;
+        Guidance::new(if one { 1.0 } else { SAMPLE_GUIDANCE }, GuidedChannels::All)
     }
 
     /// Draws what the averaged network makes of every class, always from the same noise.
@@ -226,10 +233,7 @@ impl<'d> PretrainRun<'d> {
             steps: SAMPLE_STEPS,
             spacing: Spacing::Even,
             solver: Solver::ddim(0.0)?,
-            guidance: Guidance::new(
-                if one { 1.0 } else { SAMPLE_GUIDANCE },
-                GuidedChannels::Three,
-            )?,
+            guidance: self.sample_guidance()?,
             clip_x0: self.data.is_pixels(),
         };
         let labels: Vec<_> = if one {
