@@ -21,7 +21,6 @@ Examples:
   harmonica inspect bundled --classes
   harmonica inspect DiT-XL-2-256x256.pt --tensors
   harmonica inspect router/router-speedup2.schedule.json
-  harmonica inspect dit/checkpoint.safetensors
   harmonica inspect harmonica.png";
 
 #[derive(clap::Args, Debug)]
