@@ -19,7 +19,7 @@ use std::{
 use harmonica::{
     checkpoint::{LoadOptions, ModelSpec, StoredDtype, load_model},
     device::{DeviceChoice, Engine},
-    diffusion::{Guidance, GuidedChannels, Solver, Spacing},
+    diffusion::{Solver, Spacing},
     layers::NORM_EPS,
     metrics::psnr,
     models::Condition,
@@ -140,7 +140,7 @@ fn train_router_and_draw(
         steps: 20,
         spacing: Spacing::Even,
         solver: Solver::ddim(0.0)?,
-        guidance: Guidance::new(3.0, GuidedChannels::Three)?,
+        guidance: info.usual_guidance(),
         clip_x0: info.clip_x0,
     };
     // A router belongs to the weights it was made for: a network that went on learning gets another.

@@ -42,7 +42,7 @@ pub enum Weight {
     Half(Tensor<2>),
     /// In bytes, widened for each use.
     Quantised(Box<Quantised>),
-    /// In bf16, as a processor's matrix units take it; widened for each use where there are none.
+    /// In bf16, as a processor's units take it; widened for each use where there are none.
     Bf16(Bf16Matrix),
 }
 

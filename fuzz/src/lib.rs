@@ -282,8 +282,8 @@ pub fn atlas(data: &[u8]) -> bool {
         &[("a.png", tile), ("b.png", tile), ("classes.json", data)],
     );
     let options = DataOptions {
-        image_size: None,
         memory: 1 << 16,
+        ..DataOptions::default()
     };
     let mut go_on = |_, _| ControlFlow::Continue(());
     let Ok(data) = Dataset::open(&at, &options, &mut go_on) else {

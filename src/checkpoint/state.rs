@@ -16,7 +16,8 @@ pub struct StateDict {
     pub class_names: Vec<String>,
     /// Whether sampling clips the predicted `x_0` by default.
     pub clip_x0: bool,
-    /// The guidance that its pictures are usually drawn under, where it is not its family's.
+    /// The guidance that its pictures are usually drawn under, where it is not its family's. A network that is trained further
+    /// gets that of its training's samples.
     pub guidance: Option<Guidance>,
     pub tensors: HashMap<String, Vec<f32>>,
 }

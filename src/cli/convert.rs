@@ -9,6 +9,7 @@ use super::{
 };
 use crate::{
     checkpoint::{CheckpointError, ClassNames, SaveOptions, save_model},
+    diffusion::{Guidance, GuidedChannels},
     files::read_text_up_to,
 };
 
@@ -37,7 +38,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "on|off", value_parser = super::options::parse_switch)]
     clip_x0: Option<bool>,
     /// The guidance scale that it is usually drawn under
-    #[arg(long, value_name = "SCALE")]
+    #[arg(long, value_name = "SCALE", allow_negative_numbers = true)]
     guidance: Option<f64>,
     /// The channels that guidance usually replaces
     #[arg(long, value_name = "3|all")]
@@ -52,6 +53,9 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
         .as_deref()
         .map(read_class_names)
         .transpose()?;
+    if let Some(scale) = args.guidance {
+        Guidance::new(scale, GuidedChannels::default())?;
+    }
     let dtype = args.dtype.into();
     let options = SaveOptions {
         class_names,

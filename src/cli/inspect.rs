@@ -216,7 +216,7 @@ fn show_other(path: &Path, args: &Args, context: &Context) -> Result<bool, CliEr
         .extension()
         .is_some_and(|e| e.eq_ignore_ascii_case("png"))
     {
-        show_picture(&Recipe::named(path, "")?, path, args.json)?;
+        show_picture(&Recipe::read(path)?, path, args.json)?;
     } else if let Some(router) = TrainingSummary::read(path)? {
         show_router(&router, args.json)?;
     } else if let Some(run) = SavedRun::find(path)? {

@@ -30,7 +30,7 @@ fn expected(error: &clap::Error) -> Option<&'static str> {
     }
     Some(match source.downcast_ref::<ParseIntError>()?.kind() {
         IntErrorKind::PosOverflow => "a smaller number",
-        _ => "a whole number, 0 or more",
+        _ => "a whole number",
     })
 }
 
@@ -52,11 +52,11 @@ mod tests {
         for (flag, expected) in [
             (
                 "--count=many",
-                "invalid value 'many' for '--count <N>': expected a whole number, 0 or more",
+                "invalid value 'many' for '--count <N>': expected a whole number",
             ),
             (
                 "--count=2.5",
-                "invalid value '2.5' for '--count <N>': expected a whole number, 0 or more",
+                "invalid value '2.5' for '--count <N>': expected a whole number",
             ),
             (
                 "--count=99999999999999999999",

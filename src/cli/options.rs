@@ -309,8 +309,8 @@ pub(super) struct RunArgs {
     /// DDIM's eta: 0 deterministic, 1 as noisy as DDPM
     #[arg(long, value_name = "ETA")]
     pub eta: Option<f64>,
-    /// Classifier-free guidance scale; 1 is none [default: what the model says, 3 for those that were trained here;
-    /// otherwise 1.5 for DiTs, 4.5 for PixArt]
+    /// Classifier-free guidance scale; 1 is none [default: what the model says, otherwise 1.5 for DiTs and 4.5 for
+    /// PixArt]
     #[arg(long, value_name = "SCALE", allow_negative_numbers = true)]
     pub guidance: Option<f64>,
     /// Channels that guidance replaces: 3 as the public DiT release, or all [default: what the model says;

@@ -19,7 +19,7 @@ use crate::{
     ranks::{Ranks, RanksError},
     report::{
         PictureFormat, PictureText, ReportError, Tile, columns_for, encode_picture, grid,
-        write_picture,
+        grid_enlarged, write_picture,
     },
     words::counted,
 };
@@ -73,8 +73,8 @@ impl Out {
 pub(super) struct Pictures<'a> {
     pub out: &'a Out,
     pub decoder: &'a Decoder,
-    /// Pixels along the square that shows one.
-    pub enlarge: u32,
+    /// Pixels along the square that shows one; without it one, or in a grid as many as small pictures want.
+    pub enlarge: Option<u32>,
     pub info: &'a ModelInfo,
     pub conditions: &'a [Condition],
     /// How to draw all of them again; none where starting noise came from a file.
@@ -102,13 +102,6 @@ impl Pictures<'_> {
             let started = Instant::now();
             let picture = self.decoder.picture(image, shape, &mut go_on)?;
             self.seconds += started.elapsed().as_secs_f64();
-            let picture = match self.enlarge {
-                1 => picture,
-                times => {
-                    let [width, height] = [picture.width(), picture.height()];
-                    resize(&picture, times * width, times * height, FilterType::Nearest)
-                }
-            };
             match self.out {
                 Out::Folder(folder) => {
                     let number = first + i;
@@ -117,6 +110,7 @@ impl Pictures<'_> {
                         "{number:05}-{}.png",
                         file_name(&self.conditions[number], &title)
                     ));
+                    let picture = self.enlarged(picture);
                     write_picture(&picture, &path, PictureFormat::Png, &self.texts(number, 1))?;
                     self.files.push(path);
                 }
@@ -177,6 +171,17 @@ impl Pictures<'_> {
             .texts(&title)
     }
 
+    /// A picture that is alone in its file.
+    fn enlarged(&self, picture: RgbImage) -> RgbImage {
+        match self.enlarge {
+            None | Some(1) => picture,
+            Some(times) => {
+                let [width, height] = [picture.width(), picture.height()];
+                resize(&picture, times * width, times * height, FilterType::Nearest)
+            }
+        }
+    }
+
     /// A class as `--classes` takes it.
     fn class(&self, class: usize) -> String {
         let name = self.info.class_name(class);
@@ -202,8 +207,11 @@ impl Pictures<'_> {
             })
             .collect();
         let picture = match tiles.len() {
-            1 if !as_grid => tiles.remove(0).image,
-            count => grid(&tiles, columns_for(count)),
+            1 if !as_grid => self.enlarged(tiles.remove(0).image),
+            count => match self.enlarge {
+                None => grid(&tiles, columns_for(count)),
+                Some(times) => grid_enlarged(&tiles, columns_for(count), times),
+            },
         };
         match path {
             Some(path) => {

@@ -129,18 +129,12 @@ impl Recipe {
         ]
     }
 
-    /// The recipe of the PNG that `--from` names.
+    /// The recipe of a PNG.
     ///
     /// # Errors
     /// [`CliError::Picture`] for a file that holds none.
     pub fn read(path: &Path) -> Result<Self, CliError> {
-        Self::named(path, "--from ")
-    }
-
-    /// The same; errors put `flag` before the path.
-    pub fn named(path: &Path, flag: &str) -> Result<Self, CliError> {
-        let refused =
-            |problem: String| CliError::Picture(format!("{flag}{}: {problem}", path.display()));
+        let refused = |problem: String| CliError::Picture(format!("{}: {problem}", path.display()));
         let bytes =
             read_up_to(path, MAX_BYTES).map_err(|e| refused(format!("cannot be read: {e}")))?;
         let text = text_of_png(&bytes, KEYWORD)

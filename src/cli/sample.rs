@@ -36,8 +36,8 @@ use crate::{
 pub(super) const MAX_COUNT: usize = 100_000;
 /// Without `--classes` or `--count`, a model of many classes shows this many of them.
 pub(super) const DEFAULT_COUNT: usize = 46;
-/// Pixels along a side of a picture that was enlarged.
-const MAX_SIDE: usize = 1 << 13;
+/// Pixels of a file whose pictures were enlarged.
+const MAX_PIXELS: usize = 1 << 26;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -77,9 +77,9 @@ pub(super) struct Args {
     /// A labelled grid, even of one picture
     #[arg(long, help_heading = "Output")]
     grid: bool,
-    /// Show every pixel as a square of N×N, so that small pictures can be seen
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=32), help_heading = "Output")]
-    enlarge: u32,
+    /// Show every pixel as a square of N×N [default: 1; in a grid, what makes small pictures 96 pixels wide]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=32), help_heading = "Output")]
+    enlarge: Option<u32>,
     /// Draw a PNG again that this command wrote: model, seed, class and settings are the picture's where no flag says otherwise
     #[arg(long, value_name = "FILE.png")]
     pub(super) from: Option<PathBuf>,
@@ -156,18 +156,16 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
     if let Some(left_out) = left_out(&args.classes, conditions.len()) {
         context.say(left_out);
     }
+    let size = pipeline.decoder.picture_size(info.outline.latents.shape());
+    let in_a_file = match out {
+        Out::Folder(_) => 1,
+        _ => conditions.len(),
+    };
+    check_enlarged(args.enlarge, size, in_a_file)?;
     // A place that cannot be written is found out before the work, not after it.
     check_outputs(out.first().iter().chain(&args.save_tensors))?;
 
     let chosen = args.schedule.resolve(&pipeline, &settings, context)?;
-    let size = pipeline.decoder.picture_size(info.outline.latents.shape());
-    let [width, height] = size.map(|side| side * args.enlarge as usize);
-    if args.enlarge > 1 && width.max(height) > MAX_SIDE {
-        return Err(CliError::Usage(format!(
-            "--enlarge {} makes {width}×{height} pixels of {}×{}, expected at most {MAX_SIDE} a side",
-            args.enlarge, size[0], size[1]
-        )));
-    }
     let recipe = recipe(&args, &pipeline, &settings, &chosen.name, conditions.len());
     let settings = chosen.settings;
     let sampler = pipeline
@@ -259,6 +257,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
     if !info.is_pixel_space() && matches!(pipeline.decoder, Decoder::Direct) {
         context.say("this model draws latents; the picture is a rough preview of them (--vae makes the real one, --save-tensors keeps the values)");
     }
+    let [width, height] = size;
     context.say(format!(
         "{}: {} of {width}×{height} by {} in {:.1} s on {} ({}): {:.1} ms a step and image, {:.2} images/s",
         args.out.display(),
@@ -388,7 +387,7 @@ fn recipe(
             .map(|[height, width]| format!("{height}x{width}")),
         vae: model.vae.clone(),
         vae_tile: model.vae_tile.map(|tiling| tiling.to_string()),
-        enlarge: (args.enlarge > 1).then_some(args.enlarge),
+        enlarge: args.enlarge,
     };
     args.noise.is_none().then_some(recipe)
 }
@@ -419,6 +418,20 @@ fn choose(
         ));
     }
     Ok(chosen.into_iter().cycle().take(count).collect())
+}
+
+/// Whether pictures of `size` that are enlarged, so many in a file, can be written.
+fn check_enlarged(enlarge: Option<u32>, size: [usize; 2], count: usize) -> Result<(), CliError> {
+    let times = enlarge.unwrap_or(1);
+    let [width, height] = size.map(|side| side * times as usize);
+    match times > 1 && (width * height).saturating_mul(count) > MAX_PIXELS {
+        true => Err(CliError::Usage(format!(
+            "--enlarge {times} makes {} of {width}×{height} in one file, expected at most {} million pixels in all",
+            counted(count, "picture"),
+            MAX_PIXELS / 1_000_000
+        ))),
+        false => Ok(()),
+    }
 }
 
 /// What `--classes` names and `--count` leaves no picture for.

@@ -125,12 +125,12 @@ pub(super) fn make(
             Progress::Reference { drawn, images } => {
                 bar.set_length(images as u64);
                 bar.set_position(drawn as u64);
-            }
-            Progress::Tried(tried) => {
-                if std::mem::take(&mut draws) {
+                if drawn == images && std::mem::take(&mut draws) {
                     bar.finish_and_clear();
                     bar = progress(context, 0, "moves");
                 }
+            }
+            Progress::Tried(tried) => {
                 bar.inc(1);
                 bar.set_length(bar.position() + tried.left as u64);
                 let about = match tried.unit {

@@ -188,6 +188,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
     let wanted = TrainingPictures {
         image_size: args.image_size.or(known),
         factor: vae.factor(),
+        patch: 1,
         memory: args.data_memory,
     };
     let engine = args.device.open(context)?;

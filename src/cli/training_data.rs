@@ -9,7 +9,7 @@ use std::{
 use super::{Context, error::CliError, progress::progress};
 use crate::training::{
     TrainingError,
-    network::{DataError, DataOptions, Dataset, Length},
+    network::{DEFAULT_IMAGE_SIZE, DataError, DataOptions, Dataset, Length},
 };
 
 /// How long.
@@ -73,6 +73,8 @@ pub(super) struct TrainingPictures {
     pub image_size: Option<usize>,
     /// Pixels along a cell of the latents that are made of them.
     pub factor: usize,
+    /// Cells along a patch at most, of those that are usual.
+    pub patch: usize,
     /// Gigabytes of pixels to keep in memory.
     pub memory: f64,
 }
@@ -102,6 +104,9 @@ impl TrainingPictures {
         }
         let options = DataOptions {
             image_size: self.image_size,
+            multiple: (factor * self.patch)
+                .clamp(8, DEFAULT_IMAGE_SIZE)
+                .max(factor),
             memory: (self.memory * 1e9) as u64,
         };
         let bar = progress(context, 0, "pictures");

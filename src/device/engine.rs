@@ -198,8 +198,16 @@ impl Engine {
         let (instance, mut found) = adapters::enumerate(apis).await;
         let reports: Vec<AdapterReport> = found.iter().map(|a| a.report.clone()).collect();
         let Some(index) = choose(choice, &reports)? else {
-            let notice = "no GPU here; running on the CPU";
-            return Ok(Choice::of(Self::cpu(), Some(notice.into())));
+            // A GPU that lacks something is named with what it lacks.
+            let lacking = reports.iter().filter(|a| !a.is_software());
+            let reason = match lacking.map(usable).find_map(Result::err) {
+                Some(error) => error.to_string(),
+                None => "no GPU here".into(),
+            };
+            return Ok(Choice::of(
+                Self::cpu(),
+                Some(format!("{reason}; running on the CPU")),
+            ));
         };
         usable(&reports[index])?;
         let adapter = found.swap_remove(index);

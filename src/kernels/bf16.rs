@@ -2,7 +2,8 @@
 //!
 //! What is multiplied by such a matrix is rounded to bf16 as well, to the nearest, halves to the even one; sums are in f32.
 //! Processors with units for that ([`super::units`]) take both as they are. On others both are widened, the matrix a few columns
-//! at a time: their products differ by the order of sums alone, which a network's further roundings spread to bf16's own error.
+//! at a time: their products differ by the order of sums alone (and subnormal numbers, which some units take for zeros), which a network's
+//! further roundings spread to bf16's own error.
 //!
 //! A training keeps its numbers in f32 and rounds the factors of each product on their way, those of its gradients too.
 
@@ -40,7 +41,7 @@ impl Line {
     const ZERO: Self = Self([bf16::ZERO; DEPTH]);
 }
 
-/// What a register of matrix units holds: of a left factor 32 numbers of each of 16 rows, a line a row; of a right one 32 numbers
+/// What a matrix unit holds in a register: of a left factor 32 numbers of each of 16 rows, a line a row; of a right one 32 numbers
 /// of each of 16 columns, a line two numbers of every column. Each is the other of the matrix transposed, turned.
 pub(super) type Tile = [Line; SIDE];
 
@@ -86,7 +87,7 @@ fn turn(tile: &mut Tile) {
     }
 }
 
-/// A factor of a product in bf16 as matrix units read it.
+/// A factor of a product in bf16 as units read it.
 #[derive(Debug)]
 pub(super) struct Factor {
     /// `[sides / 16][depth / 32]`, both rounded up.

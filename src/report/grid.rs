@@ -18,12 +18,17 @@ const LABEL_HEIGHT: u32 = 18;
 /// Small pictures are enlarged, by a whole factor, to at least this width.
 const MIN_TILE: u32 = 96;
 
-/// Tiles in rows of `columns`, each with its label under it. All tiles are as large as the first.
+/// Tiles in rows of `columns`, each with its label under it. All tiles are as large as the first; small ones are enlarged.
 pub fn grid(tiles: &[Tile], columns: usize) -> RgbImage {
+    let width = tiles.first().map_or(1, |tile| tile.image.width().max(1));
+    grid_enlarged(tiles, columns, MIN_TILE.div_ceil(width).max(1))
+}
+
+/// The same with every pixel as a square of `factor`×`factor`.
+pub fn grid_enlarged(tiles: &[Tile], columns: usize, factor: u32) -> RgbImage {
     let Some(first) = tiles.first() else {
         return RgbImage::from_pixel(1, 1, BACKGROUND);
     };
-    let factor = MIN_TILE.div_ceil(first.image.width().max(1)).max(1);
     let (width, height) = (first.image.width() * factor, first.image.height() * factor);
     let columns = columns.clamp(1, tiles.len()) as u32;
     let rows = (tiles.len() as u32).div_ceil(columns);

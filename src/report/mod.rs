@@ -27,7 +27,7 @@ pub use film::{FilmRow, draw_film};
 #[cfg(not(target_family = "wasm"))]
 pub use front::{FrontPoint, draw_front};
 #[cfg(not(target_family = "wasm"))]
-pub use grid::{Tile, columns_for, grid};
+pub use grid::{Tile, columns_for, grid, grid_enlarged};
 #[cfg(not(target_family = "wasm"))]
 pub use heatmap::{Curves, draw_schedule};
 #[cfg(not(target_family = "wasm"))]

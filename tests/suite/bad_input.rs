@@ -406,7 +406,7 @@ fn bad_usage_ends_with_code_2_and_its_reason() {
         (
             &["--steps", "many"],
             2,
-            "error: invalid value 'many' for '--steps <T>': expected a whole number, 0 or more",
+            "error: invalid value 'many' for '--steps <T>': expected a whole number",
         ),
     ];
     let mut wrong = Vec::new();

@@ -1,6 +1,6 @@
 //! Runs whose steps make clean images of earlier ones, and the fit of their weights, against an independent program.
 
-use std::{path::Path, sync::Arc};
+use std::{ops::ControlFlow, path::Path, sync::Arc};
 
 use harmonica::{
     checkpoint::{self, LoadOptions, ModelSpec, load_model},
@@ -8,11 +8,15 @@ use harmonica::{
     diffusion::{Guidance, GuidedChannels, Solver, Spacing, Weights},
     metrics::{max_abs_error, mse},
     models::{Condition, Model, Prompts},
+    pipeline::Pipeline,
     plan::compile,
     ranks::Ranks,
     sampler::{Event, Request, Sampler, Settings},
     schedule::{Forecast, Schedule, ScheduleFile},
-    training::forecast::{Draws, Purpose, Source},
+    training::{
+        Budget, RunFolder,
+        forecast::{Draws, LadderOptions, LadderRun, LadderSettings, Progress, Purpose, Source},
+    },
 };
 
 use crate::common::{
@@ -307,6 +311,58 @@ fn borrowed(arguments: &[String]) -> Vec<&str> {
 }
 
 /// The command with nothing but a place: a schedule for every speed, and `sample` takes one of them.
+#[test]
+fn drawing_is_told_of_and_can_be_broken_off() {
+    let (engine, folder) = (Engine::cpu(), tempfile::tempdir().unwrap());
+    let options = LoadOptions {
+        heads: Some(4),
+        input_size: None,
+    };
+    let spec = ModelSpec::Path(golden("tiny-a.pt"));
+    let pipeline = Pipeline::open(&engine, &spec, options).unwrap();
+    let run = Settings {
+        steps: 4,
+        ..pipeline.usual_settings()
+    };
+    let (draws, validation) = (3, 2);
+    let work = |resume, most: usize| -> (bool, Vec<usize>) {
+        let options = LadderOptions {
+            folder: RunFolder::new(folder.path().join("ladder")),
+            settings: LadderSettings {
+                draws,
+                glance: 2,
+                validation,
+                sweeps: 0,
+                ..LadderSettings::default()
+            },
+            targets: vec![Budget::TargetSpeedup(2.0)],
+            prompts: pipeline.prompts.clone(),
+            batch: 2,
+            resume,
+            stop: Arc::new(|| false),
+            ranks: Ranks::alone(),
+        };
+        let mut ladder = LadderRun::open(&pipeline.model, &pipeline.info, run, options).unwrap();
+        let mut told = Vec::new();
+        let done = ladder.work(&mut |progress| {
+            if let Progress::Reference { drawn, images } = progress {
+                assert_eq!(images, draws + validation);
+                told.push(drawn);
+                if drawn > most {
+                    return ControlFlow::Break(());
+                }
+            }
+            ControlFlow::Continue(())
+        });
+        (done.unwrap(), told)
+    };
+    let (done, told) = work(false, 1);
+    assert!(!done && *told.last().unwrap() < draws, "{told:?}");
+    let (done, told) = work(true, 100);
+    assert!(done && told.is_sorted(), "{told:?}");
+    assert_eq!((told[0], told[told.len() - 1]), (0, draws + validation));
+}
+
 #[test]
 fn a_ladder_is_trained_and_taken() {
     let folder = tempfile::tempdir().unwrap();

@@ -6,11 +6,13 @@ use harmonica::{
     checkpoint::{
         LoadOptions, ModelSpec, SaveOptions, StoredDtype, load_model, model_info, save_model,
     },
-    diffusion::GuidedChannels,
+    diffusion::{Guidance, GuidedChannels},
     metrics::max_abs_error,
 };
 
-use crate::common::{engines, forward, golden, integers, tensor, within};
+use crate::common::{
+    engines, forward, golden, harmonica, harmonica_json, integers, tensor, within,
+};
 
 /// Loads `model` and compares its forward pass with `<io>.io.safetensors`, on both devices.
 fn check(model: &Path, options: LoadOptions, io: &str, bound: f64) {
@@ -160,6 +162,55 @@ fn the_bundled_model_keeps_its_guidance_when_it_is_written() {
     .unwrap();
     for spec in [ModelSpec::Bundled, ModelSpec::Path(out)] {
         let info = model_info(&spec, LoadOptions::default()).unwrap();
-        assert_eq!(info.usual_guidance().scale(), 3.0, "{spec}");
+        let expected = Guidance::new(3.0, GuidedChannels::Three).unwrap();
+        assert_eq!(info.usual_guidance(), expected, "{spec}");
     }
+}
+
+#[test]
+fn a_model_says_under_which_guidance_it_is_drawn() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("guided.safetensors");
+    let (from, to) = (golden("tiny-a.pt"), out.to_str().unwrap());
+    let convert = |scale: &str| {
+        let mut flags = vec!["convert", "--model", from.to_str().unwrap(), "--heads", "4"];
+        flags.extend([
+            "--guidance",
+            scale,
+            "--guidance-channels",
+            "all",
+            "--out",
+            to,
+        ]);
+        let done = harmonica(&flags);
+        let said = String::from_utf8_lossy(&done.stderr).into_owned();
+        (done.status.code(), said)
+    };
+    let (code, said) = convert("-1");
+    assert!(code == Some(2) && said.contains("guidance"), "{said}");
+    let (code, said) = convert("2.5");
+    assert_eq!(code, Some(0), "{said}");
+    let found = harmonica_json(&["inspect", to, "--json"]);
+    let guidance = &found["model"]["guidance"];
+    assert_eq!(
+        (&guidance["scale"], &guidance["channels"]),
+        (&2.5.into(), &"all".into())
+    );
+    let shown = harmonica(&["inspect", to]);
+    let shown = String::from_utf8(shown.stdout).unwrap();
+    assert!(
+        shown.contains("guidance    2.5 over channels all"),
+        "{shown}"
+    );
+    // What is no guidance is refused with the rest of the description.
+    let bytes = std::fs::read(&out).unwrap();
+    let at = bytes.windows(3).position(|part| part == b"2.5").unwrap();
+    let bad = [&bytes[..at], b"-25", &bytes[at + 3..]].concat();
+    std::fs::write(&out, bad).unwrap();
+    let error = model_info(&ModelSpec::Path(out), LoadOptions::default()).unwrap_err();
+    let error = error.to_string();
+    assert!(
+        error.contains("its model description is not valid"),
+        "{error}"
+    );
 }

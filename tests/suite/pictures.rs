@@ -154,6 +154,19 @@ fn an_enlarged_picture_shows_the_same_and_is_drawn_again() {
         std::fs::read(at("large.png")).unwrap(),
         std::fs::read(at("again.png")).unwrap()
     );
+    // In a grid, whose tiles are 96 pixels wide where nothing is said.
+    for (flag, side) in [
+        (None, 96),
+        (Some("1"), 32),
+        (Some("2"), 64),
+        (Some("3"), 96),
+    ] {
+        let mut more = vec!["-n", "2"];
+        more.extend(flag.iter().flat_map(|n| ["--enlarge", *n]));
+        sample(folder.path(), "none", &more);
+        let width = open(&at("x.png")).width();
+        assert_eq!(width, 2 * (side + 8) + 8, "{flag:?}");
+    }
     // What drew it can be looked up, and typed.
     let said = harmonica(&["inspect", &at("large.png")]);
     let said = String::from_utf8(said.stdout).unwrap();
@@ -223,9 +236,9 @@ fn what_cannot_be_written_or_read_is_said() {
                 "--model",
                 "random:DiT-S/8@4096",
             ],
-            &["--enlarge", "32"],
+            &["-n", "1", "--enlarge", "32"],
             2,
-            "--enlarge 32 makes 16384×16384 pixels of 512×512, expected at most 8192 a side",
+            "--enlarge 32 makes 1 picture of 16384×16384 in one file, expected at most 67 million pixels in all",
         ),
         (&run, &["--from", &at("plain.png")], 1, plain),
         (

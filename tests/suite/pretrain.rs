@@ -5,6 +5,7 @@ use std::{collections::HashMap, path::Path, time::Duration};
 use harmonica::{
     checkpoint::{self, LoadOptions, ModelSpec, StateDict, StoredDtype, load_model},
     device::Engine,
+    diffusion::GuidedChannels,
     layers::NORM_EPS,
     models::dit::DitConfig,
     training::{
@@ -559,6 +560,12 @@ fn the_command_trains_a_model_that_samples() {
     assert_eq!(
         (info.class_names.len(), info.clip_x0, info.class_name(1)),
         (2, true, "b-blue".into())
+    );
+    // As its samples are drawn.
+    let guidance = info.usual_guidance();
+    assert_eq!(
+        (guidance.scale(), guidance.channels()),
+        (3.0, GuidedChannels::Three)
     );
     let drawn = at.path().join("drawn.png");
     let sampled = harmonica_json(&[

@@ -104,6 +104,7 @@ fn a_folder_of_classes_is_read_and_a_corrupt_file_named() {
     let options = DataOptions {
         image_size: Some(8),
         memory: 0,
+        ..Default::default()
     };
     let spilled = Dataset::open(&path, &options, &mut |_, _| ControlFlow::Continue(())).unwrap();
     assert_eq!(spilled.identity(), data.identity());
@@ -147,12 +148,15 @@ fn a_flat_folder_is_one_class() {
 
 #[test]
 fn pictures_keep_their_size_up_to_64() {
-    for (sides, expected) in [
+    for (sides, multiple, expected) in [
         // Small ones are not blown up, and one that is smaller than the others does not count.
-        (&[36, 40, 4, 40, 50][..], 40),
-        (&[300, 200, 40], 64),
-        (&[30, 30], 24),
-        (&[3], 8),
+        (&[36, 40, 4, 40, 50][..], 8, 40),
+        (&[300, 200, 40], 8, 64),
+        (&[30, 30], 8, 24),
+        (&[3], 8, 8),
+        // Cells of an autoencoder come in patches.
+        (&[50], 32, 32),
+        (&[50], 64, 64),
     ] {
         let at = tempfile::tempdir().unwrap();
         for (i, side) in sides.iter().enumerate() {
@@ -161,7 +165,12 @@ fn pictures_keep_their_size_up_to_64() {
                 &picture(*side, [9, 9, 9]),
             );
         }
-        let data = open(at.path(), None).unwrap();
+        let options = DataOptions {
+            multiple,
+            ..Default::default()
+        };
+        let go_on = &mut |_: usize, _: usize| ControlFlow::Continue(());
+        let data = Dataset::open(at.path(), &options, go_on).unwrap();
         assert_eq!(data.shape(), [3, expected, expected], "{sides:?}");
     }
 }

@@ -38,6 +38,8 @@ const NAMED: usize = 10;
 
 /// Steps of a fresh network that draws more than noise.
 const FEWEST_STEPS: u64 = 300;
+/// Cells along a patch of the published sizes at most.
+const LARGEST_PATCH: usize = 8;
 
 /// Fewer pictures than these are learned by heart, which nobody should wait an hour for unasked.
 const FEWEST: usize = 16;
@@ -159,6 +161,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
     let wanted = TrainingPictures {
         image_size: args.network.image_size.or(known),
         factor,
+        patch: LARGEST_PATCH,
         memory: args.data_memory,
     };
     let data = wanted.read(&place, context)?;

@@ -64,10 +64,6 @@ impl Unit {
     ///
     /// # Panics
     /// If the processor has no such unit.
-    #[cfg_attr(
-        not(target_arch = "x86_64"),
-        expect(unused_variables, reason = "nothing multiplies them")
-    )]
     pub fn product(self, left: &Factor, right: &Factor) -> Vec<f32> {
         assert!(Self::all().any(|unit| unit == self), "no {self:?}");
         #[cfg(target_arch = "x86_64")]
@@ -75,7 +71,10 @@ impl Unit {
             on_x86::product(self, left, right)
         }
         #[cfg(not(target_arch = "x86_64"))]
-        match self {}
+        {
+            let _ = (left, right);
+            match self {}
+        }
     }
 }
 
@@ -190,3 +189,22 @@ mod on_x86 {
 
 #[cfg(target_arch = "x86_64")]
 use on_x86::Grid;
+
+#[cfg(all(test, target_arch = "x86_64", target_os = "linux"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tiles_go_first_and_pairs_are_taken_on_amd() {
+        let there: Vec<Unit> = Unit::all().collect();
+        let processor = std::fs::read_to_string("/proc/cpuinfo").unwrap();
+        let expected = match there.first() {
+            Some(Unit::Tiles) => Some(Unit::Tiles),
+            Some(Unit::Pairs) if processor.contains("AuthenticAMD") => Some(Unit::Pairs),
+            _ => None,
+        };
+        assert_eq!(Unit::here(), expected);
+        let says = |flag: &str| processor.split_whitespace().any(|word| word == flag);
+        assert_eq!(there.contains(&Unit::Pairs), says("avx512_bf16"));
+    }
+}

@@ -46,6 +46,7 @@ pub(super) fn is_worth_it() -> bool {
 /// [`is_there`]. There is room for the product in the grid, and nobody else uses this part of it.
 #[target_feature(enable = "avx512f,avx512bf16")]
 pub(super) unsafe fn multiply(grid: &Grid, down: Range<usize>, across: Range<usize>) {
+    const { assert!(STRIPS == 3, "the cases below") };
     let mut right = across.start;
     while right < across.end {
         let strips = STRIPS.min(across.end - right);

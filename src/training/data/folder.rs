@@ -60,7 +60,9 @@ pub(super) fn read(
         (None, Some(_)) => {}
     }
 
-    let size = options.image_size.unwrap_or_else(|| own_size(&files));
+    let size = options
+        .image_size
+        .unwrap_or_else(|| own_size(&files, options.multiple));
     let mut collector = Collector::new(size, files.len(), options.memory)?;
     let mut done = 0;
     for some in files.chunks(AT_A_TIME) {
@@ -82,9 +84,9 @@ pub(super) fn read(
     collector.finish(path, class_names)
 }
 
-/// The side that these pictures have, where nobody says one: the middle one of their shorter sides, in whole eights, and at
+/// The side that these pictures have, where nobody says one: the middle one of their shorter sides down to a `multiple`, and at
 /// most [`DEFAULT_IMAGE_SIZE`].
-fn own_size(files: &[(PathBuf, usize)]) -> usize {
+fn own_size(files: &[(PathBuf, usize)], multiple: usize) -> usize {
     let every = files.len().div_ceil(LOOKED_INTO).max(1);
     let some: Vec<&(PathBuf, usize)> = files.iter().step_by(every).collect();
     let side = |(file, _): &&(PathBuf, usize)| {
@@ -96,7 +98,8 @@ fn own_size(files: &[(PathBuf, usize)]) -> usize {
     sides.sort_unstable();
     let middle = sides.get(sides.len() / 2).copied();
     let side = middle.unwrap_or(DEFAULT_IMAGE_SIZE).min(DEFAULT_IMAGE_SIZE);
-    (side / 8 * 8).max(8)
+    let multiple = multiple.max(1);
+    (side / multiple * multiple).max(multiple)
 }
 
 /// What lies in a folder, by name; hidden things left out.

@@ -94,6 +94,8 @@ impl DataError {
 pub struct DataOptions {
     /// Side of the square pictures; `None`: an atlas's own tiles, otherwise the pictures' own, at most [`DEFAULT_IMAGE_SIZE`].
     pub image_size: Option<usize>,
+    /// What that side is a multiple of where nothing says it.
+    pub multiple: usize,
     /// Bytes of pixels to keep in memory; more than that goes to a temporary file.
     pub memory: u64,
 }
@@ -105,6 +107,7 @@ impl Default for DataOptions {
     fn default() -> Self {
         Self {
             image_size: None,
+            multiple: 8,
             memory: 2 << 30,
         }
     }

@@ -100,8 +100,9 @@ impl Source<'_> {
             &drawn.conditions,
             (drawn.noise, drawn.streams),
             batch,
-            (Asked::of(self.stop.clone()), told),
+            Asked::of(self.stop.clone()),
             self.ranks.clone(),
+            told,
         )
     }
 }
@@ -161,8 +162,9 @@ impl Draws {
             conditions,
             (noise, streams),
             conditions.len(),
-            (Asked::default(), &mut |_| ControlFlow::Continue(())),
+            Asked::default(),
             Ranks::alone(),
+            &mut |_| ControlFlow::Continue(()),
         )
     }
 
@@ -171,8 +173,9 @@ impl Draws {
         conditions: &[Condition],
         (noise, streams): (Vec<f32>, Vec<ImageNoise>),
         batch: usize,
-        (asked, told): (Asked, &mut dyn FnMut(f64) -> ControlFlow<()>),
+        asked: Asked,
         ranks: Ranks,
+        told: &mut dyn FnMut(f64) -> ControlFlow<()>,
     ) -> Result<Self, TrainingError> {
         let sampler = Sampler::new(model, settings, None)?.asking(asked.clone());
         let sampler = match null {

@@ -36,8 +36,9 @@ use crate::{
     training::run::TrainingError,
 };
 
-/// Denoising steps of the sample grids: enough to judge by. The guidance is what the model names as its usual one.
+/// Denoising steps of the sample grids: enough to judge by.
 const SAMPLE_STEPS: usize = 20;
+/// Their guidance, which the model names as its usual one.
 const SAMPLE_GUIDANCE: f64 = 3.0;
 /// Images of a sample grid at most, and of a data set with one class.
 const SAMPLES: usize = 48;
@@ -218,8 +219,16 @@ impl<'d> PretrainRun<'d> {
 
     /// The guidance of the sample grids, which is the model's usual one: there is nothing to lead to where there is one class.
     fn sample_guidance(&self) -> Result<Guidance, DiffusionError> {
-        let one = self.learner.config().classes == 1;
-        Guidance::new(if one { 1.0 } else { SAMPLE_GUIDANCE }, GuidedChannels::All)
+        let config = self.learner.config();
+        let scale = match config.classes {
+            1 => 1.0,
+            _ => SAMPLE_GUIDANCE,
+        };
+        let channels = match config.channels {
+            ..=3 => GuidedChannels::Three,
+            _ => GuidedChannels::All,
+        };
+        Guidance::new(scale, channels)
     }
 
     /// Draws what the averaged network makes of every class, always from the same noise.

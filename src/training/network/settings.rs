@@ -83,7 +83,7 @@ pub enum Precision {
     F32,
     /// On GPUs, with a loss scale that adapts itself.
     F16,
-    /// On the CPU, by its matrix units where it has some (elsewhere f32 is faster), and on GPUs whose drivers have the type.
+    /// On the CPU, by its units for bf16 where it has some (elsewhere f32 is faster), and on GPUs whose drivers have the type.
     Bf16,
 }
 

@@ -190,7 +190,7 @@ fn a_text_of_a_picture_that_unpacks_to_megabytes_is_refused() {
     let (code, text) = place.run("sample --device cpu --from {}/bomb.png");
     assert_eq!(code, Some(1));
     assert!(
-        error_of(&text).starts_with("--from {}/bomb.png: it is no PNG that can be read: "),
+        error_of(&text).starts_with("{}/bomb.png: it is no PNG that can be read: "),
         "{text}"
     );
 }

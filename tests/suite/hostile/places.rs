@@ -85,12 +85,12 @@ fn pipes_and_endless_devices_are_no_files() {
         (
             "sample --device cpu --from {}/pipe.png",
             1,
-            "--from {}/pipe.png: cannot be read: ",
+            "{}/pipe.png: cannot be read: ",
         ),
         (
             "sample --device cpu --from /dev/zero",
             1,
-            "--from /dev/zero: cannot be read: ",
+            "/dev/zero: cannot be read: ",
         ),
         (
             "convert --class-names /dev/zero --out {}/x.safetensors",
@@ -129,7 +129,7 @@ fn a_folder_in_the_place_of_a_file_is_named() {
         (
             "sample --device cpu --from {}/folder",
             1,
-            format!("--from {{}}/folder: cannot be read: {is_a}"),
+            format!("{{}}/folder: cannot be read: {is_a}"),
         ),
         (
             "convert --class-names {}/folder --out {}/x.safetensors",

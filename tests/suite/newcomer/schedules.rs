@@ -184,7 +184,10 @@ fn speed_1_is_all_of_the_work_and_steps_without_a_schedule_name_those_that_have_
         )
     };
     let text = draw(&["20", "--speed", "1"]);
-    assert!(text.contains("schedule none: 0.0 % of branches reused"), "{text}");
+    assert!(
+        text.contains("schedule none: 0.0 % of branches reused"),
+        "{text}"
+    );
     let text = draw(&["3"]);
     let others =
         "for this model there are some for --steps 20 --solver ddim, --steps 50 --solver ddim";
