@@ -22,8 +22,8 @@ use crate::{
 pub(super) struct ScheduleArgs {
     #[arg(long, value_name = "FILE|DIR|none|learned|POLICY[:ARGS]", help = choices())]
     pub schedule: Option<String>,
-    /// The learned schedule of this MACs ratio, of those in the --schedule folder or of those that come with the bundled model; 1
-    /// computes everything [default: 2 where learned schedules are used]
+    /// The learned schedule of this MACs ratio, of those in the --schedule folder, or of those that come with the bundled model or lie
+    /// in `schedules` beside another; 1 computes everything [default: 2 where learned schedules are used]
     #[arg(long, value_name = "X")]
     pub speed: Option<f64>,
     /// Where there is no learned schedule of --speed, fit one first, to even steps (a few minutes for small models): into

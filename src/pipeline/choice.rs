@@ -9,7 +9,7 @@ use crate::{
     sampler::{Settings, model_identity, run_settings},
     schedule::{
         ModelIdentity, PolicyRecord, Reuse, RunSettings, Schedule, ScheduleError, ScheduleFile,
-        bundled_schedules, bundled_schedules_of, learned_at, speed_of,
+        bundled_schedules_of, learned_at, speed_of,
     },
 };
 
@@ -156,7 +156,10 @@ fn in_steps(settings: &Settings, steps: usize, solver: Option<Solver>) -> Settin
     }
 }
 
-/// The learned schedule of a speed, or of the usual one, of those in a folder or in the library.
+/// The folder beside a model's weights that learned schedules of it may lie in.
+const SCHEDULES: &str = "schedules";
+
+/// The learned schedule of a speed, or of the usual one, of those in a folder, or in the library and beside the model.
 fn learned_file(
     speed: Option<f64>,
     folder: Option<&Path>,
@@ -164,24 +167,38 @@ fn learned_file(
     run: &RunSettings,
 ) -> Result<ScheduleFile, PolicyError> {
     let model = model_identity(info);
-    let files = match folder {
-        None => bundled_schedules(&model, run),
-        Some(folder) => schedules_in(folder, &model, run)?,
+    let all = match folder {
+        None => known_schedules(info, &model)?,
+        Some(folder) => schedules_in(folder)?,
     };
+    let fits = |file: &&ScheduleFile| file.check_fits(&model, run).is_ok();
+    let files: Vec<_> = all.iter().filter(fits).cloned().collect();
     learned_at(&files, speed)
         .cloned()
         .ok_or_else(|| PolicyError::NotLearned {
             speed,
-            available: listed(files.iter().map(speed_of).collect(), folder, &model),
+            available: match folder {
+                None => listed(&files, "the library", &other_runs(&all)),
+                Some(folder) => listed(&files, &folder.display().to_string(), ""),
+            },
         })
 }
 
-/// What of a folder fits.
-fn schedules_in(
-    folder: &Path,
+/// All schedules that were learned for a model, whatever the run: those in the library, and those beside the model.
+fn known_schedules(
+    info: &ModelInfo,
     model: &ModelIdentity,
-    run: &RunSettings,
 ) -> Result<Vec<ScheduleFile>, PolicyError> {
+    let mut files = bundled_schedules_of(model);
+    if let Some(own) = info.folder_with(SCHEDULES) {
+        files.extend(schedules_in(&own)?);
+        files.retain(|file| file.check_fits(model, &file.run).is_ok());
+    }
+    Ok(files)
+}
+
+/// What lies in a folder.
+fn schedules_in(folder: &Path) -> Result<Vec<ScheduleFile>, PolicyError> {
     let unreadable = |source| ScheduleError::Io {
         action: "read",
         path: folder.into(),
@@ -196,14 +213,11 @@ fn schedules_in(
     }
     paths.sort();
     let files = paths.iter().map(|path| ScheduleFile::read(path));
-    let files = files.collect::<Result<Vec<_>, _>>()?;
-    let fits = |file: &ScheduleFile| file.check_fits(model, run).is_ok();
-    Ok(files.into_iter().filter(fits).collect())
+    Ok(files.collect::<Result<Vec<_>, _>>()?)
 }
 
-/// For which runs the library has schedules of a model.
-fn other_runs(model: &ModelIdentity) -> String {
-    let files = bundled_schedules_of(model);
+/// For which runs there are schedules of a model.
+fn other_runs(files: &[ScheduleFile]) -> String {
     let of = |file: &ScheduleFile| (file.run.solver.clone(), file.run.steps);
     let runs: BTreeSet<_> = files.iter().filter(|f| f.is_learned()).map(of).collect();
     let runs: Vec<_> = runs
@@ -216,13 +230,12 @@ fn other_runs(model: &ModelIdentity) -> String {
     }
 }
 
-/// What speeds there are; in the library without one, for which other runs there are some.
-fn listed(mut speeds: Vec<f64>, folder: Option<&Path>, model: &ModelIdentity) -> String {
-    let place = folder.map_or("the library".into(), |folder| folder.display().to_string());
-    if speeds.is_empty() {
-        let others = folder.map_or_else(|| other_runs(model), |_| String::new());
+/// What speeds there are in a place; where there are none, that, and `others`.
+fn listed(files: &[ScheduleFile], place: &str, others: &str) -> String {
+    if files.is_empty() {
         return format!("{place} has none that was made for it{others}");
     }
+    let mut speeds: Vec<f64> = files.iter().map(speed_of).collect();
     speeds.sort_by(f64::total_cmp);
     let speeds: Vec<String> = speeds.iter().map(|speed| format!("{speed:.2}×")).collect();
     format!("{place} has {}", speeds.join(", "))

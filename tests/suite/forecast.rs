@@ -310,7 +310,58 @@ fn borrowed(arguments: &[String]) -> Vec<&str> {
     arguments.iter().map(String::as_str).collect()
 }
 
-/// The command with nothing but a place: a schedule for every speed, and `sample` takes one of them.
+#[test]
+fn schedules_beside_a_model_are_found() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let tiny = golden("tiny-a.pt");
+    let from = ["--model", tiny.to_str().unwrap(), "--heads", "4", "--out"];
+    let made = harmonica(&[&["convert"], &from[..], &[&at("model.safetensors")]].concat());
+    assert!(made.status.success());
+    let sample = |more: &[&str]| {
+        let (model, picture) = (at(""), at("x.png"));
+        let run = [
+            "sample", "--model", &model, "--device", "cpu", "-n", "1", "--out", &picture,
+        ];
+        let done = harmonica(&[&run, more].concat());
+        let said = String::from_utf8_lossy(&done.stderr).into_owned();
+        (done.status.code(), said)
+    };
+    let (code, said) = sample(&["--steps", "6", "--speed", "2"]);
+    assert!(
+        code == Some(2) && said.contains("the library has none"),
+        "{said}"
+    );
+    let (model, out) = (at(""), at("schedules"));
+    harmonica_json(&[
+        "train",
+        "router",
+        "--model",
+        &model,
+        "--device",
+        "cpu",
+        "--steps",
+        "6",
+        "--draws",
+        "3",
+        "--sweeps",
+        "0",
+        "--target-speedup",
+        "2",
+        "--out",
+        &out,
+        "--json",
+    ]);
+    let (code, said) = sample(&["--steps", "6", "--speed", "2"]);
+    assert!(
+        code == Some(0) && said.contains("schedule learned:2.00"),
+        "{said}"
+    );
+    let (code, said) = sample(&["--steps", "7", "--speed", "2"]);
+    let others = "for this model there are some for --steps 6 --solver ddim";
+    assert!(code == Some(2) && said.contains(others), "{said}");
+}
+
 #[test]
 fn drawing_is_told_of_and_can_be_broken_off() {
     let (engine, folder) = (Engine::cpu(), tempfile::tempdir().unwrap());
@@ -363,6 +414,7 @@ fn drawing_is_told_of_and_can_be_broken_off() {
     assert_eq!((told[0], told[told.len() - 1]), (0, draws + validation));
 }
 
+/// The command with nothing but a place: a schedule for every speed, and `sample` takes one of them.
 #[test]
 fn a_ladder_is_trained_and_taken() {
     let folder = tempfile::tempdir().unwrap();
