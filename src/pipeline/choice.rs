@@ -191,7 +191,7 @@ fn known_schedules(
 ) -> Result<Vec<ScheduleFile>, PolicyError> {
     let mut files = bundled_schedules_of(model);
     if let Some(own) = info.folder_with(SCHEDULES) {
-        files.extend(schedules_in(&own)?);
+        files.extend(schedules_in(&own.join(SCHEDULES))?);
         files.retain(|file| file.check_fits(model, &file.run).is_ok());
     }
     Ok(files)
