@@ -63,12 +63,9 @@ pub fn save_model(
     }
     weights.clip_x0 = save.clip_x0.unwrap_or(weights.clip_x0);
     if save.guidance.is_some() || save.guidance_channels.is_some() {
-        let before = match weights.guidance {
-            Some(guidance) => (guidance.scale(), guidance.channels()),
-            None => weights.architecture.outline().guidance,
-        };
-        let scale = save.guidance.unwrap_or(before.0);
-        let channels = save.guidance_channels.unwrap_or(before.1);
+        let before = weights.outline().usual_guidance(weights.guidance);
+        let scale = save.guidance.unwrap_or(before.scale());
+        let channels = save.guidance_channels.unwrap_or(before.channels());
         let refused = |e: DiffusionError| CheckpointError::Settings {
             path: out.into(),
             problem: e.to_string(),

@@ -261,9 +261,7 @@ impl ModelInfo {
 
     /// The guidance that its pictures are usually drawn under: as its file says, otherwise its family's.
     pub fn usual_guidance(&self) -> Guidance {
-        let (scale, channels) = self.outline.guidance;
-        let of_family = || Guidance::new(scale, channels).unwrap_or_default();
-        self.guidance.unwrap_or_else(of_family)
+        self.outline.usual_guidance(self.guidance)
     }
 
     /// The folder that holds the transformer and a part of this name.

@@ -118,14 +118,13 @@ pub(super) fn make(
     context.something_is_at_stake();
     let mut run = LadderRun::open(&pipeline.model, info, settings, options)?.with_engine(engine);
     let mut bar = progress(context, 0, "uncached images");
-    let mut draws = true;
     let mut rows: Vec<Value> = Vec::new();
     let mut each = |told: Progress| {
         match told {
             Progress::Reference { drawn, images } => {
                 bar.set_length(images as u64);
                 bar.set_position(drawn as u64);
-                if drawn == images && std::mem::take(&mut draws) {
+                if drawn == images {
                     bar.finish_and_clear();
                     bar = progress(context, 0, "moves");
                 }

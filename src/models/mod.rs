@@ -25,7 +25,7 @@ pub use family::{
 };
 
 use crate::{
-    diffusion::{GuidedChannels, Process},
+    diffusion::{Guidance, GuidedChannels, Process},
     graph::Graph,
     kernels::images_of,
     layers::NORM_EPS,
@@ -77,8 +77,17 @@ pub struct Outline {
     pub parameters: u64,
     /// Numbers that a pass over one image holds at a time, the cache not counted.
     pub activations: u64,
-    /// The guidance that its pictures are usually drawn with.
+    /// The guidance that its pictures are usually drawn with, where its files name none.
     pub guidance: (f64, GuidedChannels),
+}
+
+impl Outline {
+    /// The guidance that pictures are usually drawn under: the one that `said` is, otherwise the family's.
+    pub fn usual_guidance(&self, said: Option<Guidance>) -> Guidance {
+        let (scale, channels) = self.guidance;
+        let of_family = || Guidance::new(scale, channels).unwrap_or_default();
+        said.unwrap_or_else(of_family)
+    }
 }
 
 /// A network that predicts noise, its branches callable one by one.

@@ -171,14 +171,14 @@ fn learned_file(
         None => known_schedules(info, &model)?,
         Some(folder) => schedules_in(folder)?,
     };
-    let fits = |file: &&ScheduleFile| file.check_fits(&model, run).is_ok();
-    let files: Vec<_> = all.iter().filter(fits).cloned().collect();
+    let fits = |file: &ScheduleFile| file.check_fits(&model, run).is_ok();
+    let (files, others): (Vec<_>, Vec<_>) = all.into_iter().partition(fits);
     learned_at(&files, speed)
         .cloned()
         .ok_or_else(|| PolicyError::NotLearned {
             speed,
             available: match folder {
-                None => listed(&files, "the library", &other_runs(&all)),
+                None => listed(&files, "the library", &other_runs(&others)),
                 Some(folder) => listed(&files, &folder.display().to_string(), ""),
             },
         })
